@@ -1,0 +1,1 @@
+"""One file a mixer; `base.py` is the seam."""

@@ -1,0 +1,120 @@
+"""The mixer seam: what a mixer is given, what it must offer. No mixer's name occurs here.
+
+A mixer is a linear map of v per head, Y^h = M^h V^h, with M built from feature channels (sequence-aligned,
+`sam: true`) or from free parameters (`sam: false`). It never sees the residual stream, the optimiser or the task.
+
+Axes: B batch, L length, H heads, P head width, K feature channels of one kind.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Grant:
+    """All that a mixer learns of the protocol.
+
+    `length` is the longest sequence; `packed` says whether one row may hold several documents
+    (segments 1, 2, ...) or only one followed by padding (segments 1 and 0).
+    """
+
+    heads: int
+    head_width: int
+    length: int
+    packed: bool
+
+
+@dataclass(frozen=True)
+class Wants:
+    """Feature channels, over all heads, that the mixer asks the shell for; (0, 0) is a data-independent mixer.
+
+    `conv` channels pass the shell's short convolution, `raw` channels come straight from the in-projection.
+    Neither has an activation: feature maps belong to the mixer.
+    """
+
+    conv: int
+    raw: int
+
+
+class Features(NamedTuple):
+    """The granted channels; a kind that was not asked for has width 0."""
+
+    conv_BLK: Tensor
+    raw_BLK: Tensor
+
+
+class Mixer(nn.Module, ABC):
+    """Abstract; concrete mixers are final. `Args` is a frozen dataclass with the keys of the mixer's yaml except `name`."""
+
+    Args: ClassVar[type]
+    levels: ClassVar[tuple[bool, ...]]  # values of `sam` that exist
+    backends: ClassVar[tuple[str, ...]] = ("torch",)  # ways to compute `forward`; the first needs nothing
+
+    def __init__(self, grant: Grant, backend: str):
+        super().__init__()
+        self.grant = grant
+        self.backend = backend
+
+    @classmethod
+    def heads_allowed(cls, width: int) -> tuple[int, ...]:
+        """Head counts that an inner width (channels of v, H * P) allows: its divisors, unless the class says fewer."""
+        return tuple(h for h in range(1, width + 1) if width % h == 0)
+
+    @classmethod
+    def unfit(cls, grant: Grant, args) -> str:
+        """Why this mixer cannot run in a setting ('' if it can): a reason that belongs in a table, not a typing error."""
+        return ""
+
+    @property
+    @abstractmethod
+    def wants(self) -> Wants: ...
+
+    @abstractmethod
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        """A fresh value, on the CPU in fp32, for the mixer's own parameter `name`, drawn from `generator` only."""
+
+    @abstractmethod
+    def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        """Fast path: BLHP, rows of padding zero. Any dtype under autocast; decays, phases and normalisers in fp32."""
+
+    @abstractmethod
+    def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        """M_BHLL, exactly what `forward` applies: slow, plain, any device, in the dtype of v (fp32 or fp64)."""
+
+    @property
+    @abstractmethod
+    def state_size(self) -> int | None:
+        """Numbers per head that summarise the past in a scan; None if that grows with the length."""
+
+    @abstractmethod
+    def flops(self, length: int) -> int:
+        """Floating-point operations of `forward` for one sequence (a multiply-add is two), leading terms."""
+
+
+def same_segment(segments_BL: Tensor) -> Tensor:
+    """Whether token i may see token j, B1LL: same document, and neither is padding (segment 0)."""
+    real_BL = segments_BL > 0
+    same_BLL = (segments_BL[:, :, None] == segments_BL[:, None, :]) & real_BL[:, :, None]
+    return same_BLL[:, None]
+
+
+def real(segments_BL: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 on real tokens and 0 on padding, BL11."""
+    return (segments_BL > 0).to(dtype)[:, :, None, None]
+
+
+def segment_lengths(segments_BL: Tensor, packed: bool) -> Tensor:
+    """Number of tokens in each token's own segment, BL (1 on padding, so that it can divide)."""
+    if packed:
+        return same_segment(segments_BL)[:, 0].sum(-1).clamp(min=1)
+    return (segments_BL > 0).sum(-1, keepdim=True).clamp(min=1).expand_as(segments_BL)
+
+
+def require_length(length: int, longest: int, name: str) -> None:
+    """A data-independent matrix has no entries beyond the protocol's length."""
+    if length > longest:
+        raise ValueError(f"{name} has parameters for {longest} tokens, given {length}")

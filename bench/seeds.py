@@ -1,0 +1,50 @@
+"""Random streams. Every draw is a pure function of (seed, replica, purpose, index or name).
+
+So a batch, a mask or a parameter does not depend on what was drawn before it, on the rank, on a resume,
+or on which mixer is in the model. All draws happen on the host.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The streams of one run. `replica` is 0 for a pretraining, the repeat's number for a fine-tuning."""
+
+    seed: int
+    replica: int
+
+    def key(self, purpose: str) -> int:
+        """128 bits that name the stream (seed, replica, purpose)."""
+        text = f"{self.seed}/{self.replica}/{purpose}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
+
+    def torch_seed(self, purpose: str) -> int:
+        """A 63-bit seed for a torch generator of the stream."""
+        return self.key(purpose) & (2**63 - 1)
+
+    def draw(self, purpose: str, index: int) -> np.random.Generator:
+        """The generator of item `index` of a stream: Philox4x64, keyed by the stream, its counter's high words the index."""
+        return np.random.Generator(np.random.Philox(key=self.key(purpose), counter=int(index) << 128))
+
+    def order(self, start: int, count: int, n: int) -> np.ndarray:
+        """Items at positions start .. start+count-1 of the endless training order over n items (int64).
+
+        Each epoch is one permutation of all items; a batch may span two epochs, so every batch is full.
+        """
+        parts = []
+        while count > 0:
+            epoch, offset = divmod(start, n)
+            take = min(count, n - offset)
+            parts.append(_permutation(self, epoch, n)[offset : offset + take])
+            start, count = start + take, count - take
+        return np.concatenate(parts).astype(np.int64)
+
+
+@lru_cache(maxsize=2)
+def _permutation(streams: Streams, epoch: int, n: int) -> np.ndarray:
+    return streams.draw("order", epoch).permutation(np.arange(n, dtype=np.uint32 if n < 2**32 else np.uint64))

@@ -1,0 +1,90 @@
+"""The task seam: what comes in and out, batches as pure functions, loss and metrics as sums. Knows no mixer and no model.
+
+Axes: B examples, L length, T positions of a sequence that get an output, C classes or ids, F values of a patch.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from bench.seeds import Streams
+
+Batch = dict[str, Tensor]
+"""Every value has a leading axis B, so that a batch can be cut into micro-batches anywhere that `group` allows.
+
+Keys that the backbone reads:
+`tokens` BL int64 (Spec.kind 'tokens') or `patches` BLF float32 ('patches'); `segments` BL int64, 0 is padding, 1, 2, ... documents;
+`types` BL int64 if Spec.types > 0; `positions` BT int64 unless Spec.pooled: the positions that get an output.
+All other keys (`labels`, `items`, ...) are the task's own and are only read by `loss`, `count` and `outcomes`.
+"""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that the backbone learns of the task."""
+
+    kind: str  # 'tokens' or 'patches'
+    symbols: int  # 'tokens': number of ids; 'patches': values of one patch (F)
+    types: int  # token types (0: none)
+    length: int  # longest sequence
+    outputs: int  # width of one output (C)
+    pooled: bool  # one output an example (BC), else one for each of `positions` (BTC)
+    tied: bool  # outputs are the token ids themselves, so that the head may be tied to the embedding
+    packed: bool  # a row may hold several documents
+    group: int  # a micro-batch must be a multiple of this many examples (augmentation groups), mostly 1
+
+
+class Task(ABC):
+    """`Args` is a frozen dataclass with the keys of the task's yaml except `name`. Construction is cheap and touches no data."""
+
+    Args: ClassVar[type]
+
+    @abstractmethod
+    def spec(self) -> Spec: ...
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Open the data (verify pins, build or open caches), so that `batch` and `held_out` work. Idempotent."""
+
+    @abstractmethod
+    def order(self, streams: Streams, step: int, size: int) -> np.ndarray:
+        """Which training items make up the batch of optimiser step `step` (int64, `size` of them)."""
+
+    @abstractmethod
+    def batch(self, streams: Streams, step: int, size: int, part: slice) -> Batch:
+        """Examples `part` of the batch of `size` at optimiser step `step`: a pure function, whichever part is asked for.
+
+        Randomness (masks, augmentation, generated examples) comes from streams.draw(purpose, step * size + position
+        of the example or group in the whole batch), never from a global state.
+        """
+
+    @abstractmethod
+    def held_out(self) -> list[str]:
+        """Names of the reported sets, in order (e.g. ['validation'], ['matched', 'mismatched'])."""
+
+    @abstractmethod
+    def held_out_batches(self, part: str, size: int):
+        """Iterator of the batches of a reported set: the same for every arm and seed, every item once, last one may be short."""
+
+    @abstractmethod
+    def count(self, batch: Batch) -> float:
+        """What the loss is divided by (targets, examples), from labels alone, so that ranks can add it up first."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Sum of the training loss over the batch (fp32 scalar); divided by `count` over a whole optimiser step."""
+
+    @abstractmethod
+    def outcomes(self, outputs: Tensor, batch: Batch) -> dict[str, np.ndarray]:
+        """Per-example outcomes: column name -> values (one an example, `item` among them); become items.parquet."""
+
+    @abstractmethod
+    def metrics(self, part: str, outcomes: dict[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of one reported set from the outcomes of all its examples; names carry the set if there are several."""
+
+    @abstractmethod
+    def example(self, size: int) -> Batch:
+        """A made-up batch of the right shapes and ids, without data: for tests of shapes and two training steps."""
