@@ -5,6 +5,7 @@ Axes: B examples, L length, T positions of a sequence that get an output, C clas
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -37,10 +38,22 @@ class Spec:
     group: int  # a micro-batch must be a multiple of this many examples (augmentation groups), mostly 1
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where data are (never part of an id)."""
+
+    data: Path | None  # folder of the pinned files; None: not set, only data that need no file, or the hub
+    cache: Path  # derived arrays, keyed by content; may be deleted at any time
+
+
 class Task(ABC):
     """`Args` is a frozen dataclass with the keys of the task's yaml except `name`. Construction is cheap and touches no data."""
 
     Args: ClassVar[type]
+
+    def __init__(self, args, places: Places):
+        self.args = args
+        self.places = places
 
     @abstractmethod
     def spec(self) -> Spec: ...

@@ -1,0 +1,203 @@
+"""The backbone: embedding, layers around a mixer, head. It gets a factory of mixers and so cannot branch on one.
+
+It reads the task's Spec and the protocol, nothing else. Every parameter is drawn from a stream keyed by its name.
+Axes: B batch, L length, D width, T output positions, C outputs, F values of a patch.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.config import Backbone as Settings
+from bench.config import Protocol
+from bench.config import Shell as ShellSettings
+from bench.mixers.base import Mixer
+from bench.seeds import Streams
+from bench.shell import Shell, Taps, owned_by_mixer
+from bench.tasks.base import Batch, Spec
+
+
+class Embedding(nn.Module):
+    """Tokens or patches, plus learned positions and token types where asked for; LN and dropout."""
+
+    def __init__(self, spec: Spec, settings: Settings):
+        super().__init__()
+        if spec.kind == "tokens":
+            rows = math.ceil(spec.symbols / settings.pad_symbols) * settings.pad_symbols
+            self.tokens = nn.Embedding(rows, settings.width)
+        else:
+            self.patches = nn.Linear(spec.symbols, settings.width)
+        self.kind = spec.kind
+        self.types = nn.Embedding(spec.types, settings.width) if spec.types else None
+        self.positions = nn.Embedding(spec.length, settings.width) if settings.positions else None
+        self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, batch: Batch) -> Tensor:
+        x_BLD = self.tokens(batch["tokens"]) if self.kind == "tokens" else self.patches(batch["patches"])
+        if self.types is not None:
+            x_BLD = x_BLD + self.types(batch["types"])
+        if self.positions is not None:
+            x_BLD = x_BLD + self.positions.weight[: x_BLD.shape[1]]
+        return self.dropout(self.norm(x_BLD))
+
+
+class DropPath(nn.Module):
+    """Leaves out a residual branch for whole examples, with probability `rate`, in training (stochastic depth)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x_BLD
+        keep_B11 = torch.rand(len(x_BLD), 1, 1, device=x_BLD.device) >= self.rate
+        return x_BLD * keep_B11 / (1 - self.rate)
+
+
+class Layer(nn.Module):
+    """The shell with its residual, and a channel MLP with its own if the protocol has one."""
+
+    def __init__(self, settings: Settings, shell: ShellSettings, drop_path: float, make_mixer: Callable[[], Mixer]):
+        super().__init__()
+        self.pre = settings.norm == "pre"
+        self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
+        self.shell = Shell(settings.width, shell, make_mixer)
+        self.drop_path = DropPath(drop_path)
+        self.mlp = None
+        if settings.channel_mlp:
+            self.mlp_norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
+            up, down = nn.Linear(settings.width, settings.channel_mlp), nn.Linear(settings.channel_mlp, settings.width)
+            self.mlp = nn.Sequential(up, nn.GELU(), down)
+
+    def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
+        x_BLD = self.residual(x_BLD, self.norm, lambda x: self.shell(x, segments_BL))
+        return x_BLD if self.mlp is None else self.residual(x_BLD, self.mlp_norm, self.mlp)
+
+    def residual(self, x_BLD: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.pre:
+            return x_BLD + self.drop_path(branch(norm(x_BLD)))
+        return norm(x_BLD + self.drop_path(branch(x_BLD)))
+
+
+class TiedHead(nn.Module):
+    """BERT's masked-LM head: linear map, GELU, LN, then the token embedding itself as decoder, with a bias."""
+
+    def __init__(self, settings: Settings, rows: int):
+        super().__init__()
+        self.transform = nn.Linear(settings.width, settings.width)
+        self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
+        self.bias = nn.Parameter(torch.empty(rows))
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        return torch.zeros(self.bias.shape)
+
+    def forward(self, x: Tensor, decoder: Tensor) -> Tensor:
+        return F.linear(self.norm(F.gelu(self.transform(x))), decoder, self.bias)
+
+
+class Backbone(nn.Module):
+    def __init__(self, spec: Spec, settings: Settings, shell: ShellSettings, make_mixer: Callable[[], Mixer]):
+        super().__init__()
+        self.spec, self.settings = spec, settings
+        self.embedding = Embedding(spec, settings)
+        rates = [settings.drop_path * i / max(1, settings.layers - 1) for i in range(settings.layers)]
+        self.layers = nn.ModuleList(Layer(settings, shell, rate, make_mixer) for rate in rates)
+        self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps) if settings.norm == "pre" else nn.Identity()
+        self.tied = settings.tied and spec.tied
+        if spec.pooled and settings.pooling == "first":
+            self.pooler = nn.Linear(settings.width, settings.width)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.head = TiedHead(settings, self.embedding.tokens.num_embeddings) if self.tied else nn.Linear(settings.width, spec.outputs)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        x_BLD = self.embedding(batch)
+        for layer in self.layers:
+            x_BLD = layer(x_BLD, batch["segments"])
+        return self.norm(x_BLD)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Outputs: BC for a pooled task, else BTC at the batch's `positions`."""
+        x_BLD = self.hidden(batch)
+        if self.spec.pooled:
+            return self.head(self.dropout(self.pool(x_BLD, batch["segments"])))
+        at_BTD = batch["positions"][..., None].expand(-1, -1, x_BLD.shape[-1])
+        x_BTD = x_BLD.gather(1, at_BTD)
+        return self.head(x_BTD, self.embedding.tokens.weight) if self.tied else self.head(x_BTD)
+
+    def pool(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
+        if self.settings.pooling == "first":
+            return torch.tanh(self.pooler(x_BLD[:, 0]))
+        real_BL1 = (segments_BL > 0).to(x_BLD.dtype)[..., None]
+        return (x_BLD * real_BL1).sum(1) / real_BL1.sum(1).clamp(min=1)
+
+
+def make(spec: Spec, protocol: Protocol, make_mixer: Callable[[], Mixer]) -> Backbone:
+    """A backbone without values (build under torch.device('meta') to have its shapes only)."""
+    return Backbone(spec, protocol.backbone, protocol.shell, make_mixer)
+
+
+def shared(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that are the same tensors whatever the mixer, in order of name."""
+    return ((n, p) for n, p in sorted(model.named_parameters()) if not owned_by_mixer(n))
+
+
+def initialise(model: Backbone, streams: Streams) -> None:
+    """Draw every parameter on the host from the stream of its own name, so that no parameter depends on another's draw."""
+    with torch.no_grad():
+        for prefix, module in model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                full = f"{prefix}.{name}" if prefix else name
+                generator = torch.Generator().manual_seed(streams.torch_seed(f"parameter {full}"))
+                value = _initial(module, name, model.settings.init_std, generator)
+                if value.shape != parameter.shape:
+                    raise ValueError(f"initial value of {full} has shape {tuple(value.shape)}, wanted {tuple(parameter.shape)}")
+                parameter.copy_(value)
+
+
+def _initial(module: nn.Module, name: str, std: float, generator: torch.Generator) -> Tensor:
+    shape = module.get_parameter(name).shape
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return torch.ones(shape) if name == "weight" else torch.zeros(shape)
+    if isinstance(module, nn.Linear | nn.Embedding):
+        return torch.empty(shape).normal_(std=std, generator=generator) if name == "weight" else torch.zeros(shape)
+    if isinstance(module, Mixer | Taps | TiedHead):
+        return module.initial(name, generator)
+    raise TypeError(f"no rule for the initial values of {type(module).__name__}.{name}")
+
+
+def shared_digest(model: nn.Module) -> str:
+    """SHA-256 (16 hex digits) of names, shapes and values of all parameters outside the mixer."""
+    total = hashlib.sha256()
+    for name, parameter in shared(model):
+        total.update(f"{name} {tuple(parameter.shape)}\n".encode())
+        total.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def calibrate(model: Backbone, batch: Batch, target: float) -> list[float]:
+    """|M v| / |v| of each layer on `batch`; with a target above 0, each layer's fixed scale is set to reach it, first layer first."""
+    gains = []
+
+    def hook(mixer: Mixer, inputs: tuple, output: Tensor) -> None:
+        v_BLHP, _, segments_BL = inputs
+        real_BL11 = (segments_BL > 0)[..., None, None]
+        gain = output.double().norm() / (v_BLHP.double() * real_BL11).norm()
+        gains.append(float(gain))
+        if target:
+            scales[len(gains) - 1].fill_(target / max(gains[-1], 1e-12))
+
+    scales = [layer.shell.scale for layer in model.layers]
+    handles = [layer.shell.mixer.register_forward_hook(hook) for layer in model.layers]
+    was_training = model.training
+    with torch.no_grad():
+        model.eval()(batch)
+    model.train(was_training)
+    for handle in handles:
+        handle.remove()
+    return gains

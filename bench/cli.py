@@ -1,0 +1,162 @@
+"""The command line. A room is imported only when its verb is used, so that help needs neither torch nor pandas."""
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+from bench import Refusal
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="mixerbench", description="Controlled ablations of sequence mixers: only the mixer varies.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    run = verbs.add_parser("run", help="train and evaluate one run (and its parents)")
+    run.add_argument("words", nargs="+", metavar="key=value", help="protocol=… mixer=… mixer.sam=true mixer.heads=4 seed=0 where.device=cpu")
+
+    sweep = verbs.add_parser("sweep", help="train what is missing of a sweep")
+    sweep.add_argument("path", type=Path, metavar="sweeps/x.yaml")
+    sweep.add_argument("--workers", type=int, default=1, help="processes on this machine (default: %(default)s)")
+    sweep.add_argument("--stop-after", type=duration, default=None, metavar="9m", help="start nothing that cannot finish by then; s, m or h")
+    sweep.add_argument("words", nargs="*", metavar="where.key=value")
+
+    report = verbs.add_parser("report", help="table, figure and fairness certificate of a sweep, from its records")
+    report.add_argument("path", type=Path, metavar="sweeps/x.yaml")
+    report.add_argument("words", nargs="*", metavar="where.results=…")
+
+    merge = verbs.add_parser("merge", help="bring records of another machine or folder home")
+    merge.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="results folder, run folder or records file")
+    merge.add_argument("--into", type=Path, required=True, metavar="results/x", help="folder whose records.jsonl takes them")
+
+    data = verbs.add_parser("data", help="fetch pinned data, make a vocabulary").add_subparsers(dest="data_verb", required=True, metavar="VERB")
+    fetch = data.add_parser("fetch", help="fetch or verify a pinned data set")
+    fetch.add_argument("name", help="a data set's name or a task of configs/task")
+    fetch.add_argument("--from", dest="source", type=Path, default=None, metavar="FOLDER", help="copy the pinned files from here")
+    vocab = data.add_parser("vocab", help="make a WordPiece vocabulary from a text task's training split")
+    vocab.add_argument("task", help="a text task of configs/task")
+    vocab.add_argument("--size", type=int, required=True, help="entries")
+    vocab.add_argument("--out", type=Path, required=True, metavar="FILE")
+    for verb in (fetch, vocab):
+        verb.add_argument("words", nargs="*", metavar="where.data=…")
+    return top
+
+
+def duration(text: str) -> float:
+    """'90s', '9m' or '2h' in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a time like 90s, 9m or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def where_of(words: list[str]):
+    from bench.config import make_where, parse_overrides
+
+    given = parse_overrides(words)
+    for key in given:
+        if not key.startswith("where."):
+            raise Refusal(f"unknown key '{key}'; allowed here: where.…")
+    return make_where(given)
+
+
+def run(options: argparse.Namespace) -> int:
+    from bench.config import parse_run
+    from bench.registry import check
+    from bench.run import results
+    from bench.store import Store
+    from bench.sweep import ordered
+    from bench.worker import Queue, Stop, summary, work
+
+    asked, where = parse_run(options.words)
+    chain = ordered([asked])
+    for part in chain:
+        check(part)
+    store = Store(results(where))
+    if store.has(asked.id):
+        print(f"in the store already: {summary(asked, store.record(asked.id), 0)}")
+        return 0
+    stop = Stop(float("inf"))
+    work(Queue(chain, store, where), stop)
+    if store.has(asked.id):
+        print(f"record: {store.folder(asked.id) / 'record.json'}")
+        return 0
+    return 130 if stop.signalled else 1
+
+
+def sweep(options: argparse.Namespace) -> int:
+    from bench import launch
+    from bench.registry import check
+    from bench.run import results
+    from bench.store import Store
+    from bench.sweep import grid, load, ordered
+
+    where = where_of(options.words)
+    if options.workers < 1:
+        raise Refusal(f"--workers must be at least 1, got {options.workers}")
+    runs = ordered(grid(load(options.path)))
+    for one in {(r.protocol_id, str(r.mixer)): r for r in runs}.values():
+        check(one)
+    store = Store(results(where))
+    missing = [r for r in runs if not store.has(r.id)]
+    print(f"{options.path}: {len(runs)} runs, {len(runs) - len(missing)} in the store, {len(missing)} to do")
+    if missing:
+        store.open(missing[0].id)
+        until = time.time() + options.stop_after if options.stop_after else float("inf")
+        code = launch.local(options.path, runs, store, where, options.words, options.workers, until)
+        if code:
+            return code
+    left = [r for r in runs if not store.has(r.id)]
+    for one in left:
+        failures = store.failures(one.id)
+        why = f"{failures[-1]['kind']}: {failures[-1]['message'].splitlines()[0]}" if failures else "not started or not finished"
+        print(f"missing {one.id} {one.label} {one.mixer.name} seed {one.seed}: {why}")
+    return 1 if left else 0
+
+
+def report(options: argparse.Namespace) -> int:
+    from bench.config import ROOT
+    from bench.report import report as make_report
+    from bench.store import Store
+    from bench.sweep import load
+
+    where, loaded = where_of(options.words), load(options.path)
+    store = Store(ROOT / where.results)
+    written = make_report(loaded, store, store.root / loaded.name)
+    print((store.root / loaded.name / "table.md").read_text())
+    for path in written:
+        print(path)
+    return 0
+
+
+def merge(options: argparse.Namespace) -> int:
+    from bench.store import merge as merge_records
+
+    new, total = merge_records(options.paths, options.into)
+    print(f"{options.into / 'records.jsonl'}: {new} new, {total} in all")
+    return 0
+
+
+def data(options: argparse.Namespace) -> int:
+    from bench.tasks import verbs
+
+    where = where_of(options.words)
+    if options.data_verb == "fetch":
+        return verbs.fetch(options.name, where, options.source)
+    return verbs.vocab(options.task, where, options.size, options.out)
+
+
+def main() -> int:
+    options = parser().parse_args()
+    try:
+        return {"run": run, "sweep": sweep, "report": report, "merge": merge, "data": data}[options.verb](options)
+    except Refusal as error:
+        print(f"mixerbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

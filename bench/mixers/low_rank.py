@@ -1,0 +1,127 @@
+"""Low rank: M_ij = phi(q_i) . phi(k_j) times a scale (linear attention, Prop. 2.6), rank at most `rank`.
+
+sam: q, k are features; the scale is 1 / sqrt(n rank), n the segment's own number of tokens (released: the longest
+length, which freezes it), or, with `normalise`, one over the sum of the row, which needs a positive map (elu + 1).
+Not sam: q, k are free tables that pass the same map (published: `none`), scaled with the protocol's length; they
+start standard normal, since the published start makes entries of 2e-5.
+Axes: B batch, L length, H heads, P head width, R rank, K feature channels.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import Refusal
+from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment, segment_lengths
+
+MAPS = {"silu": F.silu, "elu1": lambda x: F.elu(x) + 1, "none": lambda x: x}
+
+
+@dataclass(frozen=True)
+class Args:
+    sam: bool
+    heads: int
+    rank: int
+    feature_map: str
+    normalise: bool
+
+    def __post_init__(self):
+        for name in ("heads", "rank"):
+            if getattr(self, name) < 1:
+                raise Refusal(f"mixer low_rank: {name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.feature_map not in MAPS:
+            raise Refusal(f"mixer low_rank: feature_map is {self.feature_map}; allowed: {', '.join(MAPS)}")
+        if self.normalise and self.feature_map != "elu1":
+            # A signed map lets the row's sum cross zero.
+            raise Refusal(f"mixer low_rank: normalise with feature_map {self.feature_map}; allowed: elu1")
+
+
+class LowRank(Mixer):
+    """Channels with sam: conv [q (H, R), k (H, R)]."""
+
+    Args: ClassVar = Args
+    levels: ClassVar = (False, True)
+
+    def __init__(self, grant: Grant, args: Args, backend: str):
+        super().__init__(grant, backend)
+        self.args = args
+        if not args.sam:
+            self.q_LHR = nn.Parameter(torch.empty(grant.length, grant.heads, args.rank))
+            self.k_LHR = nn.Parameter(torch.empty(grant.length, grant.heads, args.rank))
+
+    @property
+    def wants(self) -> Wants:
+        return Wants(conv=2 * self.grant.heads * self.args.rank if self.args.sam else 0, raw=0)
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        return torch.randn(self.get_parameter(name).shape, generator=generator, device="cpu")
+
+    def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        q_BLHR, k_BLHR = self.mapped(features, v_BLHP.shape[1])
+        if self.grant.packed:
+            return self.quadratic(q_BLHR, k_BLHR, v_BLHP, segments_BL)
+        real_BL11 = real(segments_BL, q_BLHR.dtype)
+        if self.args.normalise:
+            sum_B1HR = (k_BLHR * real_BL11).sum(1, keepdim=True)
+            # On padding the sum may be zero; one more keeps 0 / 0 out of the gradient.
+            q_BLHR = q_BLHR / ((q_BLHR * sum_B1HR).sum(-1, keepdim=True) + (1 - real_BL11))
+        else:
+            q_BLHR = q_BLHR * self.scale(segments_BL, q_BLHR.dtype)[:, :, None, None]
+        dtype = v_BLHP.dtype
+        v_BLHP = v_BLHP * real_BL11.to(dtype)
+        state_BHRP = torch.einsum("bjhr,bjhp->bhrp", k_BLHR.to(dtype), v_BLHP)
+        y_BLHP = torch.einsum("bihr,bhrp->bihp", q_BLHR.to(dtype), state_BHRP)
+        return y_BLHP * real_BL11.to(y_BLHP.dtype)
+
+    def quadratic(self, q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor, segments_BL: Tensor) -> Tensor:
+        """Packed rows: the masked L x L matrix."""
+        m_BHLL = torch.einsum("bihr,bjhr->bhij", q_BLHR, k_BLHR).to(q_BLHR.dtype) * same_segment(segments_BL)
+        if self.args.normalise:
+            padding_B1L1 = (segments_BL == 0).to(m_BHLL.dtype)[:, None, :, None]
+            m_BHLL = m_BHLL / (m_BHLL.sum(-1, keepdim=True) + padding_B1L1)
+        else:
+            m_BHLL = m_BHLL * self.scale(segments_BL, m_BHLL.dtype)[:, None, :, None]
+        return torch.einsum("bhij,bjhp->bihp", m_BHLL.to(v_BLHP.dtype), v_BLHP)
+
+    def mapped(self, features: Features, length: int) -> tuple[Tensor, Tensor]:
+        """phi(q), phi(k), each BLHR, at least fp32 (B = 1 if data-independent)."""
+        phi = MAPS[self.args.feature_map]
+        if self.args.sam:
+            conv_BLK = features.conv_BLK
+            conv_BLK = conv_BLK.to(torch.promote_types(conv_BLK.dtype, torch.float32))
+            return phi(conv_BLK).unflatten(-1, (2, self.grant.heads, self.args.rank)).unbind(2)
+        require_length(length, self.grant.length, "low_rank")
+        return phi(self.q_LHR[None, :length]), phi(self.k_LHR[None, :length])
+
+    def scale(self, segments_BL: Tensor, dtype: torch.dtype) -> Tensor:
+        """What multiplies each row of phi(q) phi(k)^T, BL, unless rows are normalised."""
+        if self.args.sam:
+            return (segment_lengths(segments_BL, self.grant.packed) * self.args.rank).to(dtype).rsqrt()
+        return torch.full_like(segments_BL, (self.grant.length * self.args.rank) ** -0.5, dtype=dtype)
+
+    def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        dtype = v_BLHP.dtype
+        q_BLHR, k_BLHR = self.mapped(features, v_BLHP.shape[1])
+        m_BHLL = q_BLHR.to(dtype).transpose(1, 2) @ k_BLHR.to(dtype).permute(0, 2, 3, 1)
+        same_B1LL = same_segment(segments_BL)
+        m_BHLL = torch.where(same_B1LL, m_BHLL, 0.0)
+        if self.args.normalise:
+            total_BHL1 = m_BHLL.sum(-1, keepdim=True)
+            return m_BHLL / torch.where(same_B1LL.any(-1, keepdim=True), total_BHL1, 1.0)
+        if self.args.sam:
+            n_B1L1 = same_B1LL.sum(-1, keepdim=True).clamp(min=1).to(dtype)
+            return m_BHLL / (n_B1L1 * self.args.rank).sqrt()
+        return m_BHLL / (self.grant.length * self.args.rank) ** 0.5
+
+    @property
+    def state_size(self) -> int:
+        return self.args.rank * self.grant.head_width
+
+    def flops(self, length: int) -> int:
+        heads, rank, width = self.grant.heads, self.args.rank, self.grant.head_width
+        if self.grant.packed:
+            return 2 * heads * length**2 * (rank + width)
+        return 4 * heads * length * rank * width

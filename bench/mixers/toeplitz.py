@@ -1,0 +1,166 @@
+"""Toeplitz: M_ij depends on i - j (a long convolution). Own token is lag 0: the released code is off by one token.
+
+sam: token d of a document emits a forward weight f_d and a backward weight r_d per head (SiLU, as released); M_ij =
+f_{i-j} for i >= j, r_{j-i} for i < j, over sqrt(n), n the document's own number of tokens, so that any length runs
+(released: 0.5 / sqrt(longest length)). Not sam: 2L-1 free values per head, standard deviation 1 / sqrt(L), no scale.
+It fulfils the weaker of the paper's two definitions of sequence alignment: M_ii = f_0 depends on the first token.
+Axes: B batch, L length, H heads, P head width, K lags or feature channels.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import Refusal
+from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment, segment_lengths
+
+SHORT = 256
+"""Up to this length the L x L matrix is cheaper than Fourier transforms."""
+
+
+@dataclass(frozen=True)
+class Args:
+    sam: bool
+    heads: int
+
+    def __post_init__(self):
+        if self.heads < 1:
+            raise Refusal(f"mixer toeplitz: heads is {self.heads}; allowed: 1 or more")
+
+
+class Toeplitz(Mixer):
+    """Channels with sam: conv [forward H, backward H]."""
+
+    Args: ClassVar = Args
+    levels: ClassVar = (False, True)
+
+    def __init__(self, grant: Grant, args: Args, backend: str):
+        super().__init__(grant, backend)
+        self.sam = args.sam
+        if not self.sam:
+            self.t_HK = nn.Parameter(torch.empty(grant.heads, 2 * grant.length - 1))  # lag i - j at i - j + L - 1
+
+    @property
+    def wants(self) -> Wants:
+        return Wants(conv=2 * self.grant.heads if self.sam else 0, raw=0)
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        shape = self.get_parameter(name).shape
+        return torch.randn(shape, generator=generator, device="cpu") / self.grant.length**0.5
+
+    def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        length = v_BLHP.shape[1]
+        real_BL11 = real(segments_BL, v_BLHP.dtype)
+        v_BLHP = v_BLHP * real_BL11
+        if self.sam and self.grant.packed:
+            y_BLHP = apply(packed_matrix(self.emitted(features), segments_BL), v_BLHP)
+        else:
+            w_BHK = self.lags(features, length)
+            if self.grant.packed:
+                y_BLHP = apply(spread(w_BHK) * same_segment(segments_BL), v_BLHP)
+            elif length <= SHORT:
+                y_BLHP = apply(spread(w_BHK.to(v_BLHP.dtype)), v_BLHP)
+            else:
+                y_BLHP = convolve(w_BHK, v_BLHP)
+        if self.sam:
+            n_BL = segment_lengths(segments_BL, self.grant.packed)
+            real_BL11 = real_BL11 * n_BL[:, :, None, None].to(real_BL11.dtype).rsqrt()
+        return y_BLHP * real_BL11
+
+    def emitted(self, features: Features) -> tuple[Tensor, Tensor]:
+        """The weights f, r that the tokens emit, each BHL, at least fp32."""
+        conv_BLK = features.conv_BLK
+        wide = torch.promote_types(conv_BLK.dtype, torch.float32)
+        return F.silu(conv_BLK.to(wide)).transpose(1, 2).chunk(2, dim=1)
+
+    def lags(self, features: Features, length: int) -> Tensor:
+        """Weights by lag -(L-1) .. L-1 of rows that hold one document, BHK (B = 1 if data-independent)."""
+        if self.sam:
+            f_BHL, r_BHL = self.emitted(features)
+            return torch.cat([r_BHL[..., 1:].flip(-1), f_BHL], dim=-1)
+        require_length(length, self.grant.length, "toeplitz")
+        middle = self.grant.length - 1
+        return self.t_HK[None, :, middle - length + 1 : middle + length]
+
+    def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        length = v_BLHP.shape[1]
+        lag_LL = torch.arange(length)[:, None] - torch.arange(length)
+        if not self.sam:
+            require_length(length, self.grant.length, "toeplitz")
+            m_HLL = self.t_HK[:, lag_LL + self.grant.length - 1].to(v_BLHP.dtype)
+            return m_HLL.masked_fill(~same_segment(segments_BL), 0.0)
+        w_BLK = F.silu(features.conv_BLK.to(v_BLHP.dtype))
+        rows = []
+        for b in range(len(v_BLHP)):
+            m_HLL = w_BLK.new_zeros(self.grant.heads, length, length)
+            for number in segments_BL[b].unique().tolist():
+                if number > 0:
+                    at_N = (segments_BL[b] == number).nonzero()[:, 0].cpu()
+                    f_HN, r_HN = w_BLK[b, at_N].T.chunk(2)
+                    lag_NN = lag_LL[: len(at_N), : len(at_N)]
+                    block_HNN = torch.where((lag_NN >= 0).to(f_HN.device), f_HN[:, lag_NN.abs()], r_HN[:, lag_NN.abs()])
+                    m_HLL = m_HLL.index_put((torch.arange(self.grant.heads)[:, None, None], at_N[:, None], at_N),
+                                            block_HNN / len(at_N) ** 0.5)
+            rows.append(m_HLL)
+        return torch.stack(rows)
+
+    @property
+    def state_size(self) -> None:
+        return None
+
+    def flops(self, length: int) -> int:
+        heads, width = self.grant.heads, self.grant.head_width
+        if self.grant.packed or length <= SHORT:
+            return 2 * heads * length**2 * width
+        n = circle(length)  # a real transform of n points: 2.5 n log2 n
+        return int(2.5 * n * (n.bit_length() - 1) * heads * (2 * width + 1)) + 3 * n * heads * width
+
+
+def apply(m_BHLL: Tensor, v_BLHP: Tensor) -> Tensor:
+    return torch.einsum("bhij,bjhp->bihp", m_BHLL.to(v_BLHP.dtype), v_BLHP)
+
+
+def spread(w_BHK: Tensor) -> Tensor:
+    """M_BHLL with M_ij = w at lag i - j, from weights by lag -(L-1) .. L-1.
+
+    A row of 2L numbers repeated L times and read back in rows of 2L - 1 moves by one place a row; unlike a gather, its
+    gradient is a plain sum, without atomic additions.
+    """
+    *lead, k = w_BHK.shape
+    length = (k + 1) // 2
+    u_BHK = F.pad(w_BHK.flip(-1), (0, 1))
+    flat = u_BHK[..., None, :].expand(*lead, length, 2 * length).reshape(*lead, 2 * length * length)
+    return flat[..., : length * k].reshape(*lead, length, k)[..., length - 1 :]
+
+
+def circle(length: int) -> int:
+    """Points of a circular convolution whose wanted L outputs are free of wrap-around: a power of 2, >= 2L - 1."""
+    return 1 << (2 * length - 2).bit_length()
+
+
+def convolve(w_BHK: Tensor, v_BLHP: Tensor) -> Tensor:
+    """The same product as apply(spread(w), v), by Fourier transforms in fp32 (or fp64)."""
+    length = v_BLHP.shape[1]
+    wide = torch.promote_types(v_BLHP.dtype, torch.float32)
+    n = circle(length)
+    w_BFH1 = torch.fft.rfft(w_BHK.to(wide), n=n).transpose(1, 2)[..., None]
+    v_BFHP = torch.fft.rfft(v_BLHP.to(wide), n=n, dim=1)
+    y_BNHP = torch.fft.irfft(w_BFH1 * v_BFHP, n=n, dim=1)
+    return y_BNHP[:, length - 1 : 2 * length - 1].to(v_BLHP.dtype)
+
+
+def packed_matrix(emitted: tuple[Tensor, Tensor], segments_BL: Tensor) -> Tensor:
+    """M_BHLL, without its scale, for several documents a row: lag d of a document reads the weight of its token d."""
+    f_BHL, r_BHL = emitted
+    batch, heads, length = f_BHL.shape
+    at_L = torch.arange(length, device=segments_BL.device)
+    opens_BL = segments_BL != F.pad(segments_BL, (1, 0), value=-1)[:, :-1]
+    start_BL = torch.where(opens_BL, at_L, 0).cummax(dim=1).values
+    lag_LL = at_L[:, None] - at_L
+    source_BLL = (start_BL[:, :, None] + lag_LL.abs()).clamp(max=length - 1) + length * (lag_LL < 0)
+    w_BHK = torch.cat([f_BHL, r_BHL], dim=-1)
+    m_BHK = w_BHK.gather(-1, source_BLL.view(batch, 1, -1).expand(-1, heads, -1))
+    return m_BHK.view(batch, heads, length, length) * same_segment(segments_BL)

@@ -1,0 +1,106 @@
+"""The record: the one small JSON that a run ends with. Its schema, its strict reading and nothing else.
+
+A record exists only for outcomes of the science ('ok', 'diverged', 'unfit'); a failure is another file (store.py).
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+from bench import Refusal
+from bench.config import build, digest
+
+SCHEMA = 1
+OUTCOMES = ("ok", "diverged", "unfit")
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """SHA-256 (first 16 hex digits) of what must be equal for every arm of one seed."""
+
+    shared_init: str  # names, shapes and values of all parameters outside the mixer, as drawn
+    batches: str  # content of the first batch and items of the first hundred
+    optimiser_groups: str  # rule and members outside the mixer
+
+
+@dataclass(frozen=True)
+class Capacity:
+    parameters: int
+    mixer_parameters: int  # all parameters that exist for the mixer only: its own, its feature projections and taps
+    flops: int  # of the mixers' forward pass for one sequence of full length, all layers
+    state_per_head: int  # numbers; -1: grows with the length
+
+
+@dataclass(frozen=True)
+class Environment:
+    commit: str  # '' outside git; provenance only, the digests count
+    python: str
+    torch: str
+    numpy: str
+    device: str  # model name
+    world: int
+    threads: int
+    precision: str
+    backend: str
+    compiled: bool
+    micro_batches: int
+    node: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, bytes and tokens of this run alone."""
+
+    wall: float
+    startup: float  # data, model, first batch
+    first_step: float  # compilation included
+    evaluation: float
+    step_p10: float
+    step_p50: float
+    step_p90: float
+    peak_memory: int  # bytes: of the device if it is a GPU, else resident in the host
+    tokens: int  # positions processed in training, padding included
+
+
+@dataclass(frozen=True)
+class Record:
+    schema: int
+    id: str
+    outcome: str
+    reason: str
+    label: str
+    protocol_id: str
+    run: dict
+    digests: dict[str, str]
+    hashes: Hashes
+    capacity: Capacity
+    gain: tuple[float, ...]  # |M v| / |v| of each layer at initialisation, before calibration
+    environment: Environment
+    cost: Cost
+    metrics: dict[str, float]
+    curve: tuple[tuple[int, float], ...]  # (optimiser steps done, training loss), at most 64 points
+    finished: str  # UTC, ISO 8601
+
+    def __post_init__(self):
+        if self.schema != SCHEMA:
+            raise Refusal(f"record schema {self.schema} is not known; this version reads: {SCHEMA}")
+        if self.outcome not in OUTCOMES:
+            raise Refusal(f"record outcome {self.outcome!r} is not one of {', '.join(OUTCOMES)}")
+        if digest(self.run) != self.id:
+            raise Refusal(f"record {self.id} holds a run whose id is {digest(self.run)}")
+
+
+def dump(record: Record) -> str:
+    """Canonical one-line JSON text."""
+    return json.dumps(asdict(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def parse(text: str, source: str) -> Record:
+    """A record from its JSON text; `source` names it in the error."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Refusal(f"{source}: not a whole record ({error}); delete it and run again, or restore it") from None
+    try:
+        return build(Record, values, "record")
+    except Refusal as error:
+        raise Refusal(f"{source}: {error}") from None

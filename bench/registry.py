@@ -1,0 +1,92 @@
+"""Names -> classes. A mixer or a task is one file, named like it, with one `Args` dataclass and one concrete class.
+
+The file system is the registry: nothing else lists the names. Loading a class imports torch; config.py does not.
+"""
+
+import importlib
+import inspect
+import types
+
+from bench import Refusal
+from bench.config import Run, build, choices
+from bench.mixers.base import Grant, Mixer
+from bench.tasks.base import Places, Task
+
+
+def mixer_class(name: str) -> type[Mixer]:
+    return _class_in("mixers", name, Mixer)
+
+
+def task_class(name: str) -> type[Task]:
+    return _class_in("tasks", name, Task)
+
+
+def _class_in(room: str, name: str, base: type) -> type:
+    """The one concrete subclass of `base` defined in bench/<room>/<name>.py."""
+    module = _module(room, name)
+    found = [
+        c
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, base) and c.__module__ == module.__name__ and not inspect.isabstract(c)
+    ]
+    if len(found) != 1:
+        raise Refusal(f"{module.__name__} must define one concrete {base.__name__}, found {len(found)}")
+    return found[0]
+
+
+def _module(room: str, name: str) -> types.ModuleType:
+    path = f"bench.{room}.{name}"
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
+        raise Refusal(f"unknown {room.removesuffix('s')} '{name}'; known: {', '.join(choices(room[:-1]))}") from None
+
+
+def make_task(run: Run, places: Places) -> Task:
+    cls = task_class(run.protocol.task.name)
+    return cls(build(cls.Args, run.protocol.task.args, "protocol.task"), places)
+
+
+def mixer_args(run: Run):
+    """The mixer's own arguments, strictly typed, with the levels and head counts that it allows checked."""
+    cls = mixer_class(run.mixer.name)
+    args = build(cls.Args, run.mixer.args, "mixer")
+    if args.sam not in cls.levels:
+        raise Refusal(f"mixer '{run.mixer.name}' has no form with sam={str(args.sam).lower()}; it has: {_levels(cls)}")
+    inner = run.protocol.backbone.width * run.protocol.shell.expand
+    if args.heads not in cls.heads_allowed(inner):
+        allowed = ", ".join(map(str, cls.heads_allowed(inner)))
+        raise Refusal(f"mixer.heads={args.heads} does not fit '{run.mixer.name}' at inner width {inner}; allowed: {allowed}")
+    return args
+
+
+def _levels(cls: type[Mixer]) -> str:
+    return ", ".join(f"sam={str(level).lower()}" for level in cls.levels)
+
+
+def grant(run: Run, task: Task, args) -> Grant:
+    inner = run.protocol.backbone.width * run.protocol.shell.expand
+    spec = task.spec()
+    return Grant(heads=args.heads, head_width=inner // args.heads, length=spec.length, packed=spec.packed)
+
+
+def backend(cls: type[Mixer], asked: str, device: str) -> str:
+    """The backend that a mixer runs on: its plain one for 'auto'; one that it does not have is its plain one too,
+    since a sweep sets one backend for all arms; one that the device cannot run is refused."""
+    known = ("auto", "torch", "mamba_ssm")
+    if asked not in known:
+        raise Refusal(f"where.backend must be one of {', '.join(known)}, got {asked!r}")
+    if asked == "mamba_ssm" and device != "cuda":
+        raise Refusal(f"where.backend=mamba_ssm needs a CUDA device; on {device} use: torch")
+    return asked if asked in cls.backends else cls.backends[0]
+
+
+def check(run: Run) -> str:
+    """Refuse a run whose keys are wrong; the reason why its mixer is unfit for the setting, '' if it is not."""
+    args = mixer_args(run)
+    task = make_task(run, Places(data=None, cache=None))
+    if run.protocol.budget.batch % task.spec().group:
+        raise Refusal(f"protocol.budget.batch must be a multiple of {task.spec().group}, got {run.protocol.budget.batch}")
+    return mixer_class(run.mixer.name).unfit(grant(run, task, args), args)

@@ -1,0 +1,334 @@
+"""One run, from Run to record. Reads top to bottom; what is long stands in the room that it belongs to."""
+
+import ast
+import hashlib
+import importlib.util
+import os
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench import Refusal, backbone, registry, train
+from bench.config import ROOT, Run, Where, resolved
+from bench.record import SCHEMA, Capacity, Cost, Environment, Hashes, Record
+from bench.seeds import Streams
+from bench.shell import owned_by_mixer
+from bench.store import Store, utc
+from bench.tasks.base import Places, Task
+
+CALIBRATION_EXAMPLES = 32
+
+
+@dataclass
+class Built:
+    """A run made ready: task with data, model with values, and what the record says of them."""
+
+    task: Task
+    model: backbone.Backbone
+    streams: Streams
+    hashes: Hashes
+    capacity: Capacity
+    gain: tuple[float, ...]
+    backend: str
+
+
+def places(where: Where) -> Places:
+    folder = where.data or os.environ.get("MIXERBENCH_DATA", "")
+    cache = Path(where.cache) if where.cache else results(where) / "cache"
+    return Places(data=Path(folder) if folder else None, cache=cache)
+
+
+def results(where: Where) -> Path:
+    return ROOT / where.results
+
+
+def device_of(run: Run, where: Where) -> str:
+    """'cpu' or 'cuda'; a device or precision that is not there is refused, never replaced."""
+    present = torch.cuda.is_available()
+    if where.device == "cuda" and not present:
+        raise Refusal("where.device=cuda: no CUDA device is visible; use: cpu")
+    device = "cuda" if present and where.device != "cpu" else "cpu"
+    if run.protocol.precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise Refusal(f"protocol.precision=bf16 is not supported by {torch.cuda.get_device_name()}")
+    if device == "cuda" and where.devices > torch.cuda.device_count():
+        raise Refusal(f"where.devices={where.devices}: {torch.cuda.device_count()} CUDA devices are visible")
+    return device
+
+
+def execute(run: Run, where: Where, should_stop: Callable[[], bool]) -> Record | None:
+    """Train and evaluate a run and leave its record; None if it was asked to stop (it goes on from its checkpoint).
+
+    A run that has a record but whose weights are gone is retrained for its weights; its record stays.
+    """
+    store = Store(results(where))
+    unfit = registry.check(run)
+    device = device_of(run, where)
+    registry.backend(registry.mixer_class(run.mixer.name), where.backend, device)
+    folder = store.open(run.id)
+    if unfit:
+        return finish_without_training(run, where, device, store, "unfit", unfit)
+    if run.parent is not None:
+        above = store.record(run.parent.id)
+        if above is None:
+            raise RuntimeError(f"parent {run.parent.id} of {run.id} has no record")
+        if above.outcome != "ok":
+            reason = f"parent {run.parent.id} ({run.parent.label}): {above.outcome}: {above.reason}"
+            return finish_without_training(run, where, device, store, above.outcome, reason)
+    setting = train.Setting(
+        device=device,
+        rank=int(os.environ.get("LOCAL_RANK", 0)),
+        world=where.devices,
+        micro_batches=where.micro_batches,
+        loaders=where.loaders,
+        compiled=where.compile == "on" or (where.compile == "auto" and device == "cuda"),
+        folder=folder,
+        checkpoint_seconds=where.checkpoint_seconds,
+        should_stop=should_stop,
+    )
+    return train_and_evaluate(run, where, store, setting)
+
+
+def train_and_evaluate(run: Run, where: Where, store: Store, setting: train.Setting) -> Record | None:
+    started = time.perf_counter()
+    torch.set_num_threads(where.threads)
+    if setting.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    built = build(run, where, setting.device)
+    if run.parent is not None:
+        load_parent(built.model, store.weights(run.parent.id), run)
+    if run.parent is None:
+        built = replace(built, gain=calibrated(built, run))
+    training = train.Training(built.model, built.task, run.protocol, built.streams, setting)
+    checkpoint = setting.folder / "checkpoint.pt"
+    if checkpoint.exists():
+        training.restore(checkpoint)
+    startup = time.perf_counter() - started
+    outcome, reason, metrics, items, evaluation = "ok", "", {}, {}, 0.0
+    try:
+        train.fit(training)
+        begun = time.perf_counter()
+        if setting.rank == 0:
+            metrics, items = evaluated(training, run, setting)
+        evaluation = time.perf_counter() - begun
+        if not all(np.isfinite(v) for v in metrics.values()):
+            raise train.Diverged(f"metrics are not finite: {', '.join(k for k, v in metrics.items() if not np.isfinite(v))}")
+    except train.Diverged as error:
+        outcome, reason, metrics, items = "diverged", str(error), {}, {}
+    except train.Interrupted:
+        return None
+    if setting.rank:
+        return None
+    record = Record(
+        schema=SCHEMA,
+        id=run.id,
+        outcome=outcome,
+        reason=reason,
+        label=run.label,
+        protocol_id=run.protocol_id,
+        run=resolved(run),
+        digests=code_digests(run.protocol.task.name, run.mixer.name),
+        hashes=built.hashes,
+        capacity=built.capacity,
+        gain=built.gain,
+        environment=environment(run, where, setting.device, setting.compiled, built.backend),
+        cost=cost(run, training, startup, evaluation, setting.device, started),
+        metrics=metrics,
+        curve=tuple(training.trace.curve),
+        finished=utc(),
+    )
+    if outcome == "ok":
+        train.replace(store.weights(run.id), lambda path: torch.save(built.model.state_dict(), path))
+    if store.record(run.id) is None:
+        store.finish(record, items)
+    return store.record(run.id)
+
+
+def build(run: Run, where: Where, device: str) -> Built:
+    """Task and model, every parameter drawn on the host from the stream of its name."""
+    task = registry.make_task(run, places(where))
+    task.prepare()
+    args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
+    backend = registry.backend(cls, where.backend, device)
+    granted = registry.grant(run, task, args)
+    model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, backend))
+    streams = Streams(run.seed, run.replica)
+    backbone.initialise(model, streams)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    one = model.layers[0].shell.mixer
+    capacity = Capacity(
+        parameters=sum(sizes.values()),
+        mixer_parameters=sum(n for name, n in sizes.items() if owned_by_mixer(name)),
+        flops=one.flops(task.spec().length) * len(model.layers),
+        state_per_head=-1 if one.state_size is None else one.state_size,
+    )
+    hashes = Hashes(
+        shared_init=backbone.shared_digest(model),
+        batches=batches_digest(task, streams, run.protocol.budget.batch, run.protocol.budget.steps),
+        optimiser_groups=train.groups_digest(model, run.protocol.optimiser),
+    )
+    return Built(task, model, streams, hashes, capacity, (), backend)
+
+
+def calibrated(built: Built, run: Run) -> tuple[float, ...]:
+    """|M v| / |v| of each layer on the first examples of the shared stream; sets the layers' scales if the protocol asks."""
+    group = built.task.spec().group
+    size = min(run.protocol.budget.batch, CALIBRATION_EXAMPLES // group * group)
+    batch = built.task.batch(built.streams, 0, run.protocol.budget.batch, slice(0, size))
+    return tuple(backbone.calibrate(built.model, batch, run.protocol.shell.gain))
+
+
+def load_parent(model: backbone.Backbone, path: Path, run: Run) -> None:
+    """Take every weight of the parent that the child has, all but the head; the child's trunk must be there in full."""
+    if not path.exists():
+        raise RuntimeError(f"weights of parent {run.parent.id} are gone: {path}")
+    parent, own = torch.load(path, map_location="cpu", weights_only=True), model.state_dict()
+    taken = {k: v for k, v in parent.items() if k in own and not k.startswith("head.")}
+    wrong = [k for k, v in taken.items() if v.shape != own[k].shape]
+    wrong += [k for k in own if k.startswith(("embedding.", "layers.")) and k not in taken]
+    if wrong:
+        raise Refusal(f"'{run.label}' cannot start from '{run.parent.label}': shapes differ for {', '.join(sorted(wrong)[:4])}")
+    model.load_state_dict({**own, **taken})
+
+
+def evaluated(training: train.Training, run: Run, setting: train.Setting) -> tuple[dict, dict]:
+    """Metrics of the last weights, and beside them ('ema_…') of the averaged ones; items of the last."""
+    size = run.protocol.budget.batch // (setting.world * setting.micro_batches)
+    arguments = (training.model, training.task, size, setting.device, run.protocol.precision)
+    metrics, items = train.evaluate(*arguments)
+    if training.average:
+        training.average = [a.to(setting.device) for a in training.average]
+        with train.averaged(training.model, training.average):
+            metrics |= {f"ema_{name}": value for name, value in train.evaluate(*arguments)[0].items()}
+    return metrics, items
+
+
+def batches_digest(task: Task, streams: Streams, size: int, steps: int) -> str:
+    """SHA-256 (16 hex digits) of the first batch's content and the items of the first hundred."""
+    total = hashlib.sha256()
+    for name, value in sorted(task.batch(streams, 0, size, slice(0, size)).items()):
+        total.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        total.update(value.contiguous().numpy().tobytes())
+    for step in range(min(steps, 100)):
+        total.update(task.order(streams, step, size).astype("<i8").tobytes())
+    return total.hexdigest()[:16]
+
+
+def finish_without_training(run: Run, where: Where, device: str, store: Store, outcome: str, reason: str) -> Record:
+    """The record of a run whose outcome is known before its first step."""
+    nothing = Cost(*([0.0] * 7), peak_memory=0, tokens=0)
+    record = Record(
+        schema=SCHEMA,
+        id=run.id,
+        outcome=outcome,
+        reason=reason,
+        label=run.label,
+        protocol_id=run.protocol_id,
+        run=resolved(run),
+        digests=code_digests(run.protocol.task.name, run.mixer.name),
+        hashes=Hashes("", "", ""),
+        capacity=Capacity(0, 0, 0, 0),
+        gain=(),
+        environment=environment(run, where, device, False, ""),
+        cost=nothing,
+        metrics={},
+        curve=(),
+        finished=utc(),
+    )
+    store.finish(record, {})
+    return record
+
+
+# Provenance ---------------------------------------------------------------------------------------------------------
+
+
+def cost(run: Run, training: train.Training, startup: float, evaluation: float, device: str, started: float) -> Cost:
+    seconds = training.trace.step_seconds or [training.trace.first_step]
+    p10, p50, p90 = (float(q) for q in np.quantile(seconds, (0.1, 0.5, 0.9)))
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Cost(
+        wall=training.trace.spent + time.perf_counter() - started,
+        startup=startup,
+        first_step=training.trace.first_step,
+        evaluation=evaluation,
+        step_p10=p10,
+        step_p50=p50,
+        step_p90=p90,
+        peak_memory=torch.cuda.max_memory_allocated() if device == "cuda" else resident,
+        tokens=training.done * run.protocol.budget.batch * training.task.spec().length,
+    )
+
+
+def environment(run: Run, where: Where, device: str, compiled: bool, backend: str) -> Environment:
+    return Environment(
+        commit=commit(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        numpy=np.__version__,
+        device=torch.cuda.get_device_name() if device == "cuda" else processor(),
+        world=where.devices,
+        threads=where.threads,
+        precision=run.protocol.precision,
+        backend=backend,
+        compiled=compiled,
+        micro_batches=where.micro_batches,
+        node=platform.node(),
+    )
+
+
+@lru_cache
+def processor() -> str:
+    """The processor's model name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0] if names else platform.machine()
+
+
+@lru_cache
+def commit() -> str:
+    """The checkout's commit, '' outside git. Provenance only: what counts are the digests of the files."""
+    try:
+        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+@lru_cache
+def code_digests(task: str, mixer: str) -> dict[str, str]:
+    """File -> SHA-256 (16 hex digits) of all files of this package whose code makes a run's numbers, from their contents."""
+    roots = ["bench.run", "bench.backbone", "bench.train", "bench.registry", f"bench.tasks.{task}", f"bench.mixers.{mixer}"]
+    seen: dict[str, str] = {}
+    while roots:
+        name = roots.pop()
+        path = Path(importlib.util.find_spec(name).origin)
+        text = path.read_bytes()
+        seen[name.removeprefix("bench.").replace(".", "/")] = hashlib.sha256(text).hexdigest()[:16]
+        roots += [m for m in imports(text) if m.removeprefix("bench.").replace(".", "/") not in seen]
+    return {k: v for k, v in sorted(seen.items()) if k not in ("record", "store")}  # what only writes a record down
+
+
+def imports(text: bytes) -> set[str]:
+    """Modules of this package that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module and (node.module + ".").startswith("bench."):
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {m for m in inner if importlib.util.find_spec("bench") and _is_module(m)} or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("bench.")}
+    return found - {"bench"}
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,112 @@
+"""The shell around every mixer: projections, short convolution, gate, skip. It belongs to the protocol and knows no mixer's name.
+
+    z, v = in_zv(x);  v = silu(conv(v));  y = scale * M v + v;  out(rms_norm(y) * silu(z))
+
+Parameters that exist only because a mixer asked for features have names of their own (`in_features`, `conv_features`), so that
+all others are the same tensors for every mixer. Source: the released block of the reference paper (no biases in the projections,
+normalisation before the gate). Axes: B batch, L length, D width, C inner channels (heads H * head width P), K feature channels, W taps.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.config import Shell as Settings
+from bench.mixers.base import Features, Mixer
+
+
+def owned_by_mixer(parameter: str) -> bool:
+    """Whether a parameter's name says that it exists for the mixer only."""
+    return any(part in ("mixer", "in_features", "conv_features") for part in parameter.split("."))
+
+
+class Taps(nn.Module):
+    """Weights of a depthwise convolution, one filter a channel."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.weight_CW = nn.Parameter(torch.empty(channels, width))
+        self.bias_C = nn.Parameter(torch.empty(channels))
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        """Uniform within 1/sqrt(W), as torch initialises a depthwise convolution."""
+        bound = 1 / math.sqrt(self.weight_CW.shape[1])
+        return torch.empty(getattr(self, name).shape).uniform_(-bound, bound, generator=generator)
+
+
+def short_conv(x_BLC: Tensor, segments_BL: Tensor, weight_CW: Tensor, bias_C: Tensor, causal: bool, packed: bool) -> Tensor:
+    """Depthwise convolution that sees zeros outside a token's own segment; x must be zero on padding already.
+
+    Centred (tap W//2 is the token itself) or causal (the last tap is). Written as W shifted multiply-adds, which
+    torch.compile fuses into one pass; on a CPU torch's own convolution is faster where no segment can follow another.
+    """
+    width = weight_CW.shape[1]
+    left = width - 1 if causal else width // 2
+    if not packed and x_BLC.device.type == "cpu":
+        x_BCL = F.pad(x_BLC.transpose(1, 2), (left, width - 1 - left))
+        return F.conv1d(x_BCL, weight_CW[:, None], bias_C, groups=len(weight_CW)).transpose(1, 2)
+    length = x_BLC.shape[1]
+    padded_BLC = F.pad(x_BLC, (0, 0, left, width - 1 - left))
+    padded_BL = F.pad(segments_BL, (left, width - 1 - left))
+    y_BLC = bias_C.to(x_BLC.dtype).expand_as(x_BLC)
+    for tap in range(width):
+        shifted_BLC = padded_BLC[:, tap : tap + length]
+        if packed and tap != left:
+            shifted_BLC = shifted_BLC * (padded_BL[:, tap : tap + length] == segments_BL)[..., None]
+        y_BLC = y_BLC + shifted_BLC * weight_CW[:, tap].to(x_BLC.dtype)
+    return y_BLC
+
+
+class Shell(nn.Module):
+    """One mixer layer without its residual: BLD -> BLD. Rows of padding hold nothing that a real token can see."""
+
+    def __init__(self, width: int, settings: Settings, make_mixer: Callable[[], Mixer]):
+        super().__init__()
+        self.settings = settings
+        self.mixer = make_mixer()
+        self.packed = self.mixer.grant.packed
+        inner, wants = width * settings.expand, self.mixer.wants
+        self.in_zv = nn.Linear(width, 2 * inner, bias=False)
+        self.conv_v = Taps(inner, settings.conv_width) if settings.conv_width else None
+        self.wants = wants
+        if wants.conv + wants.raw:
+            self.in_features = nn.Linear(width, wants.conv + wants.raw, bias=False)
+        if wants.conv and settings.conv_width:
+            self.conv_features = Taps(wants.conv, settings.conv_width)
+        self.norm = nn.RMSNorm(inner, eps=settings.norm_eps)
+        self.out = nn.Linear(inner, width, bias=False)
+        self.register_buffer("scale", torch.ones(()))  # calibrated once at build, kept in checkpoints
+
+    def mixer_inputs(self, x_BLD: Tensor, segments_BL: Tensor) -> tuple[Tensor, Tensor, Features]:
+        """The gate z_BLC, and v_BLHP and the features as the mixer gets them."""
+        grant, wants = self.mixer.grant, self.wants
+        real_BL1 = (segments_BL > 0).to(x_BLD.dtype)[..., None]
+        z_BLC, v_BLC = self.in_zv(x_BLD).chunk(2, dim=-1)
+        v_BLC = v_BLC * real_BL1
+        conv_BLK, raw_BLK = v_BLC[..., :0], v_BLC[..., :0]
+        if wants.conv + wants.raw:
+            conv_BLK, raw_BLK = (self.in_features(x_BLD) * real_BL1).split((wants.conv, wants.raw), dim=-1)
+        if self.conv_v is not None:
+            v_BLC, conv_BLK = self.convolve(v_BLC, conv_BLK, segments_BL)
+        v_BLHP = F.silu(v_BLC).unflatten(-1, (grant.heads, grant.head_width))
+        return z_BLC, v_BLHP, Features(conv_BLK, raw_BLK)
+
+    def convolve(self, v_BLC: Tensor, conv_BLK: Tensor, segments_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """v and the convolved features in one pass: the taps are separate parameters, the work is one convolution."""
+        weight, bias, both = self.conv_v.weight_CW, self.conv_v.bias_C, v_BLC
+        if self.wants.conv:
+            weight = torch.cat((weight, self.conv_features.weight_CW))
+            bias = torch.cat((bias, self.conv_features.bias_C))
+            both = torch.cat((v_BLC, conv_BLK), dim=-1)
+        both = short_conv(both, segments_BL, weight, bias, self.settings.conv_causal, self.packed)
+        return both.split((v_BLC.shape[-1], self.wants.conv), dim=-1)
+
+    def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
+        z_BLC, v_BLHP, features = self.mixer_inputs(x_BLD, segments_BL)
+        y_BLHP = self.mixer(v_BLHP, features, segments_BL) * self.scale
+        if self.settings.skip:
+            y_BLHP = y_BLHP + v_BLHP
+        return self.out(self.norm(y_BLHP.flatten(-2)) * F.silu(z_BLC))

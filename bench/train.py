@@ -1,0 +1,334 @@
+"""Training: the only room that imports lightning. One optimiser rule, one schedule, exact resume, evaluation.
+
+Peculiar: a loader item is one micro-batch, a pure function of its index = optimiser step x micro-batches + micro-batch; losses are
+summed, and the gradients of a whole optimiser step are divided by its number of targets, added up over ranks. So neither world
+size nor micro-batch changes the objective, and a resume starts the loader at an index instead of restoring it.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from bench import Refusal
+from bench.backbone import Backbone
+from bench.config import Optimiser, Protocol, Schedule
+from bench.seeds import Streams
+from bench.shell import owned_by_mixer
+from bench.tasks.base import Batch, Task
+
+CURVE_POINTS = 64
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+class Diverged(Exception):
+    """The loss is not finite: an outcome of the science."""
+
+
+class Interrupted(Exception):
+    """Asked to stop; a checkpoint of the last optimiser step is on disk."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How this process executes a run; nothing here changes the objective."""
+
+    device: str  # 'cpu' or 'cuda'
+    rank: int
+    world: int
+    micro_batches: int
+    loaders: int
+    compiled: bool
+    folder: Path  # checkpoint and progress
+    checkpoint_seconds: float
+    should_stop: Callable[[], bool]
+
+
+@dataclass
+class Trace:
+    """What training leaves behind besides the weights; goes through checkpoints, so only plain values."""
+
+    curve: list[tuple[int, float]]
+    step_seconds: list[float]  # mean of each stretch between two points of the curve
+    first_step: float
+    spent: float  # seconds before the checkpoint that this process started from
+
+
+class MicroBatches(Dataset):
+    """Item i is this rank's micro-batch i % m of optimiser step i // m."""
+
+    def __init__(self, task: Task, streams: Streams, size: int, setting: Setting):
+        parts = setting.world * setting.micro_batches
+        if size % (parts * task.spec().group):
+            raise Refusal(
+                f"a batch of {size} cannot be cut into {setting.world} devices x {setting.micro_batches} micro-batches "
+                f"of whole groups of {task.spec().group}"
+            )
+        self.task, self.streams, self.size, self.setting = task, streams, size, setting
+        self.part = size // parts
+
+    def __getitem__(self, index: int) -> tuple[Batch, Tensor]:
+        """The micro-batch and what its loss is divided by, both made on the host."""
+        step, micro = divmod(index, self.setting.micro_batches)
+        start = (self.setting.rank * self.setting.micro_batches + micro) * self.part
+        batch = self.task.batch(self.streams, step, self.size, slice(start, start + self.part))
+        return batch, torch.tensor(float(self.task.count(batch)))
+
+
+def learning_rate(step: int, steps: int, peak: float, schedule: Schedule) -> float:
+    """Of optimiser step `step` (0, 1, ...): linear warm-up to `peak`, then decay to final x peak at the last step."""
+    warm = round(schedule.warmup * steps)
+    if step < warm:
+        return peak * (step + 1) / warm
+    done = (step - warm) / max(1, steps - 1 - warm)
+    left = 1 - done if schedule.shape == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return peak * (schedule.final + (1 - schedule.final) * left)
+
+
+def optimiser_groups(model: nn.Module, settings: Optimiser) -> list[dict]:
+    """Weight decay by number of dimensions, for every parameter alike; no flags on tensors."""
+    named = sorted(model.named_parameters())
+    matrices = [(n, p) for n, p in named if p.ndim >= 2]
+    others = [(n, p) for n, p in named if p.ndim < 2]
+    decays = ((matrices, settings.weight_decay), (others, 0.0))
+    return [{"names": [n for n, _ in g], "params": [p for _, p in g], "weight_decay": d} for g, d in decays]
+
+
+def groups_digest(model: nn.Module, settings: Optimiser) -> str:
+    """SHA-256 (16 hex digits) of the optimiser's rule and its shared members."""
+    groups = [[g["weight_decay"], [n for n in g["names"] if not owned_by_mixer(n)]] for g in optimiser_groups(model, settings)]
+    rule = [groups, settings.lr, settings.betas, settings.eps, settings.clip]
+    return hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:16]
+
+
+class Training(lightning.LightningModule):
+    """One run's training. `done` counts finished optimiser steps."""
+
+    def __init__(self, model: Backbone, task: Task, protocol: Protocol, streams: Streams, setting: Setting):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.task, self.protocol, self.streams, self.setting = model, task, protocol, streams, setting
+        self.done = 0
+        self.trace = Trace([], [], 0.0, 0.0)
+        self.every = math.ceil(protocol.budget.steps / CURVE_POINTS)
+        self.draws = protocol.backbone.dropout > 0 or protocol.backbone.drop_path > 0
+        self.average = [p.detach().clone() for p in model.parameters()] if protocol.optimiser.ema else []
+        self.optimiser_state: dict | None = None
+
+    def configure_optimizers(self):
+        settings = self.protocol.optimiser
+        groups = [{k: g[k] for k in ("params", "weight_decay")} for g in optimiser_groups(self.model, settings)]
+        fused = self.setting.device == "cuda"
+        optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused or None)
+        if self.optimiser_state is not None:
+            optimiser.load_state_dict(self.optimiser_state)
+            self.optimiser_state = None
+        return optimiser
+
+    def on_fit_start(self) -> None:
+        self.average = [a.to(self.device) for a in self.average]
+        self.totals = torch.zeros(3, device=self.device)  # loss sum, targets, steps with a loss that is not finite
+        self.parameters_ = list(self.model.parameters())
+        self.optimiser = self.optimizers(use_pl_optimizer=False)
+        self.begun = self.clock = self.saved = time.perf_counter()
+        self.logged = self.done
+
+    def on_train_batch_start(self, item: tuple[Batch, Tensor], index: int) -> None:
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            wrapped.require_backward_grad_sync = (index + 1) % self.setting.micro_batches == 0
+
+    def training_step(self, item: tuple[Batch, Tensor], index: int) -> None:
+        batch, targets = item
+        first, last = index % self.setting.micro_batches == 0, (index + 1) % self.setting.micro_batches == 0
+        if first:
+            self.totals[:2] = 0
+            if self.draws:
+                torch.manual_seed(self.streams.torch_seed(f"dropout {self.done} {self.setting.rank}"))
+        loss = self.task.loss(self.model(batch), batch)
+        self.manual_backward(loss)
+        self.totals[0] += loss.detach()
+        self.totals[1] += targets
+        if last:
+            self.optimiser_step()
+
+    def optimiser_step(self) -> None:
+        settings, world = self.protocol.optimiser, self.setting.world
+        if world > 1:
+            torch.distributed.all_reduce(self.totals[:2])
+        self.totals[2] += ~self.totals[0].isfinite()
+        gradients = [p.grad for p in self.parameters_ if p.grad is not None]
+        torch._foreach_mul_(gradients, world / self.totals[1].clamp(min=1))  # DDP has averaged over ranks
+        if settings.clip:
+            nn.utils.clip_grad_norm_(self.parameters_, settings.clip, foreach=True)
+        rate = learning_rate(self.done, self.protocol.budget.steps, settings.lr, self.protocol.schedule)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average:
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters_], 1 - settings.ema)
+        self.done += 1
+
+    def on_train_batch_end(self, outputs, item: tuple[Batch, Tensor], index: int) -> None:
+        if (index + 1) % self.setting.micro_batches:
+            return
+        finished = self.done == self.protocol.budget.steps
+        if self.done % self.every == 0 or finished or self.done == 1:
+            self.log_point()
+        stop = self.agreed_stop() and not finished
+        due = time.perf_counter() - self.saved > self.setting.checkpoint_seconds
+        if stop or (self.setting.world == 1 and due and not finished):
+            self.save()
+        if stop:
+            raise Interrupted(f"stopped after step {self.done} of {self.protocol.budget.steps}")
+
+    def agreed_stop(self) -> bool:
+        """Rank 0 decides, so that all ranks stop at the same step."""
+        if self.setting.world == 1:
+            return self.setting.should_stop()
+        flag = torch.tensor(float(self.setting.should_stop()), device=self.device)
+        torch.distributed.broadcast(flag, 0)
+        return bool(flag)
+
+    def log_point(self) -> None:
+        """The one place that waits for the device."""
+        loss_sum, targets, bad = self.totals.tolist()
+        now = time.perf_counter()
+        if self.done == 1:
+            self.trace.first_step = now - self.clock
+        else:
+            self.trace.step_seconds.append((now - self.clock) / max(1, self.done - self.logged))
+        self.clock, self.logged = now, self.done
+        if bad:
+            raise Diverged(f"the training loss was not finite by step {self.done}")
+        self.trace.curve.append((self.done, loss_sum / max(1.0, targets)))
+        if self.setting.rank == 0:
+            progress = {"step": self.done, "steps": self.protocol.budget.steps, "loss": self.trace.curve[-1][1]}
+            replace(self.setting.folder / "progress.json", lambda path: path.write_text(json.dumps(progress)))
+
+    def save(self) -> None:
+        """A checkpoint at an optimiser step. There are no random states to keep: every draw is keyed by its step."""
+        self.saved = time.perf_counter()
+        if self.setting.rank:
+            return
+        state = {
+            "done": self.done,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+            "trace": [self.trace.curve, self.trace.step_seconds, self.trace.first_step, self.trace.spent + self.saved - self.begun],
+        }
+        replace(self.setting.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint; data of it are never executed."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimiser_state, self.average, self.done = state["optimiser"], state["average"], state["done"]
+        curve, step_seconds, first_step, spent = state["trace"]
+        self.trace = Trace([tuple(point) for point in curve], list(step_seconds), first_step, spent)
+
+
+def replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file whole: a temporary one beside it, then a rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fit(training: Training) -> None:
+    """Train to the end of the budget, from wherever `training` stands. Raises Diverged or Interrupted."""
+    setting, steps = training.setting, training.protocol.budget.steps
+    if training.done >= steps:
+        return
+    data = MicroBatches(training.task, training.streams, training.protocol.budget.batch, setting)
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(training.done * setting.micro_batches, steps * setting.micro_batches),
+        num_workers=setting.loaders,
+        pin_memory=setting.device == "cuda",
+        prefetch_factor=4 if setting.loaders else None,
+    )
+    if setting.compiled:
+        torch._dynamo.reset()  # the limit on recompilations counts per process, and a worker serves many runs
+        for layer in training.model.layers:
+            layer.compile(dynamic=False)
+    trainer = lightning.Trainer(
+        accelerator="gpu" if setting.device == "cuda" else "cpu",
+        devices=setting.world if setting.world > 1 else 1,
+        strategy="ddp" if setting.world > 1 else "auto",
+        plugins=[LightningEnvironment()],  # a Slurm job around us is not Lightning's to read or to requeue
+        precision="bf16-mixed" if training.protocol.precision == "bf16" else "32-true",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    training.model.train()
+    with warnings.catch_warnings():
+        # Both say that the loader has few workers; where.loaders is the user's own choice.
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        trainer.fit(training, train_dataloaders=loader)
+    if training.done != steps:
+        raise RuntimeError(f"training ended after step {training.done} of {steps}")
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def evaluate(model: Backbone, task: Task, size: int, device: str, precision: str) -> tuple[dict, dict]:
+    """(metrics, outcomes by reported set) of the model as it stands. Short batches are filled up, so that shapes stay fixed."""
+    metrics, outcomes = {}, {}
+    model.to(device).eval()
+    for part in task.held_out():
+        collected: dict[str, list[np.ndarray]] = {}
+        for batch in task.held_out_batches(part, size):
+            for name, values in _outcomes(model, task, batch, size, device, precision).items():
+                collected.setdefault(name, []).append(values)
+        outcomes[part] = {name: np.concatenate(values) for name, values in collected.items()}
+        metrics.update(task.metrics(part, outcomes[part]))
+    return metrics, outcomes
+
+
+def _outcomes(model: Backbone, task: Task, batch: Batch, size: int, device: str, precision: str) -> dict[str, np.ndarray]:
+    n = len(batch["segments"])
+    rows = torch.arange(size).clamp(max=n - 1)
+    filled = to_device({key: value[rows] for key, value in batch.items()}, device)
+    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        outputs = model(filled)
+    return task.outcomes(outputs[:n].float(), {key: value[:n] for key, value in filled.items()})
+
+
+@contextmanager
+def averaged(model: Backbone, average: list[Tensor]) -> Iterator[None]:
+    """The model holds the averaged weights inside, its own again afterwards."""
+    own = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), average, strict=True):
+            parameter.copy_(value)
+        yield
+        for parameter, value in zip(model.parameters(), own, strict=True):
+            parameter.copy_(value)

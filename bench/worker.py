@@ -1,0 +1,200 @@
+"""The worker: a long-lived process that takes runs of a sweep by lease, one after another, until none is left or time is up.
+
+Who starts it (a terminal, a Slurm task) changes nothing here; all that workers share is the store.
+"""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import socket
+import statistics
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from bench import Refusal
+from bench.config import Run, Where, make_where, parse_overrides
+from bench.record import Record
+from bench.run import execute, results
+from bench.store import Store
+from bench.sweep import grid, load, ordered
+
+POLL_SECONDS = 0.5
+RENEW_SECONDS = 60.0
+
+
+class Stop:
+    """Asked to stop by a signal or by the clock; training looks at it after each optimiser step."""
+
+    def __init__(self, until: float):
+        self.until = until  # seconds of the epoch
+        self.signalled = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number, frame) -> None:
+        self.signalled = True
+
+    def __call__(self) -> bool:
+        return self.signalled or time.time() > self.until
+
+
+class Queue:
+    """The ordered runs of a sweep against the store: what is settled, what may start now."""
+
+    def __init__(self, runs: list[Run], store: Store, where: Where):
+        self.runs, self.store, self.where = runs, store, where
+        self.parents = {r.parent.id: r.parent for r in runs if r.parent}
+
+    def settled(self, run: Run) -> bool:
+        """Has its record and whatever its unsettled children need of it, or will not be tried again."""
+        if self.store.has(run.id):
+            return run.id not in self.parents or self.enough_for_children(run)
+        return self.hopeless(run)
+
+    def enough_for_children(self, run: Run) -> bool:
+        if self.store.weights(run.id).exists() or self.store.record(run.id).outcome != "ok":
+            return True
+        return all(self.settled(child) for child in self.runs if child.parent and child.parent.id == run.id)
+
+    def hopeless(self, run: Run) -> bool:
+        """Given up, or waiting for a parent that is."""
+        if self.store.given_up(run.id, self.where.retries):
+            return True
+        return run.parent is not None and not self.ready(run) and self.hopeless(run.parent)
+
+    def ready(self, run: Run) -> bool:
+        parent = run.parent
+        if parent is None:
+            return True
+        if not self.store.has(parent.id):
+            return False
+        return self.store.weights(parent.id).exists() or self.store.record(parent.id).outcome != "ok"
+
+    def expected_seconds(self, run: Run) -> float:
+        """Wall time by finished runs of the same protocol: of the same mixer if there is one, else the longest; 0 if unknown."""
+        walls = [(r.run["mixer"], r.cost.wall) for r in self.finished() if r.protocol_id == run.protocol_id]
+        mixer = {"name": run.mixer.name, **run.mixer.args}
+        same = [wall for other, wall in walls if other == mixer]
+        return statistics.median(same) if same else max((wall for _, wall in walls), default=0.0)
+
+    def finished(self) -> list[Record]:
+        return [self.store.record(r.id) for r in self.runs if self.store.has(r.id)]
+
+    def next(self, stop: Stop) -> "tuple[Run, object] | None":
+        """The first run that may start, with its lease; None if there is none now."""
+        for run in self.runs:
+            if self.settled(run) or not self.ready(run):
+                continue
+            if stop.until < float("inf") and time.time() + self.expected_seconds(run) > stop.until:
+                continue
+            lease = self.store.take(run.id)
+            if lease and self.settled(run):  # finished by another worker in between
+                lease.release()
+            elif lease:
+                return run, lease
+        return None
+
+    def waiting(self) -> bool:
+        """Whether another worker is at a run of ours, so that more may become ready."""
+        return any(self.store.leased(r.id) for r in self.runs if not self.settled(r))
+
+
+def work(queue: Queue, stop: Stop) -> None:
+    """Take and train runs until all are settled, none can be started, or `stop`."""
+    while not stop():
+        taken = queue.next(stop)
+        if taken:
+            attempt(*taken, queue, stop)
+        elif queue.waiting():
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+def attempt(run: Run, lease, queue: Queue, stop: Stop) -> None:
+    """Train one run under its lease; what goes wrong becomes a failure file, and the next run goes on."""
+    done = threading.Event()
+    threading.Thread(target=_renew, args=(lease, done), daemon=True).start()
+    try:
+        started = time.perf_counter()
+        record = execute(run, queue.where, stop) if queue.where.devices == 1 else execute_ranks(run, queue.where, stop)
+        if record:
+            print(summary(run, record, time.perf_counter() - started), flush=True)
+    except Refusal:
+        raise
+    except Exception as error:
+        kind = "oom" if type(error).__name__ in ("OutOfMemoryError", "MemoryError") else "error"
+        queue.store.fail(run.id, kind, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+        print(f"{run.label} {named(run)}: {kind}: {error}", file=sys.stderr, flush=True)
+    finally:
+        done.set()
+        lease.release()
+
+
+def _renew(lease, done: threading.Event) -> None:
+    while not done.wait(RENEW_SECONDS):
+        lease.renew()
+
+
+def execute_ranks(run: Run, where: Where, stop: Stop) -> Record | None:
+    """`execute` in one process a device; they find each other through the environment, as Lightning's DDP expects."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=_rank, args=(run, where, rank, port), daemon=False) for rank in range(where.devices)]
+    for process in ranks:
+        process.start()
+    while any(p.is_alive() for p in ranks):
+        if stop() and ranks[0].is_alive():
+            ranks[0].terminate()
+        if any(p.exitcode not in (None, 0) for p in ranks):
+            for process in ranks:
+                process.kill()
+        ranks[0].join(POLL_SECONDS)
+    if any(p.exitcode for p in ranks):
+        raise RuntimeError(f"ranks ended with exit codes {[p.exitcode for p in ranks]}")
+    return Store(results(where)).record(run.id)
+
+
+def _rank(run: Run, where: Where, rank: int, port: int) -> None:
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": where.devices, "NODE_RANK": 0, "LOCAL_RANK": rank}
+    os.environ.update({key: str(value) for key, value in world.items()})
+    execute(run, where, Stop(float("inf")))
+
+
+def named(run: Run) -> str:
+    """'low_rank sam heads=4 … seed 0' for people."""
+    own = [("sam" if v else "not sam") if k == "sam" else f"{k}={v}" for k, v in run.mixer.args.items()]
+    replica = f" replica {run.replica}" if run.replica else ""
+    return f"{run.mixer.name} {' '.join(own)} seed {run.seed}{replica}"
+
+
+def summary(run: Run, record: Record, seconds: float) -> str:
+    figures = " ".join(f"{k}={v:.4g}" for k, v in record.metrics.items())
+    outcome = figures if record.outcome == "ok" else f"{record.outcome}: {record.reason}"
+    return f"{run.label} {named(run)}: {outcome} ({seconds:.1f} s)"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.worker")
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("--until", type=float, required=True, help="stop at this second of the epoch")
+    parser.add_argument("where", nargs="*", help="where.key=value")
+    options = parser.parse_args(arguments)
+    try:
+        where = make_where(parse_overrides(options.where))
+        stop = Stop(options.until)
+        work(Queue(ordered(grid(load(options.sweep))), Store(results(where)), where), stop)
+    except Refusal as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
