@@ -139,16 +139,28 @@ def merge(options: argparse.Namespace) -> int:
 
 
 def data(options: argparse.Namespace) -> int:
-    from bench.tasks import verbs
+    from bench.run import places
+    from bench.tasks.verbs import fetch_verb, vocab_verb
 
-    where = where_of(options.words)
+    at = places(where_of(options.words))
     if options.data_verb == "fetch":
-        return verbs.fetch(options.name, where, options.source)
-    return verbs.vocab(options.task, where, options.size, options.out)
+        return fetch_verb(options.name, at, options.source)
+    return vocab_verb(options.task, at, options.size, options.out)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """As argparse does, but key=value words may also stand behind options."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if rest and (any("=" not in word or word.startswith("-") for word in rest) or "words" not in options):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.words = [*options.words, *rest]
+    return options
 
 
 def main() -> int:
-    options = parser().parse_args()
+    options = parse(sys.argv[1:])
     try:
         return {"run": run, "sweep": sweep, "report": report, "merge": merge, "data": data}[options.verb](options)
     except Refusal as error:

@@ -293,10 +293,7 @@ def _composed(group: str, name: str) -> str:
 
     if name not in choices(group):
         raise Refusal(f"unknown {group} '{name}'; known: {_listed(choices(group))}")
-    raw = load_yaml(CONFIGS / group / f"{name}.yaml")
-    for entry in raw.get("defaults", []):
-        for other_group, other in entry.items() if isinstance(entry, dict) else []:
-            load_yaml(CONFIGS / other_group.split("@")[0].strip("/") / f"{other}.yaml")
+    _scan(group, name)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             values = OmegaConf.to_container(compose("run", overrides=[f"{group}={name}"])[group], resolve=False)
@@ -304,6 +301,16 @@ def _composed(group: str, name: str) -> str:
         raise Refusal(f"configs/{group}/{name}.yaml does not compose: {' '.join(str(error).split())}") from None
     refuse_interpolation(values, f"configs/{group}/{name}.yaml")
     return json.dumps(values)
+
+
+def _scan(group: str, name: str) -> None:
+    """Refuse interpolations in a file and in those that its defaults list names, before hydra-core could resolve one."""
+    for entry in load_yaml(CONFIGS / group / f"{name}.yaml").get("defaults", []):
+        if isinstance(entry, dict):
+            for other_group, other in entry.items():
+                _scan(other_group.split("@")[0].strip("/"), str(other))
+        elif entry != "_self_":
+            _scan(group, str(entry))
 
 
 def compose_group(group: str, name: str) -> dict:

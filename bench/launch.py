@@ -22,7 +22,7 @@ def local(path: Path, runs: list[Run], store: Store, where: Where, words: list[s
     """Train the runs of the sweep at `path` with attached workers. Exit code: 0, or 2 if a worker refused its input."""
     logs = store.root / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "bench.worker", str(path), "--until", str(until), *words]
+    command = [sys.executable, "-m", "bench.worker", str(path), "--until", str(until), "--where", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": str(where.threads), "PYTHONUNBUFFERED": "1"}
     log_paths = [logs / f"worker-{os.getpid()}-{n}.log" for n in range(workers)]
     processes = []

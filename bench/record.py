@@ -35,7 +35,7 @@ class Environment:
     commit: str  # '' outside git; provenance only, the digests count
     python: str
     torch: str
-    numpy: str
+    packages: dict[str, str]  # versions of the other libraries whose draws, kernels or decoders make the numbers
     device: str  # model name
     world: int
     threads: int

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from bench.store import Store, utc
 from bench.tasks.base import Places, Task
 
 CALIBRATION_EXAMPLES = 32
+PACKAGES = ("numpy", "lightning", "kornia", "pillow", "tokenizers")
 
 
 @dataclass
@@ -271,7 +273,7 @@ def environment(run: Run, where: Where, device: str, compiled: bool, backend: st
         commit=commit(),
         python=platform.python_version(),
         torch=torch.__version__,
-        numpy=np.__version__,
+        packages={name: metadata.version(name) for name in PACKAGES},
         device=torch.cuda.get_device_name() if device == "cuda" else processor(),
         world=where.devices,
         threads=where.threads,

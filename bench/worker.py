@@ -184,7 +184,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.worker")
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--until", type=float, required=True, help="stop at this second of the epoch")
-    parser.add_argument("where", nargs="*", help="where.key=value")
+    parser.add_argument("--where", nargs="*", required=True, metavar="where.key=value")
     options = parser.parse_args(arguments)
     try:
         where = make_where(parse_overrides(options.where))

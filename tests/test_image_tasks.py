@@ -93,7 +93,6 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(task, tmp_path, sets):
     assert before[2] == random.getstate()
     again = make(tmp_path, *sets[:2])
     again.prepare()
-    torch.manual_seed(2)
     for step in (4, 0, 5, 1):
         for start, stop in ((16, 24), (4, 16), (0, 4)):
             part = again.batch(STREAMS, step, 24, slice(start, stop))
@@ -160,13 +159,12 @@ def test_soft_labels_are_distributions_over_the_groups_own_labels(task):
                 assert named <= labels and len(named | {own}) <= 2
 
 
-@pytest.mark.parametrize(("on", "both"), [({"mixup_alpha": 0.8}, 0), ({"cutmix_alpha": 1.0}, 0), ({}, 1)])
-def test_soft_labels_agree_with_the_pixels(on, both, tmp_path):
+@pytest.mark.parametrize("on", [{"mixup_alpha": 0.8}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}])
+def test_soft_labels_agree_with_the_pixels(on, tmp_path):
     """A black image of class 0 and a white one of class 3: the label's weight on 3 is the share of white."""
     black, white = np.zeros((SIDE, SIDE, 3), np.uint8), np.full((SIDE, SIDE, 3), 255, np.uint8)
     pair = ([encoded(black), encoded(white)], [0, 3])
-    kept = {**OFF, **on} if not both else {**OFF, "mixup_alpha": 0.8, "cutmix_alpha": 1.0}
-    task = make(tmp_path, pair, pair, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), group=2, **kept)
+    task = make(tmp_path, pair, pair, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), group=2, **{**OFF, **on})
     task.prepare()
     batch = task.batch(STREAMS, 0, 200, slice(0, 200))
     white_share = batch["patches"].mean((1, 2))
@@ -176,8 +174,8 @@ def test_soft_labels_agree_with_the_pixels(on, both, tmp_path):
     mixed = (white_share > 1e-4) & (white_share < 1 - 1e-4)
     blended = (flat & mixed).reshape(-1, 2).any(1).float().mean()
     cut_out = (~flat & mixed).reshape(-1, 2).any(1).float().mean()
-    assert (blended > 0.1) == ("mixup_alpha" in on or bool(both))
-    assert (cut_out > 0.1) == ("cutmix_alpha" in on or bool(both))
+    assert (blended > 0.1) == ("mixup_alpha" in on)
+    assert (cut_out > 0.1) == ("cutmix_alpha" in on)
 
 
 def test_mixup_weights_are_beta(task):
@@ -297,9 +295,8 @@ def test_a_broken_image_is_refused_by_its_row(broken, tmp_path, sets):
     images, labels = sets[0]
     broken = images[0][:200] if broken == "cut" else broken
     task = make(tmp_path, ([*images[:3], broken], labels[:4]), sets[1])
-    with pytest.raises(Refusal, match="tiny, split train, row 3") as refusal:
+    with pytest.raises(Refusal, match=r"^data set tiny, split train, row 3[^\n]*\Z"):
         task.prepare()
-    assert "\n" not in str(refusal.value)
 
 
 def test_a_label_out_of_range_is_refused_by_its_row(tmp_path, sets):

@@ -1,4 +1,4 @@
-"""The mixers' battery on a CUDA device: every fast path, both backends of the quasiseparable scan, bf16, compilation."""
+"""The battery of the mixers on a CUDA device: fast paths, both backends of the scan, bf16, compilation."""
 
 import importlib.util
 
@@ -46,12 +46,12 @@ def test_forward_is_matrix_times_v(name, args, packed, autocast, bound):
 
 @KERNEL
 @pytest.mark.parametrize(("autocast", "bound"), [(False, 1e-2), (True, 3e-2)])  # the kernel multiplies fp32 as TF32
-@pytest.mark.parametrize(
-    ("args", "packed"), [(a, p) for n, a, p in CASES if n == "quasiseparable"], ids=label
-)
+@pytest.mark.parametrize(("args", "packed"), [(a, p) for n, a, p in CASES if n == "quasiseparable"], ids=label)
 def test_kernel_scan_is_matrix_times_v(args, packed, autocast, bound):
     args = args | {"state": 16}  # the least that its matrix products take
-    mixer, exact = (build("quasiseparable", args, packed, length=LONG, backend=b).cuda() for b in ("mamba_ssm", "torch"))
+    mixer, exact = (
+        build("quasiseparable", args, packed, length=LONG, backend=b).cuda() for b in ("mamba_ssm", "torch")
+    )
     segments = rows(packed, LONG)
     given = (*inputs(mixer, segments), segments)
     assert_near(mixer, exact.double(), given, bound, autocast)

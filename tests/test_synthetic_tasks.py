@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from bench import Refusal
+from bench.config import CONFIGS, build, load_yaml
+from bench.registry import task_class
 from bench.seeds import Streams
 from bench.tasks.base import Places
 from bench.tasks.copying import Args as CopyingArgs
@@ -253,3 +255,13 @@ def test_other_digits_than_the_pinned_ones_are_refused(monkeypatch, tmp_path):
 def test_settings_that_cannot_work_are_refused_by_name(good, change, named):
     with pytest.raises(Refusal, match=named):
         dataclasses.replace(good, **change)
+
+
+@pytest.mark.parametrize("file", ["recall", "copying", "digits", "images_tiny"])
+def test_the_yaml_of_a_task_is_total_and_gives_a_working_task(file, tmp_path):
+    values = load_yaml(CONFIGS / "task" / f"{file}.yaml")
+    cls = task_class(values.pop("name"))
+    task = cls(build(cls.Args, values, "task"), Places(None, tmp_path))
+    batch = task.example(2 * task.spec().group)
+    outputs = torch.zeros(*batch["labels"].shape, task.spec().outputs)
+    assert task.loss(outputs, batch) / task.count(batch) == pytest.approx(math.log(task.spec().outputs))

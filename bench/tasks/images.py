@@ -154,14 +154,14 @@ class Images(Task):
         images_BYX3, labels_B = self._rows(TRAIN, items)
         if not self.args.augments:
             return self._assemble(self._augment.normalised(images_BYX3), labels_B, items)
-        pixels, targets = [], []
+        parts, targets = [], []
         with forked_rng():
             for at in range(0, stop - start, group):
                 rng = streams.draw("augment", (step * size + start + at) // group)
                 x_B3YX, soft_BC = self._augment.group(images_BYX3[at : at + group], labels_B[at : at + group], rng)
-                pixels.append(x_B3YX)
+                parts.append(x_B3YX)
                 targets.append(soft_BC)
-        batch = self._assemble(torch.cat(pixels), labels_B, items)
+        batch = self._assemble(torch.cat(parts), labels_B, items)
         return {**batch, "targets": torch.cat(targets)} if self.args.mixes else batch
 
     def held_out(self) -> list[str]:

@@ -1,0 +1,144 @@
+"""The fairness certificate: what was equal for all arms of each column, what was declared to differ, what it ran on.
+
+certificate.json has it in full (hash by hash, run by run); a few lines of it stand under the table.
+"""
+
+import json
+from dataclasses import asdict
+
+from bench.config import digest
+from bench.report.frame import Arm, Row, Table, facts, flattened, nested, plain, same, shared_code
+
+CAPACITY = ("parameters", "mixer_parameters", "flops", "state_per_head")
+RAN_ON = ("torch", "python", "device", "precision", "backend", "compiled", "threads", "world", "micro_batches")
+
+
+def certificate(table: Table) -> dict:
+    """Plain values. Holds no date and no machine's name, so that the same records give the same file."""
+    sweep = table.sweep
+    return {
+        "sweep": sweep.name,
+        "question": sweep.question,
+        "columns": [asdict(c) for c in table.columns],
+        "seeds": list(table.seeds),
+        "arms": {a.label: {"mixer": a.mixer, "departed": a.departed, "sources": list(a.sources)} for a in table.arms},
+        "varies": sweep.varies,
+        "protocols": {protocol: of_protocol(table, protocol) for protocol in table.protocols()},
+        "capacity": capacity(table.rows),
+        "ran_on": ran_on(table.rows),
+        "records": len(table.rows),
+        "notes": list(table.notes),
+    }
+
+
+def of_protocol(table: Table, protocol: str) -> dict:
+    """The protocol that the arms share, the declared differences from it, and what each block agreed on."""
+    rows, arms = table.of(protocol), {a.key: a for a in table.arms}
+    # The arms with the fewest departures: those without any, unless every arm has one.
+    base = min(rows, key=lambda r: len(arms[r.arm].departed))
+    blocks = [
+        block([r for r in rows if (r.seed, r.replica) == place], arms)
+        for place in dict.fromkeys((r.seed, r.replica) for r in rows)
+    ]
+    return {
+        "id": protocol_id(base),
+        "config": base.record.run["protocol"],
+        "departed": {arms[r.arm].label: difference(base, r) for r in rows if protocol_id(r) != protocol_id(base)},
+        "blocks": blocks,
+    }
+
+
+def protocol_id(row: Row) -> str:
+    return digest({"protocol": row.record.run["protocol"]})
+
+
+def difference(base: Row, row: Row) -> dict:
+    """The departed protocol's id, and key -> [value of the shared protocol, value of this arm]."""
+    shared, own = base.record.run["protocol"], row.record.run["protocol"]
+    keys = dict.fromkeys([*flattened(shared), *flattened(own)])
+    pairs = {k: [nested(shared, k), nested(own, k)] for k in keys}
+    return {"id": protocol_id(row), "differs": {k: v for k, v in pairs.items() if not same(*v)}}
+
+
+def block(rows: list[Row], arms: dict[str, Arm]) -> dict:
+    """One seed and replica: what its arms agree on, and for each arm what is its own."""
+    trained = sorted((r for r in rows if r.trained), key=lambda r: len(arms[r.arm].departed))
+    agreed: dict[str, str] = {}
+    for row in trained:
+        agreed = {f: v for (f, _), v in facts(row).items()} | agreed
+    own = {}
+    for row in rows:
+        record, shared = row.record, shared_code(row.record)
+        own[arms[row.arm].label] = {
+            "run": row.run_id,
+            "outcome": record.outcome,
+            "reason": record.reason,
+            "code": {k: v for k, v in record.digests.items() if k not in shared},
+            "differs": {f: v for (f, _), v in facts(row).items() if row.trained and v != agreed[f]},
+            "capacity": asdict(record.capacity),
+            "gain": list(record.gain),
+        }
+    return {"seed": rows[0].seed, "replica": rows[0].replica, "agreed": agreed, "arms": own}
+
+
+def capacity(rows: tuple[Row, ...]) -> dict[str, list[int]]:
+    """Least and greatest over all arms and columns; a state that grows with the length stands as -1."""
+    found = {key: [getattr(r.record.capacity, key) for r in rows if r.trained] for key in CAPACITY}
+    return {key: [min(values), max(values)] for key, values in found.items() if values}
+
+
+def ran_on(rows: tuple[Row, ...]) -> dict[str, list]:
+    """Every distinct value of each setting and library version."""
+    found: dict[str, dict] = {}
+    for row in rows:
+        if row.trained:
+            values = {key: getattr(row.record.environment, key) for key in RAN_ON} | row.record.environment.packages
+            for key, value in values.items():
+                found.setdefault(key, {})[value] = None
+    return {key: list(values) for key, values in found.items()}
+
+
+def dump(proof: dict) -> str:
+    return json.dumps(proof, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# Short form ---------------------------------------------------------------------------------------------------------
+
+
+def short(proof: dict) -> list[str]:
+    """Lines for the foot of the table."""
+    lines = [line for protocol, values in proof["protocols"].items() for line in protocol_lines(protocol, values)]
+    lines.append(f"Capacity over all arms and columns: {', '.join(span(k, *v) for k, v in proof['capacity'].items())}.")
+    ran = {k: ", ".join(plain(v) or "none" for v in values) for k, values in proof["ran_on"].items()}
+    lines.append("Ran on: " + "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in ran.items()) + ".")
+    declared = []
+    for label, arm in proof["arms"].items():
+        if arm["departed"]:
+            changed = ", ".join(f"{k} = {plain(v)}" for k, v in arm["departed"].items())
+            declared.append(f"{label}: {changed} ({'; '.join(arm['sources'])})")
+    lines.append(f"Departures: {' | '.join(declared) or 'none'}.")
+    varies = [f"{k} in {', '.join(plain(v) for v in values)}" for k, values in proof["varies"].items()]
+    lines.append(f"Varies, for every arm alike: {'; '.join(varies) or 'nothing'}.")
+    return lines
+
+
+def protocol_lines(protocol: str, values: dict) -> list[str]:
+    departed = [f"{label} `{d['id']}`" for label, d in values["departed"].items()]
+    untrained = any(not a["capacity"]["parameters"] for b in values["blocks"] for a in b["arms"].values())
+    who = "all arms" + " without departures" * bool(departed) + " that trained" * untrained
+    lines = [f"`{protocol}`: protocol `{values['id']}`{'; departed: ' * bool(departed)}{', '.join(departed)}."]
+    several = len({b["replica"] for b in values["blocks"]}) > 1
+    for fact in ("shared initialisation", "batches", "optimiser groups"):
+        places: dict[str, list[str]] = {}
+        for b in values["blocks"]:
+            name = str(b["seed"]) + f" replica {b['replica']}" * several
+            if fact in b["agreed"]:
+                places.setdefault(b["agreed"][fact], []).append(name)
+        hashes = ", ".join(f"`{value}` (seed {', '.join(names)})" for value, names in places.items())
+        lines.append(f"`{protocol}`: {fact} {hashes}: equal for {who}.")
+    return lines
+
+
+def span(name: str, low: int, high: int) -> str:
+    words = ["grows with length" if v < 0 else f"{v:,}" for v in (low, high)]
+    return f"{name.replace('_', ' ')} {words[0] if low == high else ' to '.join(words[:: 1 if low >= 0 else -1])}"

@@ -1,0 +1,316 @@
+"""The gate: a table exists only if, inside each of its columns, nothing but mixer, seed and replica differs.
+
+A column is one protocol x one metric; a block is the arms of one seed inside it. Both are compared on what the records
+hold, not on names: resolved protocols key by key, digests of the shared code, hashes of shared initialisation, batches and
+optimiser groups.
+"""
+
+import itertools
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+from bench import Refusal
+from bench import sweep as sweeps
+from bench.config import CHAIN, NEUTRAL, digest, make_run, resolved
+from bench.record import Record
+from bench.store import Store
+from bench.sweep import Column, Sweep
+
+ABSENT = "absent"
+# Which departures move which fact of a block. An arm is compared with those that share its departures in these groups.
+MOVED_BY = {
+    "shared initialisation": ("backbone", "shell", "task"),
+    "batches": ("task", "budget"),
+    "optimiser groups": ("backbone", "shell", "task", "optimiser"),
+    "precision": ("precision",),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run that the sweep asks for, and its record if there is one."""
+
+    protocol: str  # label of the column's protocol: its name and what varies, departures left out
+    mixer: dict  # name and arguments, resolved
+    seed: int
+    replica: int
+    run_id: str
+    record: Record | None
+
+    @cached_property
+    def arm(self) -> str:
+        return digest(self.mixer)
+
+    @property
+    def trained(self) -> bool:
+        """False for a run that ended before its first step (unfit, or a parent that is not ok): it has no hashes."""
+        return self.record.outcome == "ok" or self.record.hashes.batches != ""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the table."""
+
+    key: str
+    label: str  # short and unique in its table
+    mixer: dict
+    departed: dict  # protocol key -> value, as declared in the sweep
+    sources: tuple[str, ...]  # of its departures
+
+
+@dataclass(frozen=True)
+class Table:
+    """What passed the gate: for every column, arm and seed (and replica) one row with a record."""
+
+    sweep: Sweep
+    columns: tuple[Column, ...]  # `varies` written out
+    axes: tuple[str, ...]  # the mixers' own keys that take several values, beside name and sam
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    def of(self, protocol: str) -> list[Row]:
+        return [r for r in self.rows if r.protocol == protocol]
+
+    def protocols(self) -> list[str]:
+        return list(dict.fromkeys(c.protocol for c in self.columns))
+
+
+def rows(sweep: Sweep, store: Store) -> list[Row]:
+    """Every run of sweeps.grid with its place in the table. One arm that is listed twice is one arm."""
+    found: dict[tuple, Row] = {}
+    axes = (sweep.protocols, sweeps.variations(sweep), sweeps.arms(sweep), sweep.seeds, sweep.replicas)
+    for protocol, variation, arm, seed, replica in itertools.product(*axes):
+        first = make_run(protocol, arm.mixer, variation, seed, 0)
+        if replica and first.parent is None:
+            continue
+        run = make_run(protocol, arm.mixer, {**variation, **arm.departed, **arm.changes}, seed, replica)
+        row = Row(first.label, resolved(run)["mixer"], seed, replica, run.id, store.record(run.id))
+        found.setdefault((row.protocol, row.arm, seed, replica), row)
+    return list(found.values())
+
+
+def controlled(rows: list[Row], sweep: Sweep) -> Table:
+    """The table of the rows, or a Refusal that names what is not controlled."""
+    columns = written_out(sweep, list(dict.fromkeys(r.protocol for r in rows)))
+    shown = [r for r in rows if r.protocol in {c.protocol for c in columns}]
+    arms, axes = arms_of(shown, sweep)
+    seeds, notes = complete_seeds(shown, sweep)
+    kept = tuple(r for r in shown if r.seed in seeds)
+    table = Table(sweep, columns, axes, arms, seeds, kept, ())
+    for column in {c.protocol: c for c in reversed(columns)}.values():
+        check_protocols(table, column)
+        for seed in seeds:
+            check_block(table, column, seed)
+    for column in columns:
+        check_metric(table, column)
+    return Table(sweep, columns, axes, arms, seeds, kept, (*notes, *seed_notes(table)))
+
+
+def written_out(sweep: Sweep, labels: list[str]) -> tuple[Column, ...]:
+    """The sweep's columns; one that names a protocol that varies stands for all its variations."""
+    found = {}
+    for column in sweep.columns:
+        matches = [label for label in labels if column.protocol in (label, label.split("[", 1)[0])]
+        if not matches:
+            raise Refusal(f"{title(column)}: no such protocol in sweep '{sweep.name}'; it has: {', '.join(labels)}")
+        found |= {(label, column.metric): Column(label, column.metric) for label in matches}
+    return tuple(found.values())
+
+
+def arms_of(rows: list[Row], sweep: Sweep) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
+    """The arms in the sweep's order, and the mixer keys that deserve a column: those with several values among them."""
+    mixers = {r.arm: r.mixer for r in rows}
+    keys = dict.fromkeys(k for m in mixers.values() for k in m if k not in ("name", "sam"))
+
+    def several(key: str, among) -> bool:
+        return len({digest({"": m[key]}) for m in among if key in m}) > 1
+
+    axes = tuple(k for k in keys if several(k, mixers.values()))
+    arms = []
+    for key, mixer in mixers.items():
+        alike = [m for m in mixers.values() if (m["name"], m["sam"]) == (mixer["name"], mixer["sam"])]
+        own = [f"{k} {plain(mixer[k])}" for k in axes if several(k, alike)]
+        label = ", ".join([mixer["name"] + " SAM" * bool(mixer["sam"]), *own])
+        declared = departures(sweep, mixer)
+        departed = {k: v for d in declared for k, v in d.set.items()}
+        arms.append(Arm(key, label, mixer, departed, tuple(d.source for d in declared)))
+    return tuple(arms), axes
+
+
+def departures(sweep: Sweep, mixer: dict) -> list[sweeps.Departure]:
+    return [d for d in sweep.departures if all(mixer.get(k) == v for k, v in d.mixer.items())]
+
+
+def complete_seeds(rows: list[Row], sweep: Sweep) -> tuple[tuple[int, ...], list[str]]:
+    """Seeds for which every arm has a record in every column, and a note on the others."""
+    missing = {s: sum(r.seed == s and r.record is None for r in rows) for s in dict.fromkeys(r.seed for r in rows)}
+    cure = f"`mixerbench sweep sweeps/{sweep.name}.yaml` completes it"
+    have = len(rows) - sum(missing.values())
+    if not have:
+        raise Refusal(f"no records for sweep '{sweep.name}' ({len(rows)} runs are missing); {cure}")
+    seeds = tuple(s for s, n in missing.items() if n == 0)
+    each = ", ".join(f"seed {s}: {n}" for s, n in missing.items() if n)
+    if not seeds:
+        some = f"{have} of {len(rows)} runs have a record (missing, {each})"
+        raise Refusal(f"sweep '{sweep.name}': no seed is complete, {some}; {cure}")
+    if not each:
+        return seeds, []
+    left_out = f"{seeds_text([s for s in missing if missing[s]])} left out: {sum(missing.values())} of {len(rows)} runs"
+    return seeds, [f"{left_out} have no record (missing, {each}); {cure}."]
+
+
+# One column ---------------------------------------------------------------------------------------------------------
+
+
+def check_protocols(table: Table, column: Column) -> None:
+    """Refuse a column in which a key of the resolved protocol differs, other than where a departure declares it."""
+    rows, arms = table.of(column.protocol), {a.key: a for a in table.arms}
+    for row in rows:
+        if row.record.id != row.run_id:
+            wrong = f"the record of run {row.run_id} is that of run {row.record.id}"
+            raise Refusal(f"{title(column)}: {wrong}; delete the copy and run again")
+        for key, value in arms[row.arm].departed.items():
+            if not same(value, found := nested(row.record.run["protocol"], key)):
+                raise Refusal(
+                    f"{title(column)} is not controlled: the sweep declares protocol.{key} = {plain(value)} for "
+                    f"{arms[row.arm].label}, its run {row.run_id} has {plain(found)}"
+                )
+    flat = [(row, flattened({key: row.record.run[key] for key in ("protocol", "point")})) for row in rows]
+    differing = []
+    for key in dict.fromkeys(k for _, values in flat for k in values):
+        # A key that is younger than a record has its neutral value there.
+        neutral = NEUTRAL.get(key, ABSENT)
+        pairs = [(row, values.get(key, neutral)) for row, values in flat if not excused(key, arms[row.arm].departed)]
+        if not all(same(value, pairs[0][1]) for _, value in pairs):
+            differing.append(f"{key}: {split(pairs, table)}")
+    if differing:
+        raise Refusal(f"{title(column)} is not controlled, only mixer and seed may differ: {'; '.join(differing)}")
+
+
+def excused(key: str, departed: dict) -> bool:
+    """Whether a departure declares that `key` ('protocol.…') differs; a child's `init` follows its backbone and shell."""
+    if key == "protocol.init":
+        return any(f"protocol.{k}".startswith(CHAIN) for k in departed)
+    return any(f"{key}.".startswith(f"protocol.{k}.") for k in departed)
+
+
+def check_block(table: Table, column: Column, seed: int) -> None:
+    """Refuse a block whose arms differ in shared code, libraries, device, precision, first values or batches."""
+    arms = {a.key: a for a in table.arms}
+    groups: dict[tuple, list[tuple[Row, str]]] = {}
+    for row in table.of(column.protocol):
+        if row.seed == seed and row.trained:
+            for (fact, replica), value in facts(row).items():
+                moved = {k: v for k, v in arms[row.arm].departed.items() if k.split(".")[0] in MOVED_BY.get(fact, ())}
+                groups.setdefault((fact, replica, digest(moved)), []).append((row, value))
+    wrong = [f"{fact}: {split(pairs, table)}" for (fact, *_), pairs in groups.items() if len({v for _, v in pairs}) > 1]
+    if wrong:
+        raise Refusal(
+            f"{title(column)}, seed {seed}, is not controlled, the arms of one seed must agree: {'; '.join(wrong)}; "
+            "delete the odd runs and run them again with the others' code and device"
+        )
+
+
+def facts(row: Row) -> dict[tuple[str, int], str]:
+    """What must be equal for the arms of one seed: (name, replica that it is bound to or 0) -> value."""
+    record = row.record
+    return {
+        **{(f"code of {name}", 0): value for name, value in shared_code(record).items()},
+        **{(name, 0): version for name, version in record.environment.packages.items()},
+        ("torch", 0): record.environment.torch,
+        ("device", 0): record.environment.device,
+        ("precision", 0): record.environment.precision,
+        ("shared initialisation", row.replica): record.hashes.shared_init,
+        ("batches", row.replica): record.hashes.batches,
+        ("optimiser groups", row.replica): record.hashes.optimiser_groups,
+    }
+
+
+def shared_code(record: Record) -> dict[str, str]:
+    """Digests of the files outside the mixers. A file that only one mixer imports has no counterpart to differ from."""
+    return {k: v for k, v in record.digests.items() if not k.startswith("mixers/") or k == "mixers/base"}
+
+
+def check_metric(table: Table, column: Column) -> None:
+    for row in table.of(column.protocol):
+        if row.record.outcome == "ok" and column.metric not in row.record.metrics:
+            exist = ", ".join(sorted(row.record.metrics))
+            raise Refusal(f"{title(column)}: run {row.run_id} has no metric '{column.metric}'; it has: {exist}")
+
+
+def seed_notes(table: Table) -> list[str]:
+    """What differs between blocks: no fault, since arms are compared within a seed, but the reader should know."""
+    notes: dict[str, list[str]] = {}
+    for protocol in table.protocols():
+        facts_of = {}
+        for row in table.of(protocol):
+            if row.trained:
+                common = {fact: value for (fact, _), value in facts(row).items() if fact not in MOVED_BY}
+                facts_of.setdefault(row.seed, {}).update(common)
+        for fact in dict.fromkeys(f for values in facts_of.values() for f in values):
+            seeds: dict[str, list[int]] = {}
+            for seed, values in facts_of.items():
+                if fact in values:
+                    seeds.setdefault(values[fact], []).append(seed)
+            if len(seeds) > 1:
+                text = ", ".join(f"{value} ({seeds_text(s)})" for value, s in seeds.items())
+                note = f"seeds differ in {fact}: {text}; arms are compared within a seed."
+                notes.setdefault(note, []).append(protocol)
+    return [f"{', '.join(protocols)}: {text}" for text, protocols in notes.items()]
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+def title(column: Column) -> str:
+    return f"column '{column.protocol} x {column.metric}'"
+
+
+def split(pairs: list[tuple[Row, object]], table: Table) -> str:
+    """'0.001 (dense, toeplitz), 0.002 (attention SAM)'; seeds are named where one arm has several values."""
+    labels = {a.key: a.label for a in table.arms}
+    values: dict[str, list[Row]] = {}
+    for row, value in pairs:
+        values.setdefault(plain(value), []).append(row)
+    count = {key: sum(key in {r.arm for r in rows} for rows in values.values()) for key in labels}
+    texts = []
+    for value, rows in values.items():
+        names = dict.fromkeys(labels[r.arm] + (f" seed {r.seed}" if count[r.arm] > 1 else "") for r in rows)
+        shown = [*list(names)[:4], *([f"{len(names) - 4} more"] if len(names) > 4 else [])]
+        texts.append(f"{value} ({', '.join(shown)})")
+    return ", ".join(texts)
+
+
+def seeds_text(seeds: list[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def plain(value) -> str:
+    """A setting as it stands in yaml."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def same(a, b) -> bool:
+    return digest({"": a}) == digest({"": b})
+
+
+def nested(values: dict, key: str):
+    for step in key.split("."):
+        values = values[step] if isinstance(values, dict) and step in values else ABSENT
+    return values
+
+
+def flattened(values: dict) -> dict[str, object]:
+    """Nested mappings as 'a.b.c' -> value; an empty mapping is a value."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= {f"{key}.{k}": v for k, v in flattened(value).items()}
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,209 @@
+"""Tables: the tidy frame (one row a run and metric), its summary, Markdown and CSV. Plain functions over a gate's Table.
+
+A mean is over seeds, after replicas are averaged within their seed, and exists only if all runs of its cell came out ok.
+"""
+
+import math
+
+from bench.report.frame import Arm, Table, plain, seeds_text
+
+PLACE = ["arm", "protocol", "metric"]
+
+
+def tidy(table: Table):
+    """pandas frame, one row a (run, metric): arm, mixer, sam, protocol, metric, seed, replica, run, outcome, value.
+
+    `arm` is the label; `value` is NaN unless the outcome is 'ok'.
+    """
+    import pandas as pd
+
+    arms = {a.key: a for a in table.arms}
+    lines = []
+    for column in table.columns:
+        for row in table.of(column.protocol):
+            ok = row.record.outcome == "ok"
+            lines.append(
+                {
+                    "arm": arms[row.arm].label,
+                    "mixer": row.mixer["name"],
+                    "sam": bool(row.mixer["sam"]),
+                    "protocol": column.protocol,
+                    "metric": column.metric,
+                    "seed": row.seed,
+                    "replica": row.replica,
+                    "run": row.run_id,
+                    "outcome": row.record.outcome,
+                    "value": row.record.metrics[column.metric] if ok else math.nan,
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def by_seed(frame):
+    """Cells x seeds: replicas averaged; NaN where one of them is not ok. Index and columns keep the table's order."""
+    means = frame.groupby([*PLACE, "seed"], sort=False)["value"].agg(lambda v: v.mean(skipna=False))
+    order = list(frame[PLACE].drop_duplicates().itertuples(index=False, name=None))
+    return means.unstack("seed").reindex(index=order, columns=frame["seed"].unique())
+
+
+def summary(frame):
+    """One row an (arm, protocol, metric): n seeds, mean, sd, runs, diverged, unfit, then the value of each seed, seed_<s>.
+
+    `sd` is the sample standard deviation, NaN for one seed.
+    """
+    seeds = by_seed(frame)
+    outcomes = frame.groupby(PLACE, sort=False)["outcome"]
+    table = seeds.add_prefix("seed_")
+    table.insert(0, "n", seeds.shape[1])
+    table.insert(1, "mean", seeds.mean(axis=1, skipna=False))
+    table.insert(2, "sd", seeds.std(axis=1, ddof=1, skipna=False))
+    table.insert(3, "runs", outcomes.size())
+    for place, outcome in ((4, "diverged"), (5, "unfit")):
+        table.insert(place, outcome, outcomes.agg(lambda o, outcome=outcome: int((o == outcome).sum())))
+    return table.rename_axis(columns=None)
+
+
+def csv(table: Table) -> str:
+    """Tidy, full precision: one line an (arm, column)."""
+    frame = summary(tidy(table)).reset_index()
+    arms = {a.label: a for a in table.arms}
+    own = {
+        "mixer": [arms[label].mixer["name"] for label in frame["arm"]],
+        "sam": [str(bool(arms[label].mixer["sam"])).lower() for label in frame["arm"]],
+        **{k: [plain(arms[label].mixer.get(k, "")) for label in frame["arm"]] for k in table.axes},
+        "departures": [departed_text(arms[label]) for label in frame["arm"]],
+    }
+    for place, (key, values) in enumerate(own.items(), 1):
+        frame.insert(place, key, values)
+    for key in ("parameters", "mixer_parameters", "flops", "state_per_head"):
+        found = [capacities(table, arms[a], [p], key) for a, p in zip(frame["arm"], frame["protocol"], strict=True)]
+        frame[key] = [str(values[0]) if values else "" for values in found]
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def departed_text(arm: Arm) -> str:
+    return ", ".join(f"{k} = {plain(v)}" for k, v in arm.departed.items())
+
+
+def capacities(table: Table, arm: Arm, protocols: list[str], key: str) -> list[int]:
+    """The distinct values of a capacity among the arm's trained runs, ascending."""
+    rows = [r for p in protocols for r in table.of(p) if r.arm == arm.key and r.trained]
+    return sorted({getattr(r.record.capacity, key) for r in rows})
+
+
+# Markdown -----------------------------------------------------------------------------------------------------------
+
+
+def markdown(table: Table, certificate: list[str]) -> str:
+    """The table with its question above and its notes and the short fairness certificate below."""
+    marks = departure_marks(table)
+    numbered = [f"[{n}] {text}" for n, text in enumerate(departure_notes(table), 1)]
+    cells, reasons = cell_texts(table, len(numbered))
+    head = ["mixer", "SAM", *table.axes, *(f"{c.protocol}: {c.metric.replace('_', ' ')}" for c in table.columns)]
+    head += ["parameters", "of the mixer", "state per head"]
+    lines = []
+    for arm in table.arms:
+        own = [arm.mixer["name"] + marks[arm.key], "yes" if arm.mixer["sam"] else "no"]
+        own += [plain(arm.mixer[k]) if k in arm.mixer else "-" for k in table.axes]
+        own += [cells[arm.label, c.protocol, c.metric] for c in table.columns]
+        own += [capacity_text(table, arm, k) for k in ("parameters", "mixer_parameters", "state_per_head")]
+        lines.append(own)
+    notes = [*numbered, *reasons, *standing_notes(table), *table.notes]
+    parts = [
+        f"# {table.sweep.name}",
+        table.sweep.question,
+        grid(head, lines, left=2),
+        "\n".join(f"- {note}" for note in notes),
+        f"Fairness certificate (in each column only mixer and seed differ; checked on {len(table.rows)} records):",
+        "\n".join(f"- {line}" for line in certificate),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def grid(head: list[str], lines: list[list[str]], left: int) -> str:
+    """A Markdown table whose source is aligned too; the first `left` columns to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    rule = [":" + "-" * (w - 1) if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    padded = [
+        [text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))]
+        for line in (head, rule, *lines)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def cell_texts(table: Table, notes_before: int) -> tuple[dict[tuple, str], list[str]]:
+    """(arm, protocol, metric) -> text; and numbered notes that give the reasons of runs that are not ok."""
+    cells = summary(tidy(table))
+    columns = [(c.protocol, c.metric) for c in table.columns]
+    places = {column: decimals(cells.xs(column, level=PLACE[1:])["mean"]) for column in columns}
+    texts, marks = {}, {}
+    for (label, protocol, metric), cell in cells.iterrows():
+        digits = places[protocol, metric]
+        if failed := failed_text(cell):
+            note = f"{label} on {protocol}: {reasons(table, label, protocol)}."
+            mark = marks.setdefault(note, notes_before + len(marks) + 1)
+            texts[label, protocol, metric] = f"{failed} [{mark}]"
+        elif cell["n"] == 1:
+            texts[label, protocol, metric] = f"{cell['mean']:.{digits}f}"
+        else:
+            texts[label, protocol, metric] = f"{cell['mean']:.{digits}f} ± {cell['sd']:.{digits}f}"
+    return texts, [f"[{n}] {note}" for note, n in marks.items()]
+
+
+def failed_text(cell) -> str:
+    """'1 of 5 diverged', '' if every run came out ok; `cell` is a row of `summary`."""
+    return ", ".join(f"{int(cell[k])} of {int(cell['runs'])} {k}" for k in ("diverged", "unfit") if cell[k])
+
+
+def decimals(means) -> int:
+    """Decimals that show four significant digits of the column's largest mean."""
+    largest = means.abs().max()
+    return 4 if math.isnan(largest) or largest == 0 else min(max(3 - math.floor(math.log10(largest)), 0), 9)
+
+
+def reasons(table: Table, label: str, protocol: str) -> str:
+    """'loss is not finite at step 40 (seeds 0, 2)'."""
+    key = next(a.key for a in table.arms if a.label == label)
+    found: dict[str, list[int]] = {}
+    for row in table.of(protocol):
+        if row.arm == key and row.record.outcome != "ok":
+            found.setdefault(f"{row.record.outcome}: {row.record.reason}", []).append(row.seed)
+    return "; ".join(f"{reason} ({seeds_text(list(dict.fromkeys(seeds)))})" for reason, seeds in found.items())
+
+
+def departure_notes(table: Table) -> list[str]:
+    """One text for each distinct set of departures, in the order of the arms."""
+    return list(dict.fromkeys(departure_note(a) for a in table.arms if a.departed))
+
+
+def departure_note(arm: Arm) -> str:
+    return f"{arm.mixer['name']} departs from the protocol by {departed_text(arm)}; source: {'; '.join(arm.sources)}."
+
+
+def departure_marks(table: Table) -> dict[str, str]:
+    """Arm key -> ' [1]', the number of its departure note, or ''."""
+    notes = departure_notes(table)
+    return {a.key: f" [{notes.index(departure_note(a)) + 1}]" if a.departed else "" for a in table.arms}
+
+
+def standing_notes(table: Table) -> list[str]:
+    n = len(table.seeds)
+    notes = (
+        [f"One seed ({table.seeds[0]}): no spread."]
+        if n == 1
+        else [f"Mean ± sample standard deviation over n = {n} {seeds_text(list(table.seeds))}."]
+    )
+    replicas = {p: len({r.replica for r in table.of(p)}) for p in table.protocols()}
+    repeated = [f"{p} ({k})" for p, k in replicas.items() if k > 1]
+    return notes + ([f"Replicas are averaged within their seed first: {', '.join(repeated)}."] if repeated else [])
+
+
+def capacity_text(table: Table, arm: Arm, key: str) -> str:
+    """A count, or its range if the columns' protocols differ in it; '-' if no run of the arm was trained."""
+    values = capacities(table, arm, table.protocols(), key)
+    texts = list(dict.fromkeys("grows" if v < 0 else count_text(v) for v in values))
+    return "-" if not texts else texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}"
+
+
+def count_text(count: int) -> str:
+    return f"{count / 1e6:.2f}M" if count >= 1e6 else f"{count:,}"
