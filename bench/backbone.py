@@ -180,17 +180,22 @@ def shared_digest(model: nn.Module) -> str:
     return total.hexdigest()[:16]
 
 
-def calibrate(model: Backbone, batch: Batch, target: float) -> list[float]:
-    """|M v| / |v| of each layer on `batch`; with a target above 0, each layer's fixed scale is set to reach it, first layer first."""
+def calibrate(model: Backbone, batch: Batch, target: float) -> list[tuple[float, float]]:
+    """(|M v| / |v|, the share of it that varies over tokens: |M v - its mean over tokens| / |v|) of each layer on `batch`.
+
+    With a target above 0, each layer's fixed scale is set so that the first figure reaches it, first layer first.
+    """
     gains = []
 
     def hook(mixer: Mixer, inputs: tuple, output: Tensor) -> None:
         v_BLHP, _, segments_BL = inputs
-        real_BL11 = (segments_BL > 0)[..., None, None]
-        gain = output.double().norm() / (v_BLHP.double() * real_BL11).norm()
-        gains.append(float(gain))
+        real_BL11 = (segments_BL > 0).double()[..., None, None]
+        y_BLHP, v_norm = output.double() * real_BL11, (v_BLHP.double() * real_BL11).norm()
+        mean_B1HP = y_BLHP.sum(1, keepdim=True) / real_BL11.sum(1, keepdim=True).clamp(min=1)
+        varying = ((y_BLHP - mean_B1HP) * real_BL11).norm()
+        gains.append((float(y_BLHP.norm() / v_norm), float(varying / v_norm)))
         if target:
-            scales[len(gains) - 1].fill_(target / max(gains[-1], 1e-12))
+            scales[len(gains) - 1].fill_(target / max(gains[-1][0], 1e-12))
 
     scales = [layer.shell.scale for layer in model.layers]
     handles = [layer.shell.mixer.register_forward_hook(hook) for layer in model.layers]

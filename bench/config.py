@@ -221,7 +221,7 @@ def _coerce(hint, value, path: str):
     elif origin is dict and isinstance(value, dict):
         key_type, inner = typing.get_args(hint)
         return {_coerce(key_type, k, path): _coerce(inner, v, f"{path}.{k}") for k, v in value.items()}
-    elif hint is dict and isinstance(value, dict):
+    elif hint in (dict, list) and isinstance(value, hint):
         return value
     elif hint is float and type(value) in (int, float) or hint is int and type(value) is float and value.is_integer():
         return hint(value)

@@ -38,7 +38,7 @@ class Built:
     streams: Streams
     hashes: Hashes
     capacity: Capacity
-    gain: tuple[float, ...]
+    gain: list[tuple[float, float]]
     backend: str
 
 
@@ -139,7 +139,8 @@ def train_and_evaluate(run: Run, where: Where, store: Store, setting: train.Sett
         digests=code_digests(run.protocol.task.name, run.mixer.name),
         hashes=built.hashes,
         capacity=built.capacity,
-        gain=built.gain,
+        gain=tuple(total for total, _ in built.gain),
+        gain_varying=tuple(varying for _, varying in built.gain),
         environment=environment(run, where, setting.device, setting.compiled, built.backend),
         cost=cost(run, training, startup, evaluation, setting.device, started),
         metrics=metrics,
@@ -176,15 +177,15 @@ def build(run: Run, where: Where, device: str) -> Built:
         batches=batches_digest(task, streams, run.protocol.budget.batch, run.protocol.budget.steps),
         optimiser_groups=train.groups_digest(model, run.protocol.optimiser),
     )
-    return Built(task, model, streams, hashes, capacity, (), backend)
+    return Built(task, model, streams, hashes, capacity, [], backend)
 
 
-def calibrated(built: Built, run: Run) -> tuple[float, ...]:
-    """|M v| / |v| of each layer on the first examples of the shared stream; sets the layers' scales if the protocol asks."""
+def calibrated(built: Built, run: Run) -> list[tuple[float, float]]:
+    """Each layer's gain on the first examples of the shared stream; sets the layers' scales if the protocol asks."""
     group = built.task.spec().group
     size = min(run.protocol.budget.batch, CALIBRATION_EXAMPLES // group * group)
     batch = built.task.batch(built.streams, 0, run.protocol.budget.batch, slice(0, size))
-    return tuple(backbone.calibrate(built.model, batch, run.protocol.shell.gain))
+    return backbone.calibrate(built.model, batch, run.protocol.shell.gain)
 
 
 def load_parent(model: backbone.Backbone, path: Path, run: Run) -> None:
@@ -238,6 +239,7 @@ def finish_without_training(run: Run, where: Where, device: str, store: Store, o
         hashes=Hashes("", "", ""),
         capacity=Capacity(0, 0, 0, 0),
         gain=(),
+        gain_varying=(),
         environment=environment(run, where, device, False, ""),
         cost=nothing,
         metrics={},

@@ -217,9 +217,11 @@ class Training(lightning.LightningModule):
         self.clock, self.logged = now, self.done
         if bad:
             raise Diverged(f"the training loss was not finite by step {self.done}")
-        self.trace.curve.append((self.done, loss_sum / max(1.0, targets)))
+        loss = loss_sum / max(1.0, targets)
+        if self.done % self.every == 0 or self.done == self.protocol.budget.steps:  # else the first step, for its time only
+            self.trace.curve.append((self.done, loss))
         if self.setting.rank == 0:
-            progress = {"step": self.done, "steps": self.protocol.budget.steps, "loss": self.trace.curve[-1][1]}
+            progress = {"step": self.done, "steps": self.protocol.budget.steps, "loss": loss}
             replace(self.setting.folder / "progress.json", lambda path: path.write_text(json.dumps(progress)))
 
     def save(self) -> None:

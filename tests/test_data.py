@@ -147,6 +147,18 @@ def test_fetch_refuses_a_source_with_other_content_and_leaves_nothing_behind(pla
     assert [status.state for status in fetch(pins, places, None)] == ["other content"]
 
 
+def test_a_copy_that_breaks_off_leaves_no_file(places, tmp_path, monkeypatch):
+    def break_off(origin, target):
+        target.write_bytes(b"half")
+        raise OSError("no space left")
+
+    pins = local({"a.parquet": write(tmp_path / "source", "a.parquet", {"text": ["x"]})})
+    monkeypatch.setattr("shutil.copyfile", break_off)
+    assert "cannot be written: no space left" in refusal(fetch, pins, places, tmp_path / "source")
+    assert list(places.data.iterdir()) == []
+    assert f"a.parquet is not in {tmp_path}" in refusal(fetch, pins, places, tmp_path)
+
+
 def arrays() -> dict[str, np.ndarray]:
     return {"ids": np.arange(1000, dtype=np.uint16), "offsets": np.arange(10).reshape(2, 5)}
 

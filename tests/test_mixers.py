@@ -328,10 +328,11 @@ def test_toeplitz_weights_come_from_the_offset_inside_the_document():
 
 
 @pytest.mark.parametrize("sam", [False, True])
-@pytest.mark.parametrize("length", [toeplitz.SHORT, toeplitz.SHORT + 1, 513])
-def test_toeplitz_by_fourier_transforms(sam, length):
-    mixer = build("toeplitz", {"sam": sam}, False, length=600).double()
-    segments = segments_of([[length], [length - 9], []], length)
+@pytest.mark.parametrize("length", [1, 2, 129, 300])
+def test_toeplitz_by_fourier_transforms(sam, length, monkeypatch):
+    monkeypatch.setattr(toeplitz, "SHORT", 0)
+    mixer = build("toeplitz", {"sam": sam}, False, length=310).double()
+    segments = segments_of([[length], [length // 2], []], length)
     assert_equal_ways(mixer, *inputs(mixer, segments), segments, 1e-11)
     with torch.autocast("cpu", torch.bfloat16):
         v, features = inputs(mixer, segments, torch.bfloat16)
@@ -341,9 +342,7 @@ def test_toeplitz_by_fourier_transforms(sam, length):
 @pytest.mark.parametrize("phi", ["silu", "elu1", "none"])
 @pytest.mark.parametrize("sam", [False, True])
 def test_low_rank_has_its_rank_and_scale(sam, phi):
-    mixer, v, features, segments = full(
-        "low_rank", {"sam": sam, "rank": 4, "feature_map": phi, "normalise": False}
-    )
+    mixer, v, features, segments = full("low_rank", {"sam": sam, "rank": 4, "feature_map": phi, "normalise": False})
     m = mixer.matrix(v, features, segments)
     assert rank(m) == 4 == mixer.state_size // WIDTH
     q, k = mixer.mapped(features, LENGTH)
@@ -369,9 +368,7 @@ def test_attention_survives_logits_that_overflow_exp():
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("sam", [False, True])
 def test_quasiseparable_blocks_off_the_diagonal_have_rank_at_most_the_state(sam, separate):
-    mixer, v, features, segments = full(
-        "quasiseparable", {"sam": sam, "state": 4, "groups": 1, "separate": separate}
-    )
+    mixer, v, features, segments = full("quasiseparable", {"sam": sam, "state": 4, "groups": 1, "separate": separate})
     m = mixer.matrix(v, features, segments)
     for cut in (1, 40, 64, 149):
         below, above = m[..., cut:, :cut], m[..., :cut, cut:]

@@ -121,8 +121,9 @@ found = [train_vocabulary(texts, 200) for _ in range(3)]
 
 def test_training_a_vocabulary_repeats_on_any_number_of_threads():
     """Many pieces of these random words are equally frequent, so that the order of ties shows."""
-    done = subprocess.run([sys.executable, "-c", TRAIN + 'print(*sum(found, []), end="")'], capture_output=True, text=True,
-                          check=True, cwd=CONFIGS.parent.parent, env={**os.environ, "RAYON_NUM_THREADS": "1"})
+    program = TRAIN + 'print(*sum(found, []), end="")'
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
+                          cwd=CONFIGS.parent.parent, env={**os.environ, "RAYON_NUM_THREADS": "1"})
     words = done.stdout.split(" ")
     here: dict = {}
     exec(TRAIN, here)
@@ -262,7 +263,7 @@ def test_held_out_rows_come_once_with_the_same_masks_for_any_batch_size(places):
 
 
 def test_masked_loss_outcomes_and_metrics_against_closed_forms(places):
-    """With odds e^2 : 1 : 1 ... for the right one of 100 ids, the loss is log(e^2 + 99) - 2; half the rows invert it."""
+    """With odds e^2 : 1 : 1 ... for the right one of 100 ids, the loss is log(e^2 + 99) - 2; half the rows invert."""
     task = masked(places, documents(100, 60))
     batch = task.batch(STREAMS, 0, 16, slice(0, 16))
     labels_BT = batch["labels"].clamp(min=0)
@@ -422,8 +423,6 @@ def test_constant_predictions_correlate_with_nothing_and_warn_of_nothing(places,
         found = task.metrics("validation", outcomes(label, prediction))
         assert all(found[name] == 0 for name in ("matthews", "pearson", "spearman") if name in found)
         assert len(found) == 3
-    almost = labels * np.float32(1e-6) + 1000 if subset == "stsb" else labels
-    assert np.isfinite(list(task.metrics("validation", outcomes(labels, almost)).values())).all()
 
 
 def test_glue_losses_against_closed_forms(places):

@@ -51,7 +51,7 @@ class Attention(Mixer):
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         q_BHLR, k_BHLR = self.queries_keys(features, v_BLHP)
-        # A row without a visible token would be 0 / 0: there, something is shown and the result is dropped below.
+        # A row without a visible token is 0 / 0 in some kernels: something is shown there, the result dropped.
         if self.grant.packed:
             visible = same_segment(segments_BL) | torch.eye(v_BLHP.shape[1], dtype=torch.bool, device=v_BLHP.device)
         else:

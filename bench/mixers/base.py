@@ -48,7 +48,7 @@ class Features(NamedTuple):
 
 
 class Mixer(nn.Module, ABC):
-    """Abstract; concrete mixers are final. `Args` is a frozen dataclass with the keys of the mixer's yaml except `name`."""
+    """Abstract; concrete mixers are final. `Args` is a frozen dataclass: the keys of the mixer's yaml except `name`."""
 
     Args: ClassVar[type]
     levels: ClassVar[tuple[bool, ...]]  # values of `sam` that exist
@@ -56,12 +56,14 @@ class Mixer(nn.Module, ABC):
 
     def __init__(self, grant: Grant, backend: str):
         super().__init__()
+        if backend not in self.backends:
+            raise ValueError(f"{type(self).__name__} has no backend '{backend}'; it has: {', '.join(self.backends)}")
         self.grant = grant
         self.backend = backend
 
     @classmethod
     def heads_allowed(cls, width: int) -> tuple[int, ...]:
-        """Head counts that an inner width (channels of v, H * P) allows: its divisors, unless the class says fewer."""
+        """Head counts that an inner width (channels of v, H * P) allows: its divisors, if the class says no fewer."""
         return tuple(h for h in range(1, width + 1) if width % h == 0)
 
     @classmethod

@@ -25,6 +25,8 @@ from bench import Refusal
 from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment
 
 CHUNK = 64
+WHOLE = 128
+"""A row of up to so many tokens is one chunk: states would cost more than the larger matrix."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class Quasiseparable(Mixer):
 
     def flops(self, length: int) -> int:
         heads, width, state = self.grant.heads, self.grant.head_width, self.args.state
-        chunk = min(CHUNK, length)
+        chunk = chunk_of(length)
         chunks = -(-length // chunk)
         scores = 2 * length * chunk * self.directions * self.args.groups * state
         inside = 2 * length * chunk * heads * width
@@ -173,7 +175,7 @@ def chunked_scan(v_BLHP: Tensor, terms: Terms, segments_BL: Tensor, packed: bool
     is read only by that segment, so no decay has to stand for a border.
     """
     length, dtype = v_BLHP.shape[1], v_BLHP.dtype
-    chunk = min(CHUNK, length)
+    chunk = chunk_of(length)
     v_BCTHP, segments_BCT = cut(v_BLHP, chunk), cut(segments_BL, chunk)
     c_BCSDGN, b_BCTDGN, dt_BCTDH, rate_BCTDH, delta_BCSH = (cut(x, chunk) for x in terms)
     # Sums of log A in a chunk: forward, up to and with a place; backward, up to it without its own.
@@ -201,6 +203,10 @@ def chunked_scan(v_BLHP: Tensor, terms: Terms, segments_BL: Tensor, packed: bool
         read_BCSHDN = weigh(c_BCSDGN, read_BCSDH).to(dtype)
         y_BCSHP = y_BCSHP + torch.einsum("bcshdn,bchdnp->bcshp", read_BCSHDN, state_BCHDNP)
     return y_BCSHP.flatten(1, 2)[:, :length]
+
+
+def chunk_of(length: int) -> int:
+    return length if length <= WHOLE else CHUNK
 
 
 def cut(x_BL: Tensor, chunk: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The fairness certificate: what was equal for all arms of each column, what was declared to differ, what it ran on.
 
-certificate.json has it in full (hash by hash, run by run); a few lines of it stand under the table.
+certificate.json has it in full, run by run; a few lines of it stand under the table.
 """
 
 import json
@@ -24,7 +24,6 @@ def certificate(table: Table) -> dict:
         "arms": {a.label: {"mixer": a.mixer, "departed": a.departed, "sources": list(a.sources)} for a in table.arms},
         "varies": sweep.varies,
         "protocols": {protocol: of_protocol(table, protocol) for protocol in table.protocols()},
-        "capacity": capacity(table.rows),
         "ran_on": ran_on(table.rows),
         "records": len(table.rows),
         "notes": list(table.notes),
@@ -44,6 +43,7 @@ def of_protocol(table: Table, protocol: str) -> dict:
         "id": protocol_id(base),
         "config": base.record.run["protocol"],
         "departed": {arms[r.arm].label: difference(base, r) for r in rows if protocol_id(r) != protocol_id(base)},
+        "capacity": capacity(rows),
         "blocks": blocks,
     }
 
@@ -72,6 +72,7 @@ def block(rows: list[Row], arms: dict[str, Arm]) -> dict:
         own[arms[row.arm].label] = {
             "run": row.run_id,
             "outcome": record.outcome,
+            "trained": row.trained,
             "reason": record.reason,
             "code": {k: v for k, v in record.digests.items() if k not in shared},
             "differs": {f: v for (f, _), v in facts(row).items() if row.trained and v != agreed[f]},
@@ -81,8 +82,8 @@ def block(rows: list[Row], arms: dict[str, Arm]) -> dict:
     return {"seed": rows[0].seed, "replica": rows[0].replica, "agreed": agreed, "arms": own}
 
 
-def capacity(rows: tuple[Row, ...]) -> dict[str, list[int]]:
-    """Least and greatest over all arms and columns; a state that grows with the length stands as -1."""
+def capacity(rows: list[Row]) -> dict[str, list[int]]:
+    """Least and greatest over all arms; a state that grows with the length stands as -1."""
     found = {key: [getattr(r.record.capacity, key) for r in rows if r.trained] for key in CAPACITY}
     return {key: [min(values), max(values)] for key, values in found.items() if values}
 
@@ -107,8 +108,7 @@ def dump(proof: dict) -> str:
 
 def short(proof: dict) -> list[str]:
     """Lines for the foot of the table."""
-    lines = [line for protocol, values in proof["protocols"].items() for line in protocol_lines(protocol, values)]
-    lines.append(f"Capacity over all arms and columns: {', '.join(span(k, *v) for k, v in proof['capacity'].items())}.")
+    lines = [protocol_line(protocol, values) for protocol, values in proof["protocols"].items()]
     ran = {k: ", ".join(plain(v) or "none" for v in values) for k, values in proof["ran_on"].items()}
     lines.append("Ran on: " + "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in ran.items()) + ".")
     declared = []
@@ -122,23 +122,32 @@ def short(proof: dict) -> list[str]:
     return lines
 
 
-def protocol_lines(protocol: str, values: dict) -> list[str]:
-    departed = [f"{label} `{d['id']}`" for label, d in values["departed"].items()]
-    untrained = any(not a["capacity"]["parameters"] for b in values["blocks"] for a in b["arms"].values())
-    who = "all arms" + " without departures" * bool(departed) + " that trained" * untrained
-    lines = [f"`{protocol}`: protocol `{values['id']}`{'; departed: ' * bool(departed)}{', '.join(departed)}."]
-    several = len({b["replica"] for b in values["blocks"]}) > 1
-    for fact in ("shared initialisation", "batches", "optimiser groups"):
-        places: dict[str, list[str]] = {}
-        for b in values["blocks"]:
-            name = str(b["seed"]) + f" replica {b['replica']}" * several
-            if fact in b["agreed"]:
-                places.setdefault(b["agreed"][fact], []).append(name)
-        hashes = ", ".join(f"`{value}` (seed {', '.join(names)})" for value, names in places.items())
-        lines.append(f"`{protocol}`: {fact} {hashes}: equal for {who}.")
-    return lines
+def protocol_line(protocol: str, values: dict) -> str:
+    departed = "".join(f", {label} `{d['id']}`" for label, d in values["departed"].items())
+    facts = [equal(fact, values["blocks"]) for fact in ("shared initialisation", "batches", "optimiser groups")]
+    ranges = ", ".join(span(k, *v) for k, v in values["capacity"].items())
+    return f"`{protocol}`: protocol `{values['id']}`{departed}; {'; '.join(facts)}; {ranges}."
+
+
+def equal(fact: str, blocks: list[dict]) -> str:
+    """'batches `1f…` (seed 0), `2e…` (seed 1), equal for all arms but dense'."""
+    several = len({b["replica"] for b in blocks}) > 1
+    places: dict[str, list[str]] = {}
+    for one in blocks:
+        if fact in one["agreed"]:
+            name = f"{one['seed']}.{one['replica']}" if several else str(one["seed"])
+            places.setdefault(one["agreed"][fact], []).append(name)
+    unit = "seed.replica" if several else "seed"
+    hashes = ", ".join(f"`{value}` ({unit} {', '.join(names)})" for value, names in places.items())
+    odd = dict.fromkeys(label for b in blocks for label, arm in b["arms"].items() if fact in arm["differs"])
+    idle = dict.fromkeys(label for b in blocks for label, arm in b["arms"].items() if not arm["trained"])
+    who = "all arms" + f" but {', '.join(odd)} (departure)" * bool(odd)
+    return f"{fact} {hashes}, equal for {who}" + f" (not trained: {', '.join(idle)})" * bool(idle)
 
 
 def span(name: str, low: int, high: int) -> str:
-    words = ["grows with length" if v < 0 else f"{v:,}" for v in (low, high)]
-    return f"{name.replace('_', ' ')} {words[0] if low == high else ' to '.join(words[:: 1 if low >= 0 else -1])}"
+    if low < 0:  # stands for a state that grows with the length
+        text = "growing with length" if high < 0 else f"up to {high:,} or growing with length"
+    else:
+        text = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{name.replace('_', ' ')} {text}"

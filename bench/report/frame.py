@@ -1,8 +1,7 @@
 """The gate: a table exists only if, inside each of its columns, nothing but mixer, seed and replica differs.
 
 A column is one protocol x one metric; a block is the arms of one seed inside it. Both are compared on what the records
-hold, not on names: resolved protocols key by key, digests of the shared code, hashes of shared initialisation, batches and
-optimiser groups.
+hold, not on names: protocols key by key, digests of the shared code, hashes of initialisation, batches and optimiser.
 """
 
 import itertools
@@ -152,14 +151,11 @@ def complete_seeds(rows: list[Row], sweep: Sweep) -> tuple[tuple[int, ...], list
     if not have:
         raise Refusal(f"no records for sweep '{sweep.name}' ({len(rows)} runs are missing); {cure}")
     seeds = tuple(s for s, n in missing.items() if n == 0)
-    each = ", ".join(f"seed {s}: {n}" for s, n in missing.items() if n)
+    each = ", ".join(f"seed {s} ({n} run{'s' * (n > 1)} missing)" for s, n in missing.items() if n)
     if not seeds:
-        some = f"{have} of {len(rows)} runs have a record (missing, {each})"
-        raise Refusal(f"sweep '{sweep.name}': no seed is complete, {some}; {cure}")
-    if not each:
-        return seeds, []
-    left_out = f"{seeds_text([s for s in missing if missing[s]])} left out: {sum(missing.values())} of {len(rows)} runs"
-    return seeds, [f"{left_out} have no record (missing, {each}); {cure}."]
+        some = f"{have} of {len(rows)} runs have a record"
+        raise Refusal(f"sweep '{sweep.name}': no seed is complete, {some}: {each}; {cure}")
+    return seeds, [f"Left out: {each}; {cure}."] if each else []
 
 
 # One column ---------------------------------------------------------------------------------------------------------
@@ -191,7 +187,7 @@ def check_protocols(table: Table, column: Column) -> None:
 
 
 def excused(key: str, departed: dict) -> bool:
-    """Whether a departure declares that `key` ('protocol.…') differs; a child's `init` follows its backbone and shell."""
+    """Whether a departure declares that `key` differs; a child's `init` follows its backbone and shell."""
     if key == "protocol.init":
         return any(f"protocol.{k}".startswith(CHAIN) for k in departed)
     return any(f"{key}.".startswith(f"protocol.{k}.") for k in departed)

@@ -1,13 +1,13 @@
 """The figure: one panel a column, one line an arm, a dot a seed, a tick at their mean. The same table, the same bytes.
 
-Drawn with matplotlib's objects on its own defaults and its own font, so neither the user's settings nor the machine shows.
-Seeds are spread over the height of a line in a fixed order, so that a reader can follow one seed from arm to arm.
+Drawn with matplotlib's objects on its own defaults and its own font, so neither the user's settings nor the machine
+shows. Seeds are spread over the height of a line in a fixed order: one seed can be followed from arm to arm.
 """
 
 from pathlib import Path
 
 from bench.report.frame import Table
-from bench.report.tables import departed_text, departure_marks, failed_text, summary, tidy
+from bench.report.tables import departure_marks, failed_text, summary, tidy
 
 # Looks only: a mixer keeps its colour from figure to figure. Append, never reorder; other names take what is left.
 KNOWN = (
@@ -17,15 +17,15 @@ KNOWN = (
     "toeplitz",
     "dense",
     "cauchy",
+    "identity",
     "vandermonde",
     "semiseparable",
     "dft",
-    "identity",
 )
 # Okabe and Ito's colours without yellow, which is lost on white: told apart with every common kind of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^")
-WIDTH = 6.75  # inches: a page of two text columns
+WIDTH, NARROW = 6.75, 3.4  # inches: a page of two text columns, and one column for a single panel
 ACROSS = 4  # panels side by side
 SETTINGS = {
     "font.family": "DejaVu Sans",
@@ -60,7 +60,8 @@ def draw(table: Table, paths: list[Path]) -> None:
         matplotlib.rcParams.update(SETTINGS)
         across = min(len(table.columns), ACROSS)
         down = -(-len(table.columns) // across)
-        figure = Figure(figsize=(WIDTH, down * (0.55 + 0.19 * len(table.arms)) + 0.45), layout="constrained")
+        width = WIDTH if across > 1 else NARROW
+        figure = Figure(figsize=(width, down * (0.55 + 0.19 * len(table.arms)) + 0.45), layout="constrained")
         axes = figure.subplots(down, across, sharey=True, squeeze=False)
         cells = summary(tidy(table))
         for place, ax in enumerate(axes.flat):
@@ -68,7 +69,7 @@ def draw(table: Table, paths: list[Path]) -> None:
                 panel(ax, table, cells, place, first=place % across == 0)
             else:
                 ax.set_visible(False)
-        legend(figure, table)
+        legend(figure, table, across)
         for path in paths:
             figure.savefig(path, dpi=300, metadata=METADATA[path.suffix])
 
@@ -77,18 +78,28 @@ def panel(ax, table: Table, cells, place: int, first: bool) -> None:
     """One column: its values over the arms, top to bottom in the table's order."""
     column, style = table.columns[place], looks([a.mixer["name"] for a in table.arms])
     marks, n = departure_marks(table), len(table.seeds)
+    size = 3.6 if n <= 3 else 2.6
     for height, arm in enumerate(table.arms):
         cell = cells.loc[(arm.label, column.protocol, column.metric)]
         colour, marker = style[arm.mixer["name"]]
         if failed := failed_text(cell):
-            ax.text(0.03, height, failed, transform=ax.get_yaxis_transform(), va="center", color="0.35", size=6)
+            ax.text(
+                0.03,
+                height,
+                failed,
+                transform=ax.get_yaxis_transform(),
+                va="center",
+                color="0.35",
+                size=6,
+                backgroundcolor="white",
+            )
             continue
         for i, seed in enumerate(table.seeds):
-            offset = 0.0 if n == 1 else 0.5 * (i / (n - 1) - 0.5)
+            offset = 0.0 if n == 1 else 0.44 * (i / (n - 1) - 0.5)
             face = colour if arm.mixer["sam"] else "white"
-            ax.plot(cell[f"seed_{seed}"], height + offset, marker, ms=3.6, mec=colour, mfc=face, mew=0.8, zorder=3)
+            ax.plot(cell[f"seed_{seed}"], height + offset, marker, ms=size, mec=colour, mfc=face, mew=0.8, zorder=3)
         if n > 1:
-            ax.plot([cell["mean"]] * 2, [height - 0.36, height + 0.36], color=colour, lw=1.2, zorder=2)
+            ax.plot([cell["mean"]] * 2, [height - 0.36, height + 0.36], color="0.1", lw=0.9, zorder=4)
     ax.set_ylim(len(table.arms) - 0.5, -0.5)
     ax.set_yticks(range(len(table.arms)), [a.label + marks[a.key] for a in table.arms])
     ax.tick_params(axis="y", length=0, labelleft=first)
@@ -107,18 +118,17 @@ def finish(ax, column) -> None:
     ax.set_xlabel(column.metric.replace("_", " "))
 
 
-def legend(figure, table: Table) -> None:
+def legend(figure, table: Table, across: int) -> None:
     from matplotlib.lines import Line2D
 
     dot = {"ls": "", "marker": "o", "ms": 3.6, "mec": "0.2", "mew": 0.8}
     handles = [
-        Line2D([], [], mfc="0.2", label="sequence-aligned (SAM), one dot a seed", **dot),
+        Line2D([], [], mfc="0.2", label="sequence-aligned (SAM)", **dot),
         Line2D([], [], mfc="white", label="not sequence-aligned", **dot),
     ]
     if len(table.seeds) > 1:
-        handles.append(Line2D([], [], ls="", marker="|", ms=8, mec="0.2", mew=1.2, label="mean over seeds"))
-    marks = departure_marks(table)
-    departed = dict.fromkeys(f"{marks[a.key].strip()} {departed_text(a)}" for a in table.arms if a.departed)
-    handles += [Line2D([], [], ls="", label=text) for text in departed]
+        handles.append(Line2D([], [], ls="", marker="|", ms=8, mec="0.1", mew=0.9, label="mean of the seeds"))
+    if any(a.departed for a in table.arms):
+        handles.append(Line2D([], [], ls="", label="[n] declared departure"))
     look = {"frameon": False, "handletextpad": 0.3, "columnspacing": 1.5}
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), **look)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) if across > 1 else 2, **look)

@@ -1,6 +1,6 @@
-"""Tables: the tidy frame (one row a run and metric), its summary, Markdown and CSV. Plain functions over a gate's Table.
+"""Tables: the tidy frame (one row a run and metric), its summary, Markdown and CSV. Plain functions of a Table.
 
-A mean is over seeds, after replicas are averaged within their seed, and exists only if all runs of its cell came out ok.
+A mean is over seeds, after replicas are averaged within their seed, and exists only if all its runs came out ok.
 """
 
 import math
@@ -47,7 +47,7 @@ def by_seed(frame):
 
 
 def summary(frame):
-    """One row an (arm, protocol, metric): n seeds, mean, sd, runs, diverged, unfit, then the value of each seed, seed_<s>.
+    """One row an (arm, protocol, metric): n seeds, mean, sd, runs, diverged, unfit, and each seed's value, seed_<s>.
 
     `sd` is the sample standard deviation, NaN for one seed.
     """
@@ -108,13 +108,14 @@ def markdown(table: Table, certificate: list[str]) -> str:
         own += [cells[arm.label, c.protocol, c.metric] for c in table.columns]
         own += [capacity_text(table, arm, k) for k in ("parameters", "mixer_parameters", "state_per_head")]
         lines.append(own)
+    but = ", and what is declared as a departure" if numbered else ""
     notes = [*numbered, *reasons, *standing_notes(table), *table.notes]
     parts = [
         f"# {table.sweep.name}",
         table.sweep.question,
         grid(head, lines, left=2),
         "\n".join(f"- {note}" for note in notes),
-        f"Fairness certificate (in each column only mixer and seed differ; checked on {len(table.rows)} records):",
+        f"Fairness certificate (in each column only mixer and seed differ{but}; checked on {len(table.rows)} records):",
         "\n".join(f"- {line}" for line in certificate),
     ]
     return "\n\n".join(parts) + "\n"
@@ -156,9 +157,12 @@ def failed_text(cell) -> str:
 
 
 def decimals(means) -> int:
-    """Decimals that show four significant digits of the column's largest mean."""
+    """Three decimals for a column whose largest mean is 0.1 to 10, fewer above, more below."""
     largest = means.abs().max()
-    return 4 if math.isnan(largest) or largest == 0 else min(max(3 - math.floor(math.log10(largest)), 0), 9)
+    if math.isnan(largest) or largest == 0:
+        return 3
+    power = math.floor(math.log10(largest))
+    return max(3 - power, 0) if power >= 0 else 2 - power
 
 
 def reasons(table: Table, label: str, protocol: str) -> str:
@@ -191,7 +195,7 @@ def standing_notes(table: Table) -> list[str]:
     notes = (
         [f"One seed ({table.seeds[0]}): no spread."]
         if n == 1
-        else [f"Mean ± sample standard deviation over n = {n} {seeds_text(list(table.seeds))}."]
+        else [f"Mean ± sample standard deviation over n = {n} ({seeds_text(list(table.seeds))})."]
     )
     replicas = {p: len({r.replica for r in table.of(p)}) for p in table.protocols()}
     repeated = [f"{p} ({k})" for p, k in replicas.items() if k > 1]

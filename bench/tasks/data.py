@@ -94,11 +94,15 @@ def verified(name: str, path: str, sha256: str, places: Places) -> Path:
         folder = places.data or "no folder"
         raise Refusal(f"data set {name}: {path} is missing; looked in {folder} ($MIXERBENCH_DATA {variable}); "
                       f"to get it: mixerbench data fetch {name}")
-    found = digest(places.data / path)
-    if found != sha256:
-        raise Refusal(f"data set {name}: {places.data / path} is not the pinned file: expected sha256 {sha256}, found "
-                      f"{found}; to see what is needed: mixerbench data fetch {name}")
+    _match(name, places.data / path, sha256)
     return places.data / path
+
+
+def _match(name: str, file: Path, sha256: str) -> None:
+    found = digest(file)
+    if found != sha256:
+        raise Refusal(f"data set {name}: {file} is not the pinned file: expected sha256 {sha256}, found {found}; "
+                      f"to see what is needed: mixerbench data fetch {name}")
 
 
 def digest(path: Path) -> str:
@@ -194,13 +198,16 @@ def _copy(pins: Pins, path: str, sha256: str, data: Path, source: Path) -> Statu
     target = data / path
     if target.is_file() and digest(target) == sha256:
         return Status(path, "verified", "")
-    origin = verified(pins.name, path, sha256, Places(source, source))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not (source / path).is_file():
+        raise Refusal(f"data set {pins.name}: {path} is not in {source}")
+    _match(pins.name, source / path, sha256)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        shutil.copyfile(origin, temporary)
-        verified(pins.name, str(temporary.relative_to(data)), sha256, Places(data, data))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, temporary)
         os.replace(temporary, target)
+    except OSError as error:
+        raise Refusal(f"data set {pins.name}: {target} cannot be written: {_first_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return Status(path, "copied", "")
@@ -214,7 +221,7 @@ def cached(places: Places, key: str, build: Callable[[], dict[str, np.ndarray]])
     missing, other sizes or bytes than written) is built again. Raises Refusal if the cache cannot be written.
     """
     entry = places.cache / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    arrays = _open(entry, key)
+    arrays = _open(entry)
     if arrays is not None:
         return arrays
     built = build()
@@ -222,7 +229,7 @@ def cached(places: Places, key: str, build: Callable[[], dict[str, np.ndarray]])
         _write(entry, key, built)
     except OSError as error:
         raise Refusal(f"the cache folder {places.cache} cannot be written: {_first_line(error)}") from error
-    arrays = _open(entry, key)
+    arrays = _open(entry)
     if arrays is None:
         raise Refusal(f"the cache entry {entry} cannot be read back; delete it, or choose another cache folder")
     return arrays
@@ -240,16 +247,16 @@ def _write(entry: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
                 os.fsync(file.fileno())
             manifest["arrays"][name] = _checksum(temporary / f"{name}.npy")
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        _place(temporary, entry, key)
+        _place(temporary, entry)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _place(temporary: Path, entry: Path, key: str) -> None:
+def _place(temporary: Path, entry: Path) -> None:
     try:
         os.rename(temporary, entry)
     except OSError:
-        if _open(entry, key) is not None:
+        if _open(entry) is not None:
             return  # another process was first
         # The damaged entry is moved aside in one step, so that nobody sees half of it.
         aside = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}")
@@ -258,12 +265,10 @@ def _place(temporary: Path, entry: Path, key: str) -> None:
         os.rename(temporary, entry)
 
 
-def _open(entry: Path, key: str) -> dict[str, np.memmap] | None:
-    """The arrays of an entry, or None if it is absent, damaged or of another key."""
+def _open(entry: Path) -> dict[str, np.memmap] | None:
+    """The arrays of an entry, or None if it is absent or damaged."""
     try:
         manifest = json.loads((entry / "manifest.json").read_text())
-        if manifest["key"] != key:
-            return None
         files = {name: entry / f"{name}.npy" for name in manifest["arrays"]}
         if any(_checksum(file) != manifest["arrays"][name] for name, file in files.items()):
             return None

@@ -5,7 +5,6 @@ labels, so the validation splits are what is reported. Axes: B examples, L lengt
 """
 
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -247,9 +246,7 @@ def _correlation(statistic, label: np.ndarray, prediction: np.ndarray) -> float:
     """0 if either side is constant, as it says nothing of the other."""
     if not _vary(label, prediction):
         return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # predictions that hardly differ are a result, not a fault
-        return float(statistic(label.astype(np.float64), prediction.astype(np.float64)).statistic)
+    return float(statistic(label.astype(np.float64), prediction.astype(np.float64)).statistic)
 
 
 def _vary(*sides: np.ndarray) -> bool:

@@ -1,0 +1,97 @@
+"""What the training module costs over a bare loop: same model, same batch, same optimiser, interleaved, medians.
+
+Command: python benchmarks/overhead.py [--protocol mini_mlm --mixer attention --steps 60 --repeats 7] [--device cuda]
+Prints milliseconds a step of both loops, the ratio of each repeat, and their median with the spread. No data set is needed:
+the batch is the task's own example, and both loops get it from a host tensor through the same loader.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from bench import backbone, registry, train
+from bench.config import Run, make_run
+from bench.seeds import Streams
+from bench.tasks.base import Places
+
+
+def made(run: Run, device: str) -> tuple[backbone.Backbone, object]:
+    task = registry.make_task(run, Places(None, Path()))
+    args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
+    granted = registry.grant(run, task, args)
+    model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, cls.backends[0]))
+    backbone.initialise(model, Streams(run.seed, run.replica))
+    example = task.example(run.protocol.budget.batch)
+    task.batch = lambda streams, step, size, part: {key: value[part] for key, value in example.items()}
+    return model.to(device), task
+
+
+def ours(run: Run, device: str, steps: int, folder: Path) -> float:
+    """Seconds a step under the module, between the first logged point and the last."""
+    model, task = made(run, device)
+    setting = train.Setting(device, 0, 1, 1, 0, device == "cuda", folder, float("inf"), lambda: False)
+    training = train.Training(model, task, run.protocol, Streams(0, 0), setting)
+    train.fit(training)
+    return statistics.median(training.trace.step_seconds[len(training.trace.step_seconds) // 3 :])
+
+
+def bare(run: Run, device: str, steps: int) -> float:
+    """Seconds a step of the plain loop over the same model, waiting for the device as often as `ours` does."""
+    model, task = made(run, device)
+    if device == "cuda":
+        torch._dynamo.reset()
+        for layer in model.layers:
+            layer.compile(dynamic=False)
+    settings = run.protocol.optimiser
+    groups = [{k: g[k] for k in ("params", "weight_decay")} for g in train.optimiser_groups(model, settings)]
+    optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=device == "cuda" or None)
+    data = train.MicroBatches(task, Streams(0, 0), run.protocol.budget.batch, train.Setting(device, 0, 1, 1, 0, False, Path(), 0.0, bool))
+    loader = DataLoader(data, batch_size=None, sampler=range(steps), pin_memory=device == "cuda")
+    every, seconds, clock = -(-steps // train.CURVE_POINTS), [], time.perf_counter()
+    for step, (batch, targets) in enumerate(loader):
+        batch = train.to_device(batch, device)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=run.protocol.precision == "bf16"):
+            loss = task.loss(model(batch), batch) / targets.to(device, non_blocking=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip, foreach=True)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if step % every == 0:
+            loss.item()
+            seconds.append((time.perf_counter() - clock) / every)
+            clock = time.perf_counter()
+    return statistics.median(seconds[len(seconds) // 3 :])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--protocol", default="mini_mlm")
+    parser.add_argument("--mixer", default="attention")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=192)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    changes = {"protocol.budget.steps": options.steps, "protocol.budget.batch": options.batch}
+    run = make_run(options.protocol, options.mixer, changes, 0, 0)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.repeats):
+            rows.append((ours(run, options.device, options.steps, Path(folder)), bare(run, options.device, options.steps)))
+            print(f"module {1e3 * rows[-1][0]:.3f} ms, bare loop {1e3 * rows[-1][1]:.3f} ms, ratio {rows[-1][0] / rows[-1][1]:.4f}", flush=True)
+    ratios = sorted(a / b for a, b in rows)
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    summary = {"device": name, "ratio": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1], "ms": 1e3 * statistics.median(b for _, b in rows)}
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Shared by the tests: one thread, runs small enough for a test, and the real data's mark."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import backbone, registry, train
+from bench.config import Run, Where, make_where
+from bench.seeds import Streams
+from bench.tasks.base import Places
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    data = os.environ.get("MIXERBENCH_DATA", "")
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if item.get_closest_marker("data") and not Path(data or "/nonexistent").is_dir():
+            item.add_marker(pytest.mark.skip(reason="MIXERBENCH_DATA does not name a folder with the real data sets"))
+
+
+@pytest.fixture
+def where(tmp_path) -> Where:
+    return make_where({"where.results": str(tmp_path / "results"), "where.device": "cpu"})
+
+
+def shrunk(run: Run) -> Run:
+    """A copy with one layer, width 32, two steps of two examples (or of one augmentation group each)."""
+    group = registry.make_task(run, Places(None, Path())).spec().group
+    protocol = run.protocol
+    return dataclasses.replace(
+        run,
+        protocol=dataclasses.replace(
+            protocol,
+            backbone=dataclasses.replace(protocol.backbone, layers=1, width=32),
+            budget=dataclasses.replace(protocol.budget, steps=2, batch=2 * group),
+        ),
+    )
+
+
+def built(run: Run, device: str = "cpu") -> tuple[backbone.Backbone, object]:
+    """Model with values (none on 'meta') and a task whose every batch is its own example: no data set is needed."""
+    task = registry.make_task(run, Places(None, Path()))
+    args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
+    granted = registry.grant(run, task, args)
+    with torch.device(device):
+        model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, cls.backends[0]))
+    if device != "meta":
+        backbone.initialise(model, Streams(run.seed, run.replica))
+    example = task.example(run.protocol.budget.batch)
+    task.batch = lambda streams, step, size, part: {key: value[part] for key, value in example.items()}
+    return model, task
+
+
+def setting(folder: Path, micro_batches: int = 1, should_stop=lambda: False, checkpoint_seconds: float = 1e9) -> train.Setting:
+    return train.Setting("cpu", 0, 1, micro_batches, 0, False, folder, checkpoint_seconds, should_stop)
