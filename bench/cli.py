@@ -1,12 +1,15 @@
 """The command line. A room is imported only when its verb is used, so that help needs neither torch nor pandas."""
 
 import argparse
+import errno
 import re
 import sys
 import time
 from pathlib import Path
 
 from bench import Refusal
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,9 +64,40 @@ def where_of(words: list[str]):
     return make_where(given)
 
 
+def refuse_early(runs: list, where) -> None:
+    """Refuse what would be refused in a worker, before anything is written for a run.
+
+    Data are opened here once, so that several workers find them in the cache and do not all build it at once.
+    """
+    from bench.registry import backend, check, make_task, mixer_class
+    from bench.run import device_of, places
+
+    for one in {(r.protocol_id, str(r.mixer)): r for r in runs}.values():
+        check(one)
+        backend(mixer_class(one.mixer.name), where.backend, device_of(one, where))
+    for one in {str(r.protocol.task): r for r in runs}.values():
+        make_task(one, places(where)).prepare()
+
+
+def say_missing(runs: list, store, retries: int) -> int:
+    """A line on stderr for each run without a record and why; 1 if there is one."""
+    from bench.sweep import named
+
+    left = [r for r in runs if not store.has(r.id)]
+    for one in left:
+        failures = store.failures(one.id)
+        why = "not started or not finished"
+        if failures:
+            why = f"{failures[-1]['kind']}: {failures[-1]['message'].splitlines()[0]}"
+        if store.given_up(one.id, retries):
+            cure = f"to try again, delete {store.folder(one.id)}/failure-*.json"
+            why += f"; given up after {len(failures)} failures, {cure}"
+        print(f"missing {one.id} {one.label} {named(one)}: {why}", file=sys.stderr)
+    return int(bool(left))
+
+
 def run(options: argparse.Namespace) -> int:
     from bench.config import parse_run
-    from bench.registry import check
     from bench.run import results
     from bench.store import Store
     from bench.sweep import ordered
@@ -71,48 +105,43 @@ def run(options: argparse.Namespace) -> int:
 
     asked, where = parse_run(options.words)
     chain = ordered([asked])
-    for part in chain:
-        check(part)
     store = Store(results(where))
     if store.has(asked.id):
-        print(f"in the store already: {summary(asked, store.record(asked.id), 0)}")
+        print(f"in the store already: {summary(asked, store.record(asked.id), store.record(asked.id).cost.wall)}")
         return 0
+    refuse_early(chain, where)
     stop = Stop(float("inf"))
     work(Queue(chain, store, where), stop)
     if store.has(asked.id):
         print(f"record: {store.folder(asked.id) / 'record.json'}")
         return 0
-    return 130 if stop.signalled else 1
+    return 130 if stop.signalled else say_missing(chain, store, where.retries)
 
 
 def sweep(options: argparse.Namespace) -> int:
     from bench import launch
-    from bench.registry import check
     from bench.run import results
     from bench.store import Store
     from bench.sweep import grid, load, ordered
+    from bench.worker import Queue
 
     where = where_of(options.words)
     if options.workers < 1:
         raise Refusal(f"--workers must be at least 1, got {options.workers}")
+    until = float("inf") if options.stop_after is None else time.time() + options.stop_after
     runs = ordered(grid(load(options.path)))
-    for one in {(r.protocol_id, str(r.mixer)): r for r in runs}.values():
-        check(one)
     store = Store(results(where))
     missing = [r for r in runs if not store.has(r.id)]
-    print(f"{options.path}: {len(runs)} runs, {len(runs) - len(missing)} in the store, {len(missing)} to do")
-    if missing:
-        store.open(missing[0].id)
-        until = time.time() + options.stop_after if options.stop_after else float("inf")
+    print(f"{options.path}: {len(runs)} runs, {len(runs) - len(missing)} in the store, {len(missing)} to do", flush=True)
+    queue = Queue(runs, store, where)
+    todo = [r for r in runs if not queue.settled(r)]
+    if todo:
+        refuse_early(todo, where)
         code = launch.local(options.path, runs, store, where, options.words, options.workers, until)
-        if code:
+        if code == 130:
             return code
-    left = [r for r in runs if not store.has(r.id)]
-    for one in left:
-        failures = store.failures(one.id)
-        why = f"{failures[-1]['kind']}: {failures[-1]['message'].splitlines()[0]}" if failures else "not started or not finished"
-        print(f"missing {one.id} {one.label} {one.mixer.name} seed {one.seed}: {why}")
-    return 1 if left else 0
+        return say_missing(runs, store, where.retries) or code
+    return say_missing(runs, store, where.retries)
 
 
 def report(options: argparse.Namespace) -> int:
@@ -164,6 +193,11 @@ def main() -> int:
     try:
         return {"run": run, "sweep": sweep, "report": report, "merge": merge, "data": data}[options.verb](options)
     except Refusal as error:
+        print(f"mixerbench: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
         print(f"mixerbench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

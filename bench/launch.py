@@ -1,6 +1,5 @@
 """Starts workers on this machine, shows how far they are, and stops them. Knows runs and the store, never torch."""
 
-import json
 import os
 import signal
 import statistics
@@ -12,47 +11,77 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench import Refusal
 from bench.config import Run, Where
 from bench.store import Store
+from bench.sweep import named
 
 POLL_SECONDS = 0.5
 
 
 def local(path: Path, runs: list[Run], store: Store, where: Where, words: list[str], workers: int, until: float) -> int:
-    """Train the runs of the sweep at `path` with attached workers. Exit code: 0, or 2 if a worker refused its input."""
+    """Train the runs of the sweep at `path` with attached workers, to the end or until Ctrl-C (130).
+
+    Raises Refusal if a worker refused its input; 1 if one ended in another way than it should.
+    """
     logs = store.root / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    store.writable(logs)
     command = [sys.executable, "-m", "bench.worker", str(path), "--until", str(until), "--where", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": str(where.threads), "PYTHONUNBUFFERED": "1"}
-    log_paths = [logs / f"worker-{os.getpid()}-{n}.log" for n in range(workers)]
-    processes = []
-    for log in log_paths:
-        with open(log, "w") as out:
-            # A session of their own: Ctrl-C reaches only us, and we ask the workers to checkpoint.
-            processes.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True))
+    started: dict[Path, subprocess.Popen] = {}
+    handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        watch(processes, runs, store, workers)
+        for n in range(workers):
+            log = logs / f"worker-{os.getpid()}-{n}.log"
+            with open(log, "w") as out:
+                # A session of their own: Ctrl-C reaches only us, and we ask the workers to checkpoint.
+                started[log] = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+        watch(list(started.values()), runs, store, workers)
     except KeyboardInterrupt:
-        print("stopping: workers write a checkpoint and end; the same command goes on from there", file=sys.stderr)
-        stop(processes)
+        note = "stopping: workers write a checkpoint and end (Ctrl-C again: at once); the same command goes on from there"
+        print(note, file=sys.stderr)
         return 130
-    refused = [log for process, log in zip(processes, log_paths, strict=True) if process.returncode]
-    for log in refused[:1]:
-        print(log.read_text().strip().splitlines()[-1], file=sys.stderr)
-    return max((p.returncode for p in processes), default=0)
+    finally:
+        stop(list(started.values()))
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return verdict(started)
+
+
+def _interrupt(number, frame) -> None:
+    raise KeyboardInterrupt
 
 
 def stop(processes: list[subprocess.Popen]) -> None:
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
-    for process in processes:
-        process.wait()
+    """Ask the processes to end and wait for them; a second Ctrl-C kills them."""
+    try:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)  # does nothing to one that has ended
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def verdict(ended: dict[Path, subprocess.Popen]) -> int:
+    """0 if all workers ended well, else 1 and a line each; the first refusal of one is raised here."""
+    bad = {log: process.returncode for log, process in ended.items() if process.returncode}
+    for log in bad:
+        lines = [line for line in log.read_text().splitlines() if line.startswith("mixerbench: ")]
+        if lines:
+            raise Refusal(lines[-1].removeprefix("mixerbench: "))
+    for log, code in bad.items():
+        print(f"a worker ended with exit code {code}; its log: {log}", file=sys.stderr)
+    return int(bool(bad))
 
 
 def watch(processes: list[subprocess.Popen], runs: list[Run], store: Store, workers: int) -> None:
     """A progress bar on a terminal, else a line a finished run, until all workers have ended."""
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+    left = TextColumn("{task.fields[left]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left)
     seen = {r.id for r in runs if store.has(r.id)}
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("runs", total=len(runs), completed=len(seen), left="")
@@ -61,17 +90,12 @@ def watch(processes: list[subprocess.Popen], runs: list[Run], store: Store, work
             fresh = [r for r in runs if r.id not in seen and store.has(r.id)]
             for run in fresh:
                 seen.add(run.id)
-                line = f"[{len(seen)}/{len(runs)}] {store.record(run.id).label} {describe(run)}{outcome(store, run)}"
+                line = f"[{len(seen)}/{len(runs)}] {store.record(run.id).label} {named(run)}: {outcome(store, run)}"
                 progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
             progress.update(bar, completed=len(seen), left=time_left(runs, store, workers))
             if not alive:
                 return
             time.sleep(POLL_SECONDS)
-
-
-def describe(run: Run) -> str:
-    level = {True: " sam", False: " not sam"}.get(run.mixer.args.get("sam"), "")
-    return f"{run.mixer.name}{level} seed {run.seed}: "
 
 
 def outcome(store: Store, run: Run) -> str:
@@ -85,23 +109,14 @@ def time_left(runs: list[Run], store: Store, workers: int) -> str:
     """From the walls of finished runs of the same protocol and the progress of those in hand; '' before the first."""
     walls: dict[str, list[float]] = {}
     for run in runs:
-        if store.has(run.id):
+        if store.has(run.id) and store.record(run.id).outcome == "ok":
             walls.setdefault(run.protocol_id, []).append(store.record(run.id).cost.wall)
     if not walls:
         return ""
     anyhow = statistics.median([w for group in walls.values() for w in group])
-    left = 0.0
-    for run in runs:
-        if not store.has(run.id):
-            left += statistics.median(walls.get(run.protocol_id, [anyhow])) * (1 - fraction(store, run))
-    minutes, seconds = divmod(round(left / workers), 60)
-    return f"about {minutes}:{seconds:02d} left"
-
-
-def fraction(store: Store, run: Run) -> float:
-    """Share of a run's steps that are done."""
-    try:
-        progress = json.loads((store.folder(run.id) / "progress.json").read_text())
-    except FileNotFoundError:
-        return 0.0
-    return progress["step"] / progress["steps"]
+    each = {protocol: statistics.median(group) for protocol, group in walls.items()}
+    waiting = [run for run in runs if not store.has(run.id)]
+    left = sum(each.get(run.protocol_id, anyhow) * (1 - store.progress(run.id)) for run in waiting)
+    # More workers than runs do not help, nor does a run get shorter than itself.
+    minutes, seconds = divmod(round(left / max(1, min(workers, len(waiting)))), 60)
+    return f"about {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left" if minutes >= 60 else f"about {minutes}:{seconds:02d} left"

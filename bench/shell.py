@@ -109,4 +109,6 @@ class Shell(nn.Module):
         y_BLHP = self.mixer(v_BLHP, features, segments_BL) * self.scale
         if self.settings.skip:
             y_BLHP = y_BLHP + v_BLHP
-        return self.out(self.norm(y_BLHP.flatten(-2)) * F.silu(z_BLC))
+        # Under autocast y is bf16; the norm is taken in the precision of its weight, as layer norms are.
+        y_BLC = self.norm(y_BLHP.flatten(-2).to(self.norm.weight.dtype))
+        return self.out(y_BLC * F.silu(z_BLC))

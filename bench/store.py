@@ -2,6 +2,8 @@
 
 A file that others may read appears whole: written under a temporary name, then linked (the first wins) or renamed. A lease says
 who trains a run; it names its owner exactly, so that a dead owner on this machine is known at once and one elsewhere by its age.
+Leases are numbered and the highest counts. It is never removed, only marked as released: were a number used twice, a process
+that had judged the first lease stale could take the second from its living owner.
 """
 
 import json
@@ -9,6 +11,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,52 +30,70 @@ class Store:
     def __init__(self, root: Path):
         self.root = root
         self._committed: dict[str, Record] | None = None
+        self._read: dict[str, Record] = {}  # of run folders; a record never changes
 
     def folder(self, run_id: str) -> Path:
         return self.root / "runs" / run_id
 
-    def open(self, run_id: str) -> Path:
-        """The run's folder, made if it is not there; a Refusal if nothing can be written."""
-        folder = self.folder(run_id)
+    def writable(self, folder: Path) -> None:
+        """Make a folder of the store if it is not there; a Refusal if nothing can be created or linked in it."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".probe.{secrets.token_hex(4)}"
-            probe.touch()
+            link_whole(probe, "")
             probe.unlink()
         except OSError as error:
             raise Refusal(f"results folder {self.root} cannot be written: {error.strerror}; set where.results") from None
+
+    def open(self, run_id: str) -> Path:
+        """The run's folder, made if it is not there; a Refusal if nothing can be written."""
+        folder = self.folder(run_id)
+        self.writable(folder)
         return folder
 
     def committed(self) -> dict[str, Record]:
         if self._committed is None:
-            self._committed = {}
+            found: dict[str, Record] = {}
             for path in sorted(self.root.glob("*/records.jsonl")):
-                self._committed.update(read_records(path))
+                _unite(found, read_records(path), str(path))
+            self._committed = found
         return self._committed
 
     def has(self, run_id: str) -> bool:
         return run_id in self.committed() or (self.folder(run_id) / "record.json").exists()
 
     def record(self, run_id: str) -> Record | None:
+        """The run's record, None if it has none; a Refusal for one that is damaged or belongs to another run."""
         if run_id in self.committed():
             return self.committed()[run_id]
         path = self.folder(run_id) / "record.json"
-        return parse(path.read_text(), str(path)) if path.exists() else None
+        if run_id not in self._read and path.exists():
+            record = read_record(path)
+            if record.id != run_id:
+                raise Refusal(f"{path} is the record of run {record.id}, not of {run_id}; delete it and run again")
+            self._read[run_id] = record
+        return self._read.get(run_id)
 
     def weights(self, run_id: str) -> Path:
         return self.folder(run_id) / "weights.pt"
 
     def finish(self, record: Record, items: dict[str, dict]) -> None:
-        """Write the run's items and then its record. A record that is there already stays as it is."""
+        """Write the run's items and then its record. Those that are there already stay as they are."""
         folder = self.open(record.id)
-        if items:
-            path = folder / "items.parquet"
-            temporary = folder / f".items.{secrets.token_hex(4)}"
-            write_items(temporary, record.id, items)
-            os.replace(temporary, path)
-        link_whole(folder / "record.json", dump(record) + "\n")
+        if not self.has(record.id):
+            if items:
+                replace_whole(folder / "items.parquet", lambda path: write_items(path, record.id, items))
+            link_whole(folder / "record.json", dump(record) + "\n")
         for name in ("checkpoint.pt", "progress.json"):
             (folder / name).unlink(missing_ok=True)
+
+    def progress(self, run_id: str) -> float:
+        """Share of the steps of a run in hand, or interrupted, that are done."""
+        try:
+            progress = json.loads((self.folder(run_id) / "progress.json").read_text())
+        except FileNotFoundError:
+            return 0.0
+        return progress["step"] / progress["steps"]
 
     def fail(self, run_id: str, kind: str, message: str) -> None:
         """Note a failure that is not an outcome of the science, as the next failure-<n>.json."""
@@ -83,7 +104,7 @@ class Store:
             n += 1
 
     def failures(self, run_id: str) -> list[dict]:
-        found = sorted(self.folder(run_id).glob("failure-*.json"), key=lambda p: int(p.stem.split("-")[1]))
+        found = sorted(self.folder(run_id).glob("failure-*.json"), key=_number)
         return [json.loads(path.read_text()) for path in found]
 
     def given_up(self, run_id: str, retries: int) -> bool:
@@ -92,70 +113,81 @@ class Store:
 
     def take(self, run_id: str) -> "Lease | None":
         """The right to train a run, or None while somebody else has it."""
-        path = self.open(run_id) / "lease.json"
-        owner = {**_owner(), "token": secrets.token_hex(8)}
-        while not link_whole(path, json.dumps(owner) + "\n"):
-            if not _stale(path):
-                return None
-            # Only one of several finders can rename it away; the others try again and see the new lease.
-            aside = path.with_name(f"lease-lost-{secrets.token_hex(8)}.json")
-            try:
-                os.rename(path, aside)
-                aside.unlink()
-            except FileNotFoundError:
-                pass
-        return Lease(path, owner["token"])
+        folder = self.open(run_id)
+        number, newest = _newest(folder)
+        if number and not _free(newest):
+            return None
+        lease = Lease(folder / f"lease-{number + 1}.json")
+        if not link_whole(lease.path, json.dumps(_owner()) + "\n"):
+            return None
+        if _newest(folder)[0] != number + 1:  # we looked so long ago that even our number has been used and cleared since
+            lease.path.unlink(missing_ok=True)
+            return None
+        for path in folder.glob("lease-*.json"):
+            if _number(path) <= number:
+                path.unlink(missing_ok=True)
+        return lease
 
     def leased(self, run_id: str) -> bool:
-        path = self.folder(run_id) / "lease.json"
-        return path.exists() and not _stale(path)
+        number, newest = _newest(self.folder(run_id))
+        return number > 0 and not _free(newest)
 
 
 @dataclass(frozen=True)
 class Lease:
-    path: Path
-    token: str
+    """Held by the process that made it. All it can touch is its own file, so it cannot release what others hold."""
 
-    def mine(self) -> bool:
-        try:
-            return json.loads(self.path.read_text())["token"] == self.token
-        except FileNotFoundError:
-            return False
+    path: Path
 
     def renew(self) -> None:
-        if self.mine():
+        if self.path.exists():
             os.utime(self.path)
 
     def release(self) -> None:
-        if self.mine():
-            self.path.unlink(missing_ok=True)
+        replace_whole(self.path, lambda path: path.write_text(json.dumps({"released": utc()}) + "\n"))
 
 
-def _owner() -> dict:
-    return {"node": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": _started(os.getpid())}
+def _number(path: Path) -> int:
+    """Of lease-<n>.json or failure-<n>.json."""
+    return int(path.stem.split("-")[1])
 
 
-def _boot() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
+def _newest(folder: Path) -> tuple[int, Path]:
+    return max(((_number(path), path) for path in folder.glob("lease-*.json")), default=(0, folder))
 
 
-def _started(pid: int) -> str:
-    """Start time of a process in clock ticks since boot, '' if it is gone (tells a process from a later one of the same pid)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except OSError:
-        return ""
-
-
-def _stale(path: Path) -> bool:
+def _free(path: Path) -> bool:
+    """Whether a lease was released or has lost its owner; one that has vanished was replaced by a newer one."""
     try:
         owner, age = json.loads(path.read_text()), time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return False
-    if owner["node"] == socket.gethostname():
-        return owner["boot"] != _boot() or _started(owner["pid"]) != owner["started"]
+    if "released" in owner:
+        return True
+    if owner["machine"] and (owner["node"], owner["machine"]) == (socket.gethostname(), _machine()):
+        return _started(owner["pid"]) != owner["started"]
     return age > STALE_SECONDS
+
+
+def _owner() -> dict:
+    return {"node": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _machine() -> str:
+    """This boot of this machine and whose process numbers we see (a container has its own); '' where there is no /proc."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """Start time of a process in clock ticks since boot, '' if it has ended (tells a process from a later one of the same pid)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]  # ended, though its parent has not asked for its exit code yet
 
 
 def link_whole(path: Path, text: str) -> bool:
@@ -170,6 +202,16 @@ def link_whole(path: Path, text: str) -> bool:
         return True
     except FileExistsError:
         return False
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Create or replace `path` whole, with what `write` writes to the path that it is given."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -193,10 +235,21 @@ def write_items(path: Path, run_id: str, items: dict[str, dict]) -> None:
 # Merge --------------------------------------------------------------------------------------------------------------
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"{path} cannot be read: {error}") from None
+
+
+def read_record(path: Path) -> Record:
+    return parse(_text(path), str(path))
+
+
 def read_records(path: Path) -> dict[str, Record]:
-    """All records of a .jsonl or .json file, by id."""
+    """All records of a .jsonl file, by id."""
     records = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(_text(path).splitlines(), 1):
         record = parse(line, f"{path}:{number}")
         if record.id in records:
             raise Refusal(f"{path}:{number}: record {record.id} occurs twice")
@@ -206,14 +259,16 @@ def read_records(path: Path) -> dict[str, Record]:
 
 def found_records(path: Path) -> dict[str, Record]:
     """Records under a path: a records file, a run folder, or a results folder with any of them below."""
-    if path.is_file():
-        return read_records(path)
-    files = [*sorted(path.rglob("records.jsonl")), *sorted(path.rglob("record.json"))]
+    found: dict[str, Record] = {}
+    files = [path] if path.is_file() else [*sorted(path.rglob("records.jsonl")), *sorted(path.rglob("record.json"))]
     if not files:
         raise Refusal(f"no records under {path}; looked for records.jsonl and record.json")
-    found: dict[str, Record] = {}
     for file in files:
-        _unite(found, read_records(file), str(file))
+        if file.suffix == ".jsonl":
+            _unite(found, read_records(file), str(file))
+        else:
+            record = read_record(file)
+            _unite(found, {record.id: record}, str(file))
     return found
 
 
@@ -226,36 +281,56 @@ def _unite(into: dict[str, Record], more: dict[str, Record], source: str) -> Non
 
 def merge(paths: list[Path], target: Path) -> tuple[int, int]:
     """Add the records (and items) under `paths` to target/records.jsonl: sorted by id, identical or refused. (new, all)."""
-    records = target / "records.jsonl"
+    records, items = target / "records.jsonl", target / "items.parquet"
     united = read_records(records) if records.exists() else {}
     before = set(united)
     for path in paths:
         _unite(united, found_records(path), str(path))
-    target.mkdir(parents=True, exist_ok=True)
-    _merge_items(paths, target / "items.parquet", set(united))
-    temporary = records.with_name(f".records.{secrets.token_hex(4)}")
-    temporary.write_text("".join(dump(united[i]) + "\n" for i in sorted(united)))
-    os.replace(temporary, records)
+    table = _merged_items(paths, items, set(united))
+    Store(target).writable(target)
+    if table is not None:
+        import pyarrow.parquet as pq
+
+        replace_whole(items, lambda path: pq.write_table(table, path, compression="zstd"))
+    if len(united) > len(before):
+        text = "".join(dump(united[i]) + "\n" for i in sorted(united))
+        replace_whole(records, lambda path: path.write_text(text))
     return len(united.keys() - before), len(united)
 
 
-def _merge_items(paths: list[Path], target: Path, wanted: set[str]) -> None:
-    """Items of the merged records; those of a run that is in `target` already stay as they are."""
+def _merged_items(paths: list[Path], target: Path, wanted: set[str]):
+    """Items of the merged records as one table, None if nothing is new; those of a run that `target` has stay as they are."""
     import pyarrow as pa
     import pyarrow.compute as pc
+
+    tables = [_read_items(target)] if target.exists() else []
+    known = set(tables[0]["run"].unique().to_pylist()) if tables else set()
+    before = len(known)
+    for path in paths:
+        for file in [path.with_name("items.parquet")] if path.is_file() else sorted(path.rglob("items.parquet")):
+            if file.exists():
+                table = _read_items(file)
+                runs = [r for r in table["run"].unique().to_pylist() if r in wanted and r not in known]
+                tables.append(table.filter(pc.is_in(table["run"], pa.array(runs, pa.string()))))
+                known.update(runs)
+    if len(known) == before:
+        return None
+    table = pa.concat_tables([t for t in tables if len(t)], promote_options="permissive")
+    keys = ["run", "part", "item"]
+    columns = [*keys, *sorted(set(table.column_names) - set(keys))]
+    return table.select(columns).sort_by([(key, "ascending") for key in keys])
+
+
+def _read_items(path: Path):
+    """A Parquet file of items; a Refusal for one that is damaged or lacks the keys."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    have = [pq.read_table(target)] if target.exists() else []
-    known = set(have[0]["run"].unique().to_pylist()) if have else set()
-    sources = [p.parent if p.is_file() else p for p in paths]
-    for file in dict.fromkeys(f for s in sources for f in sorted(s.rglob("items.parquet")) if f != target):
-        table = pq.read_table(file)
-        runs = [r for r in table["run"].unique().to_pylist() if r in wanted and r not in known]
-        have.append(table.filter(pc.is_in(table["run"], pa.array(runs, pa.string()))))
-        known.update(runs)
-    have = [t for t in have if len(t)]
-    if have:
-        temporary = target.with_name(f".items.{secrets.token_hex(4)}")
-        table = pa.concat_tables(have, promote_options="permissive").sort_by([("run", "ascending"), ("part", "ascending"), ("item", "ascending")])
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, target)
+    remedy = "delete it (its records stay) or restore it"
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise Refusal(f"{path} is not readable Parquet ({str(error).splitlines()[0]}); {remedy}") from None
+    if missing := {"run", "part", "item"} - set(table.column_names):
+        raise Refusal(f"{path} has no column {', '.join(sorted(missing))}; {remedy}")
+    return table

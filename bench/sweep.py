@@ -4,12 +4,14 @@ There is no syntax for 'this mixer with another learning rate'. Two declared exc
 `varies` (a response axis, for every mixer alike) and `departures` (a named confound of one mixer).
 """
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bench import Refusal
-from bench.config import Run, build, load_yaml, make_run
+from bench.config import Run, build, compose_group, load_yaml, make_run
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,32 @@ class Arm:
     departed: dict  # 'protocol.…' keys
 
 
+class Cell(NamedTuple):
+    """One place of the sweep's product and the run that belongs there."""
+
+    protocol: str  # label: the protocol's name and what varies, departures left out
+    arm: Arm
+    variation: dict  # 'protocol.…' keys
+    seed: int
+    replica: int
+    run: Run
+
+
 def load(path: Path) -> Sweep:
     values = load_yaml(path)
-    if not isinstance(values, dict):
-        raise Refusal(f"{path} is empty; a sweep needs: question, protocols, mixers, seeds, replicas, varies, departures, columns")
+    keys = [f.name for f in dataclasses.fields(Sweep) if f.name != "name"]
+    if not isinstance(values, dict) or not values:
+        raise Refusal(f"{path} must be a mapping with the keys {', '.join(keys)}")
+    for key in values:
+        if key not in keys:
+            raise Refusal(f"unknown key 'sweep.{key}' in {path}; allowed: {', '.join(keys)}")
     sweep = build(Sweep, {**values, "name": path.stem}, "sweep")
     for key in ("protocols", "mixers", "seeds", "replicas", "columns"):
         if not getattr(sweep, key):
             raise Refusal(f"sweep.{key} is empty in {path}: the sweep has no run")
+    for key, given in sweep.varies.items():
+        if not given:
+            raise Refusal(f"sweep.varies.{key} is empty in {path}: the sweep has no run")
     for key in (*sweep.varies, *(k for d in sweep.departures for k in d.set)):
         if key.split(".")[0] == "init":
             raise Refusal(f"sweep: '{key}' cannot be changed, it names the parent protocol")
@@ -69,11 +89,14 @@ def arms(sweep: Sweep) -> list[Arm]:
         if not isinstance(mixer.get("name"), str):
             raise Refusal("sweep.mixers: every entry needs a name")
         axes = {k: v if isinstance(v, list) else [v] for k, v in mixer.items() if k != "name"}
+        if empty := [k for k, values in axes.items() if not values]:
+            raise Refusal(f"sweep.mixers: {mixer['name']}.{empty[0]} is empty: the sweep has no such run")
+        whole = compose_group("mixer", mixer["name"])  # a departure may also match what the sweep leaves as it is
         for values in itertools.product(*axes.values()):
             own = dict(zip(axes, values, strict=True))
             departed = {}
             for number, departure in enumerate(sweep.departures):
-                if all({"name": mixer["name"], **own}.get(k) == v for k, v in departure.mixer.items()):
+                if all({**whole, **own}.get(k) == v for k, v in departure.mixer.items()):
                     departed |= {f"protocol.{k}": v for k, v in departure.set.items()}
                     used.add(number)
             found.append(Arm(mixer["name"], {f"mixer.{k}": v for k, v in own.items()}, departed))
@@ -89,17 +112,24 @@ def variations(sweep: Sweep) -> list[dict]:
     return [dict(zip(keys, values, strict=True)) for values in itertools.product(*sweep.varies.values())]
 
 
-def grid(sweep: Sweep) -> list[Run]:
-    """The runs that the sweep asks for (parents that it does not list are not among them), in no special order."""
-    runs: dict[str, Run] = {}
-    for seed, arm, protocol, variation, replica in itertools.product(
-        sweep.seeds, arms(sweep), sweep.protocols, variations(sweep), sweep.replicas
-    ):
-        changes = {**variation, **arm.departed, **arm.changes}
-        if replica and make_run(protocol, arm.mixer, changes, seed, 0).parent is None:
+def cells(sweep: Sweep) -> list[Cell]:
+    """The sweep's product, arm by arm within each seed. The same run may occur twice if the file lists it twice."""
+    every = arms(sweep)
+    plain = [(p, v, make_run(p, every[0].mixer, v, 0, 0)) for p, v in itertools.product(sweep.protocols, variations(sweep))]
+    found = []
+    for seed, arm, (protocol, variation, base), replica in itertools.product(sweep.seeds, every, plain, sweep.replicas):
+        if replica and base.parent is None:
             continue
-        run = make_run(protocol, arm.mixer, changes, seed, replica)
-        runs.setdefault(run.id, run)
+        run = make_run(protocol, arm.mixer, {**variation, **arm.departed, **arm.changes}, seed, replica)
+        found.append(Cell(base.label, arm, variation, seed, replica, run))
+    return found
+
+
+def grid(sweep: Sweep) -> list[Run]:
+    """The runs that the sweep asks for, each once (parents that it does not list are not among them)."""
+    runs: dict[str, Run] = {}
+    for cell in cells(sweep):
+        runs.setdefault(cell.run.id, cell.run)
     return list(runs.values())
 
 
@@ -122,3 +152,10 @@ def ordered(runs: list[Run]) -> list[Run]:
     for root in sorted(children.get("", ()), key=lambda r: r.seed):
         visit(root)
     return found
+
+
+def named(run: Run) -> str:
+    """'low_rank sam heads=4 … seed 0' for people."""
+    own = [("sam" if v else "not sam") if k == "sam" else f"{k}={v}" for k, v in run.mixer.args.items()]
+    replica = f" replica {run.replica}" if run.replica else ""
+    return f"{run.mixer.name} {' '.join(own)} seed {run.seed}{replica}"

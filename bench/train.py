@@ -290,8 +290,9 @@ def fit(training: Training) -> None:
     )
     training.model.train()
     with warnings.catch_warnings():
-        # Both say that the loader has few workers; where.loaders is the user's own choice.
+        # That the loader has few workers is the user's own choice (where.loaders); the other is lightning's own debt to torch.
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer.fit(training, train_dataloaders=loader)
     if training.done != steps:
         raise RuntimeError(f"training ended after step {training.done} of {steps}")

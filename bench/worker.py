@@ -20,14 +20,17 @@ from bench.config import Run, Where, make_where, parse_overrides
 from bench.record import Record
 from bench.run import execute, results
 from bench.store import Store
-from bench.sweep import grid, load, ordered
+from bench.sweep import grid, load, named, ordered
 
 POLL_SECONDS = 0.5
 RENEW_SECONDS = 60.0
 
 
 class Stop:
-    """Asked to stop by a signal or by the clock; training looks at it after each optimiser step."""
+    """Asked to stop by a signal or by the clock; training looks at it after each optimiser step.
+
+    Between steps (data, compilation, evaluation) nobody looks, so a second Ctrl-C ends the process there and then.
+    """
 
     def __init__(self, until: float):
         self.until = until  # seconds of the epoch
@@ -36,6 +39,8 @@ class Stop:
             signal.signal(number, self._handle)
 
     def _handle(self, number, frame) -> None:
+        if self.signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.signalled = True
 
     def __call__(self) -> bool:
@@ -75,11 +80,15 @@ class Queue:
         return self.store.weights(parent.id).exists() or self.store.record(parent.id).outcome != "ok"
 
     def expected_seconds(self, run: Run) -> float:
-        """Wall time by finished runs of the same protocol: of the same mixer if there is one, else the longest; 0 if unknown."""
-        walls = [(r.run["mixer"], r.cost.wall) for r in self.finished() if r.protocol_id == run.protocol_id]
+        """What is left of a run, by finished runs of the same protocol: of the same mixer if there is one, else the longest.
+
+        0 if there is none to go by.
+        """
+        done = [r for r in self.finished() if r.protocol_id == run.protocol_id and r.outcome == "ok"]
         mixer = {"name": run.mixer.name, **run.mixer.args}
-        same = [wall for other, wall in walls if other == mixer]
-        return statistics.median(same) if same else max((wall for _, wall in walls), default=0.0)
+        same = [r.cost.wall for r in done if r.run["mixer"] == mixer]
+        wall = statistics.median(same) if same else max((r.cost.wall for r in done), default=0.0)
+        return wall * (1 - self.store.progress(run.id))
 
     def finished(self) -> list[Record]:
         return [self.store.record(r.id) for r in self.runs if self.store.has(r.id)]
@@ -106,10 +115,11 @@ class Queue:
 def work(queue: Queue, stop: Stop) -> None:
     """Take and train runs until all are settled, none can be started, or `stop`."""
     while not stop():
+        busy = queue.waiting()  # asked first: who is no longer busy after `next` may have left us a ready run
         taken = queue.next(stop)
         if taken:
             attempt(*taken, queue, stop)
-        elif queue.waiting():
+        elif busy or queue.waiting():
             time.sleep(POLL_SECONDS)
         else:
             return
@@ -146,7 +156,8 @@ def execute_ranks(run: Run, where: Where, stop: Stop) -> Record | None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(run, where, rank, port), daemon=False) for rank in range(where.devices)]
+    arguments = [(run, where, rank, port, os.getpid()) for rank in range(where.devices)]
+    ranks = [context.Process(target=_rank, args=each, daemon=False) for each in arguments]
     for process in ranks:
         process.start()
     while any(p.is_alive() for p in ranks):
@@ -161,17 +172,11 @@ def execute_ranks(run: Run, where: Where, stop: Stop) -> Record | None:
     return Store(results(where)).record(run.id)
 
 
-def _rank(run: Run, where: Where, rank: int, port: int) -> None:
+def _rank(run: Run, where: Where, rank: int, port: int, worker: int) -> None:
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": where.devices, "NODE_RANK": 0, "LOCAL_RANK": rank}
     os.environ.update({key: str(value) for key, value in world.items()})
-    execute(run, where, Stop(float("inf")))
-
-
-def named(run: Run) -> str:
-    """'low_rank sam heads=4 … seed 0' for people."""
-    own = [("sam" if v else "not sam") if k == "sam" else f"{k}={v}" for k, v in run.mixer.args.items()]
-    replica = f" replica {run.replica}" if run.replica else ""
-    return f"{run.mixer.name} {' '.join(own)} seed {run.seed}{replica}"
+    stop = Stop(float("inf"))
+    execute(run, where, lambda: stop() or os.getppid() != worker)  # without the worker nobody holds the lease
 
 
 def summary(run: Run, record: Record, seconds: float) -> str:
@@ -191,7 +196,7 @@ def main(arguments: list[str]) -> int:
         stop = Stop(options.until)
         work(Queue(ordered(grid(load(options.sweep))), Store(results(where)), where), stop)
     except Refusal as error:
-        print(error, file=sys.stderr)
+        print(f"mixerbench: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
 

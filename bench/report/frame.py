@@ -4,14 +4,13 @@ A column is one protocol x one metric; a block is the arms of one seed inside it
 hold, not on names: protocols key by key, digests of the shared code, hashes of initialisation, batches and optimiser.
 """
 
-import itertools
 import json
 from dataclasses import dataclass
 from functools import cached_property
 
 from bench import Refusal
 from bench import sweep as sweeps
-from bench.config import CHAIN, NEUTRAL, digest, make_run, resolved
+from bench.config import CHAIN, NEUTRAL, digest, resolved
 from bench.record import Record
 from bench.store import Store
 from bench.sweep import Column, Sweep
@@ -78,16 +77,12 @@ class Table:
 
 
 def rows(sweep: Sweep, store: Store) -> list[Row]:
-    """Every run of sweeps.grid with its place in the table. One arm that is listed twice is one arm."""
+    """Every cell of the sweep with its record. One arm that is listed twice is one arm."""
     found: dict[tuple, Row] = {}
-    axes = (sweep.protocols, sweeps.variations(sweep), sweeps.arms(sweep), sweep.seeds, sweep.replicas)
-    for protocol, variation, arm, seed, replica in itertools.product(*axes):
-        first = make_run(protocol, arm.mixer, variation, seed, 0)
-        if replica and first.parent is None:
-            continue
-        run = make_run(protocol, arm.mixer, {**variation, **arm.departed, **arm.changes}, seed, replica)
-        row = Row(first.label, resolved(run)["mixer"], seed, replica, run.id, store.record(run.id))
-        found.setdefault((row.protocol, row.arm, seed, replica), row)
+    for cell in sweeps.cells(sweep):
+        mixer, run_id = resolved(cell.run)["mixer"], cell.run.id
+        row = Row(cell.protocol, mixer, cell.seed, cell.replica, run_id, store.record(run_id))
+        found.setdefault((row.protocol, row.arm, row.seed, row.replica), row)
     return list(found.values())
 
 

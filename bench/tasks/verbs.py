@@ -30,11 +30,11 @@ def pins_of(name: str) -> list[Pins]:
 
 
 def fetch_verb(name: str, places: Places, source: Path | None) -> int:
-    """Fetch or verify a set; 1 if something of it is still missing."""
+    """Fetch or verify a set; 1 if something of it is still missing or not as pinned."""
     states = [state for pins in pins_of(name) for state in fetch(pins, places, source)]
     for state in states:
         print(" ".join(part for part in state if part))
-    return int(any(state.state == "missing" for state in states))
+    return int(any(state.state in ("missing", "other content") for state in states))
 
 
 def vocab_verb(task: str, places: Places, size: int, out: Path) -> int:
@@ -51,7 +51,9 @@ def vocab_verb(task: str, places: Places, size: int, out: Path) -> int:
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     temporary.write_text(text, encoding="utf-8")
     temporary.rename(out)
-    print(f"vocabulary: {{file: {out.name}, sha256: {hashlib.sha256(text.encode()).hexdigest()}, size: {size}}}")
+    inside = places.data is not None and out.resolve().is_relative_to(places.data.resolve())
+    file = out.resolve().relative_to(places.data.resolve()) if inside else out.name  # a pin is a path in the data folder
+    print(f"vocabulary: {{file: {file}, sha256: {hashlib.sha256(text.encode()).hexdigest()}, size: {size}}}")
     return 0
 
 

@@ -1,0 +1,138 @@
+"""Only the mixer varies: shared parameters and batches are bitwise equal, every shipped file builds and trains."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import backbone, registry, train
+from bench.config import ROOT, choices, compose_group, load_yaml, make_run, resolved
+from bench.record import parse
+from bench.seeds import Streams
+from bench.store import read_records
+from bench.sweep import grid, load, ordered
+from bench.tasks.base import Places
+from tests.conftest import built, setting, shrunk
+
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+ARMS = [(name, level) for name in choices("mixer") for level in registry.mixer_class(name).levels]
+
+
+def an_arm(protocol: str, name: str, level: bool, seed: int = 0):
+    return make_run(protocol, name, {"mixer.sam": level, "mixer.heads": 2}, seed, 0)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {arm: built(an_arm("quick_recall", *arm))[0] for arm in ARMS}
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations(ARMS, 2)), ids=str)
+def test_shared_parameters_of_any_two_arms_are_bitwise_equal(models, pair):
+    one, two = (dict(backbone.shared(models[arm])) for arm in pair)
+    assert list(one) == list(two) and len(one) > 5
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_shared_parameters_differ_between_seeds_and_all_of_them_are_drawn():
+    zero, one = (dict(built(an_arm("quick_recall", "attention", True, seed))[0].named_parameters()) for seed in (0, 1))
+    constant = [name for name in zero if torch.equal(zero[name], one[name])]
+    assert all("norm" in name or name.endswith("bias") for name in constant)
+
+
+def test_a_parameter_does_not_depend_on_what_else_is_drawn():
+    deep = dict(built(make_run("quick_recall", "dense", {"protocol.backbone.layers": 3}, 0, 0))[0].named_parameters())
+    flat = dict(built(make_run("quick_recall", "dense", {}, 0, 0))[0].named_parameters())
+    assert set(flat) < set(deep) and all(torch.equal(deep[name], flat[name]) for name in flat)
+
+
+@pytest.mark.parametrize("protocol", ["quick_digits", "quick_recall", "quick_copying"])
+def test_the_first_ten_batches_of_all_arms_are_bitwise_equal(protocol, tmp_path):
+    first: list[dict] = []
+    for arm in ARMS:
+        run = an_arm(protocol, *arm)
+        task = registry.make_task(run, Places(None, tmp_path))
+        task.prepare()
+        data = train.MicroBatches(task, Streams(run.seed, run.replica), run.protocol.budget.batch, setting(tmp_path))
+        batches = [data[index][0] for index in range(10)]
+        first = first or batches
+        assert all(torch.equal(a[key], b[key]) for a, b in zip(first, batches, strict=True) for key in a)
+    assert not torch.equal(first[0]["labels"], first[1]["labels"])
+
+
+def test_the_optimiser_treats_shared_parameters_of_all_arms_alike(models):
+    settings = make_run("quick_recall", "dense", {}, 0, 0).protocol.optimiser
+    assert len({train.groups_digest(model, settings) for model in models.values()}) == 1
+
+
+def test_a_mixer_gets_only_its_grant():
+    for name, level in ARMS:
+        run = an_arm("quick_recall", name, level)
+        task = registry.make_task(run, Places(None, Path()))
+        grant = registry.grant(run, task, registry.mixer_args(run))
+        assert set(vars(grant)) == {"heads", "head_width", "length", "packed"}
+
+
+@pytest.mark.parametrize("group", ["protocol", "mixer", "task"])
+def test_every_yaml_of_a_group_composes_and_says_what_it_is_for(group):
+    for name in choices(group):
+        assert compose_group(group, name)
+        assert (ROOT / "configs" / group / f"{name}.yaml").read_text().startswith("# "), name
+
+
+def test_no_yaml_is_named_by_nobody():
+    used = {run.label.split("[")[0] for path in SWEEPS for run in ordered(grid(load(path)))}
+    assert used == set(choices("protocol"))
+
+
+def everything():
+    """One run of each protocol and mixer that the sweeps, protocols and mixers of this checkout can make."""
+    runs = [run for path in SWEEPS for run in ordered(grid(load(path)))]
+    runs += [an_arm("quick_recall", *arm) for arm in ARMS]
+    return list({(run.protocol_id, str(run.mixer)): run for run in runs}.values())
+
+
+@pytest.mark.parametrize("run", everything(), ids=lambda r: f"{r.label}-{r.mixer.name}-{r.mixer.args['sam']}")
+def test_every_shipped_arm_builds_at_full_size_and_trains_two_steps_when_shrunk(run, tmp_path):
+    assert registry.check(run) == ""
+    full, _ = built(run, "meta")
+    assert sum(p.numel() for p in full.parameters()) > 0 and all(p.is_meta for p in full.parameters())
+    small = shrunk(run)
+    model, task = built(small)
+    training = train.Training(model, task, small.protocol, Streams(0, 0), setting(tmp_path))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train.fit(training)
+    assert [step for step, _ in training.trace.curve] == [1, 2]
+    moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert any(".out." in name for name in moved)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/records.jsonl")), ids=lambda p: p.parent.name)
+def test_committed_records_still_have_their_ids_and_belong_to_their_sweep(path):
+    """Reading checks each id against its run; the sweep's own ids must be the committed ones, or old evidence is lost."""
+    records = read_records(path)
+    runs = grid(load(ROOT / "sweeps" / f"{path.parent.name}.yaml"))
+    assert {run.id for run in runs} <= set(records)
+    assert all(json.loads(json.dumps(resolved(run))) == records[run.id].run for run in runs)
+
+
+def test_a_record_of_each_kind_is_committed():
+    kinds = {r.run["protocol"]["task"]["name"] for p in (ROOT / "results").glob("*/records.jsonl") for r in read_records(p).values()}
+    assert {"masked_lm", "glue", "images"} <= kinds
+
+
+def test_sweep_headers_name_their_command_and_cost():
+    for path in SWEEPS:
+        head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+        assert "Command: " in head, path
+        assert load_yaml(path)["question"].endswith("?"), path
+
+
+def test_a_record_survives_reading_and_writing():
+    from bench.record import dump
+
+    for path in (ROOT / "results").glob("*/records.jsonl"):
+        for line in path.read_text().splitlines():
+            assert dump(parse(line, str(path))) == line

@@ -1,0 +1,108 @@
+"""The import table of the design: what each room may know, and sizes that keep the house small."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCH = ROOT / "bench"
+FILES = sorted(BENCH.rglob("*.py"))
+HEAVY = {"torch", "lightning", "hydra", "omegaconf", "optuna", "submitit", "kornia", "datasets", "pandas", "matplotlib", "seaborn"}
+
+# Room -> third-party modules and other rooms of this package that no line of it may import, not even inside a function.
+FORBIDDEN = {
+    "mixers": (HEAVY - {"torch"}, {"backbone", "shell", "train", "run", "config", "registry", "store", "record", "sweep", "worker", "launch", "report", "tasks", "seeds", "cli"}),
+    "tasks": ({"lightning", "hydra", "omegaconf", "optuna", "submitit"}, {"mixers", "backbone", "shell", "train", "run", "registry", "store", "record", "sweep", "worker", "launch", "report", "cli"}),
+    "report": ({"torch", "lightning", "hydra", "omegaconf", "optuna", "submitit"}, {"mixers", "tasks", "backbone", "shell", "train", "run", "registry", "worker", "launch", "cli"}),
+    "launch": (HEAVY, {"mixers", "tasks", "backbone", "shell", "train", "run", "registry", "worker", "report", "cli"}),
+    "sweep": (HEAVY, {"mixers", "tasks", "backbone", "shell", "train", "run", "registry", "worker", "launch", "report", "cli"}),
+    "config": (HEAVY - {"hydra", "omegaconf"}, {"mixers", "tasks", "backbone", "shell", "train", "run", "registry", "store", "record", "sweep", "worker", "launch", "report", "cli"}),
+    "backbone": (HEAVY - {"torch"}, {"train", "run", "registry", "store", "record", "sweep", "worker", "launch", "report", "cli"}),
+    "shell": (HEAVY - {"torch"}, {"tasks", "train", "run", "registry", "store", "record", "sweep", "worker", "launch", "report", "cli"}),
+    "train": ({"hydra", "omegaconf", "optuna", "submitit", "pandas"}, {"registry", "run", "store", "record", "sweep", "worker", "launch", "report", "cli"}),
+    "run": ({"optuna", "submitit", "lightning", "pandas"}, {"sweep", "worker", "launch", "report", "cli"}),
+    "worker": ({"optuna", "submitit", "lightning", "pandas"}, {"launch", "report", "cli"}),
+    "store": (HEAVY, {"mixers", "tasks", "backbone", "shell", "train", "run", "registry", "sweep", "worker", "launch", "report", "cli"}),
+    "record": (HEAVY, {"mixers", "tasks", "backbone", "shell", "train", "run", "registry", "store", "sweep", "worker", "launch", "report", "cli"}),
+    "seeds": (HEAVY, {"mixers", "tasks", "config"}),
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(BENCH).parts[0].removesuffix(".py")
+
+
+def imported(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(BENCH)))
+def test_a_room_knows_only_what_it_may(path):
+    third_party, rooms = FORBIDDEN.get(room(path), (set(), set()))
+    names = imported(path)
+    assert not {n.split(".")[0] for n in names} & third_party
+    if path.name != "verbs.py":  # the verbs of the data room read names from the configs
+        assert not {n.split(".")[1] for n in names if n.startswith("bench.")} & rooms
+    else:
+        assert not {n.split(".")[1] for n in names if n.startswith("bench.")} & (rooms | {"registry"})
+
+
+def test_only_the_training_room_imports_lightning():
+    assert [p.name for p in FILES if {"lightning"} & {n.split(".")[0] for n in imported(p)}] == ["train.py"]
+
+
+def test_a_mixer_imports_no_other_mixer():
+    for path in (BENCH / "mixers").glob("*.py"):
+        assert {n for n in imported(path) if n.startswith("bench.mixers")} <= {
+            n for n in imported(path) if n.startswith("bench.mixers.base")
+        }, path
+
+
+@pytest.mark.parametrize("module", ["bench.cli", "bench.config", "bench.sweep", "bench.launch", "bench.report", "bench.store"])
+def test_what_users_wait_for_does_not_load_torch(module):
+    code = f"import {module}, sys; print(*(m for m in ('torch', 'lightning', 'hydra', 'optuna', 'submitit') if m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_names_of_mixers_occur_only_in_their_own_files():
+    names = {p.stem for p in (ROOT / "configs" / "mixer").glob("*.yaml")} - {"identity", "attention", "dense"}  # also English words
+    for path in FILES:
+        if path.parent.name != "mixers" and path.name != "plots.py":  # colours are by name
+            strings = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+            assert not strings & names, path
+
+
+def test_functions_fit_on_a_screen_and_files_in_a_drawer():
+    lengths = []
+    for path in FILES:
+        text = path.read_text()
+        assert text.count("\n") <= 350, path
+        lengths += [n.end_lineno - n.lineno + 1 for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+    assert sorted(lengths)[int(len(lengths) * 0.9)] <= 45 and max(lengths) <= 60
+
+
+def test_every_file_says_what_it_is_for():
+    for path in FILES:
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_no_settings_hide_in_code():
+    """No catch-all arguments, and no defaults in constructors of what a yaml describes."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.args.kwarg is None, f"{path}: {node.name}"
+                if path.parent.name in ("mixers", "tasks") and node.name == "__init__":
+                    assert not node.args.defaults and not node.args.kw_defaults, f"{path}: {node.name}"
+            if isinstance(node, ast.ClassDef) and node.name == "Args":
+                assert all(field.value is None for field in node.body if isinstance(field, ast.AnnAssign)), path

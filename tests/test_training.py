@@ -1,0 +1,264 @@
+"""Training: exact resume, micro-batches and ranks that do not change the objective, divergence, the schedule."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from bench import run as one_run
+from bench import train
+from bench.config import Run, Schedule, make_run, make_where
+from bench.run import execute
+from bench.seeds import Streams
+from bench.store import Store
+from tests.conftest import built, setting
+
+# Everything that a checkpoint has to carry is on: EMA, clip, accumulation, dropout, drop path.
+CHANGES = {
+    "protocol.budget.steps": 12,
+    "protocol.budget.batch": 16,
+    "protocol.backbone.layers": 2,
+    "protocol.backbone.dropout": 0.1,
+    "protocol.backbone.drop_path": 0.5,
+    "protocol.optimiser.ema": 0.9,
+    "protocol.optimiser.clip": 0.1,
+    "mixer.heads": 2,
+}
+
+
+def a_run(**changes) -> Run:
+    return make_run("quick_recall", "low_rank", CHANGES | changes, 0, 0)
+
+
+def outcome(record, store: Store) -> tuple:
+    weights = torch.load(store.weights(record.id), weights_only=True)
+    return record.metrics, record.curve, {name: value.numpy().tobytes() for name, value in weights.items()}
+
+
+@pytest.fixture
+def accumulating(where):
+    return dataclasses.replace(where, micro_batches=4)
+
+
+def test_a_stopped_and_resumed_run_ends_bitwise_equal(accumulating, tmp_path):
+    whole = execute(a_run(), accumulating, lambda: False)
+    stopped = dataclasses.replace(accumulating, results=str(tmp_path / "stopped"))
+    for after in (1, 4, 2):
+        calls = iter(range(100))
+        assert execute(a_run(), stopped, lambda calls=calls, after=after: next(calls) + 1 == after) is None
+    resumed = execute(a_run(), stopped, lambda: False)
+    assert "ema_accuracy" in whole.metrics and len(whole.curve) == 12
+    assert outcome(resumed, Store(tmp_path / "stopped")) == outcome(whole, Store(tmp_path / "results"))
+
+
+def test_a_killed_run_ends_bitwise_equal(accumulating, tmp_path):
+    words = ["protocol=quick_recall", "mixer=low_rank", *(f"{k}={v}" for k, v in (CHANGES | {"protocol.budget.steps": 60}).items())]
+    places = ["where.device=cpu", "where.micro_batches=4", "where.checkpoint_seconds=0"]
+    killed = [sys.executable, "-m", "bench.cli", "run", *words, *places, f"where.results={tmp_path / 'killed'}"]
+    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    wait_for(lambda: list((tmp_path / "killed").glob("runs/*/checkpoint.pt")))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = a_run(**{"protocol.budget.steps": 60})
+    store = Store(tmp_path / "killed")
+    assert not store.has(run.id)
+    done = torch.load(store.folder(run.id) / "checkpoint.pt", weights_only=True)["done"]
+    assert 0 < done < 60
+    resumed = execute(run, dataclasses.replace(accumulating, results=str(tmp_path / "killed")), lambda: False)
+    assert outcome(resumed, store) == outcome(execute(run, accumulating, lambda: False), Store(tmp_path / "results"))
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "quasiseparable"])
+def test_micro_batches_do_not_change_loss_or_gradients(tmp_path, mixer):
+    results = []
+    for micro_batches in (1, 4):
+        run = make_run("quick_recall", mixer, {"protocol.budget.steps": 1, "protocol.optimiser.lr": 1.0, "mixer.heads": 2}, 0, 0)
+        results.append(first_step(run, tmp_path, micro_batches))
+    (loss, grads), (other_loss, other_grads) = results
+    assert loss == pytest.approx(other_loss, rel=1e-6)
+    for name, grad in grads.items():
+        torch.testing.assert_close(other_grads[name], grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def first_step(run: Run, tmp_path, micro_batches: int) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and clipped gradients of the first optimiser step, caught as the optimiser takes it."""
+    model, task = built(run)
+    training = train.Training(model, task, run.protocol, Streams(0, 0), setting(tmp_path, micro_batches))
+    grads = {}
+    configure = training.configure_optimizers
+
+    def configured():
+        optimiser = configure()
+        names = {p: n for n, p in model.named_parameters()}
+        optimiser.register_step_pre_hook(lambda *_: grads.update({names[p]: p.grad.clone() for p in names if p.grad is not None}))
+        return optimiser
+
+    training.configure_optimizers = configured
+    train.fit(training)
+    return training.trace.curve[0][1], grads
+
+
+def test_two_gloo_ranks_give_the_weights_of_one_process_with_accumulation(where, tmp_path):
+    changes = {"protocol.budget.steps": 3, "protocol.budget.batch": 16, "mixer.heads": 2}
+    run = make_run("quick_recall", "low_rank", changes, 0, 0)
+    one = execute(run, dataclasses.replace(where, micro_batches=2), lambda: False)
+    words = [f"{k}={v}" for k, v in changes.items()]
+    command = [sys.executable, "-m", "bench.cli", "run", "protocol=quick_recall", "mixer=low_rank", *words]
+    command += ["where.device=cpu", "where.devices=2", f"where.results={tmp_path / 'two'}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    two = Store(tmp_path / "two").record(run.id)
+    assert two.environment.world == 2
+    assert [loss for _, loss in two.curve] == pytest.approx([loss for _, loss in one.curve], rel=1e-5)
+    ours = torch.load(Store(tmp_path / "results").weights(run.id), weights_only=True)
+    theirs = torch.load(Store(tmp_path / "two").weights(run.id), weights_only=True)
+    for name, value in ours.items():
+        # Adam divides by |gradient|: where that is near zero, rounding shows; 1e-3 of the three steps' length at most.
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=3e-5, msg=name)
+
+
+def test_a_loss_that_is_not_finite_ends_as_a_diverged_record(where):
+    record = execute(a_run(**{"protocol.optimiser.lr": 1e30, "protocol.optimiser.clip": 0.0}), where, lambda: False)
+    assert (record.outcome, record.metrics) == ("diverged", {})
+    assert "not finite by step" in record.reason
+    assert all(loss == loss for _, loss in record.curve)
+
+
+def test_the_child_of_a_diverged_parent_is_diverged_too(where, monkeypatch):
+    parent = a_run(**{"protocol.optimiser.lr": 1e30, "protocol.optimiser.clip": 0.0})
+    child = dataclasses.replace(a_run(), protocol=dataclasses.replace(a_run().protocol, init=parent.protocol_id), parent=parent)
+    execute(parent, where, lambda: False)
+    record = execute(child, where, lambda: False)
+    assert record.outcome == "diverged" and parent.id in record.reason
+
+
+def child_of(parent: Run, **changes) -> Run:
+    plain = a_run(**changes)
+    return dataclasses.replace(plain, protocol=dataclasses.replace(plain.protocol, init=parent.protocol_id), parent=parent)
+
+
+def test_a_child_starts_from_its_parents_weights_and_a_head_of_its_own(where):
+    parent = a_run(**{"protocol.budget.steps": 2})
+    execute(parent, where, lambda: False)
+    child = child_of(parent, **{"protocol.optimiser.lr": 0.0, "protocol.budget.steps": 1, "protocol.optimiser.weight_decay": 0.0})
+    execute(child, where, lambda: False)
+    store = Store(one_run.results(where))
+    before, after = (torch.load(store.weights(r.id), weights_only=True) for r in (parent, child))
+    equal = {name: torch.equal(before[name], after[name]) for name in before}
+    assert all(same for name, same in equal.items() if not name.startswith("head."))
+    assert not equal["head.weight"]
+
+
+def test_a_child_of_another_shape_is_refused(where):
+    parent = a_run(**{"protocol.budget.steps": 1})
+    execute(parent, where, lambda: False)
+    with pytest.raises(one_run.Refusal, match="cannot start from .*: shapes differ for embedding"):
+        execute(child_of(parent, **{"protocol.backbone.width": 16}), where, lambda: False)
+
+
+def test_replicas_draw_their_own_head_and_batches(where):
+    parent = a_run(**{"protocol.budget.steps": 1})
+    execute(parent, where, lambda: False)
+    first, second = (dataclasses.replace(child_of(parent), replica=r) for r in (0, 1))
+    one, two = execute(first, where, lambda: False), execute(second, where, lambda: False)
+    assert one.id != two.id and one.hashes.batches != two.hashes.batches and one.metrics != two.metrics
+
+
+def test_precision_is_obeyed(where):
+    seen = {}
+    for precision in ("fp32", "bf16"):
+        record = execute(a_run(**{"protocol.precision": precision, "protocol.budget.steps": 2}), where, lambda: False)
+        seen[precision] = record.curve
+        assert record.environment.precision == precision
+    assert seen["fp32"] != seen["bf16"]
+    assert seen["fp32"][0][1] == pytest.approx(seen["bf16"][0][1], rel=0.02)
+
+
+def test_a_checkpoint_never_executes_code(where, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    run = a_run()
+    folder = Store(one_run.results(where)).open(run.id)
+    torch.save({"done": Evil()}, folder / "checkpoint.pt")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        execute(run, where, lambda: False)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_schedule_closed_form():
+    linear, cosine = Schedule("linear", 0.1, 0.02), Schedule("cosine", 0.1, 0.0)
+    rates = [train.learning_rate(step, 100, 2.0, linear) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == 2.0 and rates[99] == pytest.approx(0.04)
+    assert rates[55] == pytest.approx(2.0 * (0.02 + 0.98 * (1 - 45 / 89)))
+    assert train.learning_rate(99, 100, 1.0, cosine) == pytest.approx(0)
+    assert train.learning_rate(54, 99, 1.0, Schedule("cosine", 10 / 99, 0.0)) == pytest.approx(0.5)
+
+
+def test_ema_is_the_recursion(tmp_path):
+    run = a_run(**{"protocol.budget.steps": 3})
+    model, task = built(run)
+    training = train.Training(model, task, run.protocol, Streams(0, 0), setting(tmp_path))
+    expected = [p.detach().clone() for p in model.parameters()]
+    step = training.optimiser_step
+
+    def stepped():
+        step()
+        for average, parameter in zip(expected, model.parameters(), strict=True):
+            average.mul_(0.9).add_(parameter.detach(), alpha=0.1)
+
+    training.optimiser_step = stepped
+    train.fit(training)
+    for average, value in zip(training.average, expected, strict=True):
+        torch.testing.assert_close(average, value)
+
+
+def test_decay_follows_the_number_of_dimensions_alone():
+    model, _ = built(a_run())
+    matrices, others = train.optimiser_groups(model, a_run().protocol.optimiser)
+    assert matrices["weight_decay"] == 0.01 and others["weight_decay"] == 0.0
+    assert all(p.ndim >= 2 for p in matrices["params"]) and all(p.ndim < 2 for p in others["params"])
+    assert len(matrices["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
+def test_calibration_sets_every_layer_to_the_target(where):
+    run = a_run(**{"protocol.shell.gain": 0.5})
+    ready = one_run.build(run, where, "cpu")
+    before = one_run.calibrated(ready, run)
+    group = ready.task.spec().group
+    batch = ready.task.batch(ready.streams, 0, run.protocol.budget.batch, slice(0, 16 * group))
+    scales = [layer.shell.scale.item() for layer in ready.model.layers]
+    again = train_free_gains(ready.model, batch)
+    assert [gain * scale for (gain, _), scale in zip(before, scales, strict=True)] == pytest.approx([0.5, 0.5])
+    assert [gain * scale for (gain, _), scale in zip(again, scales, strict=True)] == pytest.approx([0.5, 0.5], rel=1e-4)
+    assert all(0 <= varying <= total for total, varying in before)
+
+
+def train_free_gains(model, batch):
+    from bench import backbone
+
+    return backbone.calibrate(model, batch, 0.0)
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(where):
+    with pytest.raises(one_run.Refusal, match="cannot be cut into 1 devices x 3 micro-batches"):
+        execute(a_run(), dataclasses.replace(where, micro_batches=3), lambda: False)
+
+
+def test_where_is_refused_for_a_device_that_is_not_there(where):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(one_run.Refusal, match="no CUDA device is visible"):
+        execute(a_run(), make_where({"where.device": "cuda"}), lambda: False)
