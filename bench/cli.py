@@ -55,7 +55,7 @@ def duration(text: str) -> float:
 
 
 def where_of(words: list[str]):
-    from bench.config import make_where, parse_overrides
+    from bench.compose import make_where, parse_overrides
 
     given = parse_overrides(words)
     for key in given:
@@ -97,7 +97,7 @@ def say_missing(runs: list, store, retries: int) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    from bench.config import parse_run
+    from bench.compose import parse_run
     from bench.run import results
     from bench.store import Store
     from bench.sweep import ordered
@@ -145,7 +145,7 @@ def sweep(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    from bench.config import ROOT
+    from bench.compose import ROOT
     from bench.report import report as make_report
     from bench.store import Store
     from bench.sweep import load

@@ -8,7 +8,8 @@ import inspect
 import types
 
 from bench import Refusal
-from bench.config import Run, build, choices
+from bench.compose import choices
+from bench.config import Run, build
 from bench.mixers.base import Grant, Mixer
 from bench.tasks.base import Places, Task
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from bench import Refusal, backbone, registry, train
-from bench.config import ROOT, Run, Where, resolved
+from bench.compose import ROOT
+from bench.config import Run, Where, resolved
 from bench.record import SCHEMA, Capacity, Cost, Environment, Hashes, Record
 from bench.seeds import Streams
 from bench.shell import owned_by_mixer

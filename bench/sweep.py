@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import Refusal
-from bench.config import Run, build, compose_group, load_yaml, make_run
+from bench.compose import compose_group, load_yaml, make_run
+from bench.config import Run, build
 
 
 @dataclass(frozen=True)

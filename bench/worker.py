@@ -16,7 +16,8 @@ import traceback
 from pathlib import Path
 
 from bench import Refusal
-from bench.config import Run, Where, make_where, parse_overrides
+from bench.compose import make_where, parse_overrides
+from bench.config import Run, Where
 from bench.record import Record
 from bench.run import execute, results
 from bench.store import Store

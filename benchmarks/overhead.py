@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bench import backbone, registry, train
-from bench.config import Run, make_run
+from bench.compose import make_run
+from bench.config import Run
 from bench.seeds import Streams
 from bench.tasks.base import Places
 

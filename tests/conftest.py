@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bench import backbone, registry, train
-from bench.config import Run, Where, make_where
+from bench.compose import make_where
+from bench.config import Run, Where
 from bench.seeds import Streams
 from bench.tasks.base import Places
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import Refusal, config
-from bench.config import digest, make_run, parse_overrides, parse_run, resolved
+from bench import Refusal, compose, config
+from bench.compose import make_run, parse_overrides, parse_run
+from bench.config import digest, resolved
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -115,11 +116,11 @@ def test_an_interpolation_in_a_yaml_is_refused_before_it_is_resolved(tmp_path, m
     (tmp_path / "run.yaml").write_text("defaults:\n  - protocol: null\n  - _self_\n")
     (tmp_path / "protocol" / "p.yaml").write_text(text)
     (tmp_path / "task" / "evil.yaml").write_text("name: ${oc.env:HOME}\n")
-    monkeypatch.setattr(config, "CONFIGS", tmp_path)
-    config._composed.cache_clear()
+    monkeypatch.setattr(compose, "CONFIGS", tmp_path)
+    compose._composed.cache_clear()
     with pytest.raises(Refusal, match="interpolation"):
-        config.compose_group("protocol", "p")
-    config._composed.cache_clear()
+        compose.compose_group("protocol", "p")
+    compose._composed.cache_clear()
 
 
 @pytest.mark.parametrize("text", ["a: !!python/object/apply:os.system ['true']\n", "a: [1\n", "a: 1\na: 2\n"])
@@ -127,5 +128,5 @@ def test_yaml_that_is_unsafe_broken_or_repeats_a_key_is_refused(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(Refusal, match="is not readable yaml") as caught:
-        config.load_yaml(path)
+        compose.load_yaml(path)
     assert "\n" not in str(caught.value)

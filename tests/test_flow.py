@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.config import ROOT
+from bench.compose import ROOT
 from bench.store import Store
 from bench.sweep import load, ordered
 from bench.sweep import grid as runs_of

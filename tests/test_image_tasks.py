@@ -331,7 +331,8 @@ def test_settings_that_cannot_work_are_refused_by_name(change, named, tmp_path, 
 def test_tiny_imagenet_validation_images_are_sane(tmp_path):
     if "MIXERBENCH_DATA" not in os.environ:
         pytest.skip("MIXERBENCH_DATA is not set")
-    from bench.config import build, load_yaml
+    from bench.compose import load_yaml
+    from bench.config import build
 
     path = Path(__file__).parent.parent / "configs" / "task" / "images_tiny.yaml"
     values = {key: value for key, value in load_yaml(path).items() if key != "name"}

@@ -1,5 +1,6 @@
 """Only the mixer varies: shared parameters and batches are bitwise equal, every shipped file builds and trains."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from bench import backbone, registry, train
-from bench.config import ROOT, choices, compose_group, load_yaml, make_run, resolved
+from bench.compose import ROOT, choices, compose_group, load_yaml, make_run
+from bench.config import Named, resolved
 from bench.record import parse
 from bench.seeds import Streams
 from bench.store import read_records
@@ -87,10 +89,19 @@ def test_no_yaml_is_named_by_nobody():
     assert used == set(choices("protocol"))
 
 
+def on_task(task: str):
+    """A run on a task as its own yaml describes it, whether or not a protocol uses it as it is."""
+    values, run = compose_group("task", task), make_run("mini_images", "low_rank", {}, 0, 0)
+    named = Named(values.pop("name"), values)
+    return dataclasses.replace(run, label=task, protocol=dataclasses.replace(run.protocol, task=named))
+
+
 def everything():
     """One run of each protocol and mixer that the sweeps, protocols and mixers of this checkout can make."""
     runs = [run for path in SWEEPS for run in ordered(grid(load(path)))]
     runs += [an_arm("quick_recall", *arm) for arm in ARMS]
+    used = {str(run.protocol.task) for run in runs}
+    runs += [run for run in map(on_task, choices("task")) if str(run.protocol.task) not in used]
     return list({(run.protocol_id, str(run.mixer)): run for run in runs}.values())
 
 

@@ -7,7 +7,7 @@ import torch
 
 import bench.mixers
 from bench import registry
-from bench.config import ROOT
+from bench.compose import ROOT
 from bench.mixers.base import Features, Grant
 from bench.shell import Shell
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from bench import Refusal
-from bench.config import ROOT, digest, resolved
+from bench.compose import ROOT
+from bench.config import digest, resolved
 from bench.record import Capacity, Cost, Environment, Hashes, Record
 from bench.report import certificate, frame, report, tables
 from bench.report.frame import Row, controlled

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bench import Refusal
-from bench.config import CONFIGS, build, load_yaml
+from bench.compose import CONFIGS, load_yaml
+from bench.config import build
 from bench.registry import task_class
 from bench.seeds import Streams
 from bench.tasks.base import Places

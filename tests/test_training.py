@@ -12,7 +12,8 @@ import torch
 
 from bench import run as one_run
 from bench import train
-from bench.config import Run, Schedule, make_run, make_where
+from bench.compose import make_run, make_where
+from bench.config import Run, Schedule
 from bench.run import execute
 from bench.seeds import Streams
 from bench.store import Store

@@ -5,7 +5,8 @@ import secrets
 from pathlib import Path
 
 from bench import Refusal
-from bench.config import build, choices, compose_group
+from bench.compose import choices, compose_group
+from bench.config import build
 from bench.tasks.base import Places
 from bench.tasks.data import Pins, fetch, table
 from bench.tasks.text import Vocabulary, train_vocabulary, vocabulary_pins
