@@ -102,7 +102,7 @@ def outcome(store: Store, run: Run) -> str:
     record = store.record(run.id)
     if record.outcome != "ok":
         return f"{record.outcome}: {record.reason}"
-    return " ".join(f"{k}={v:.3g}" for k, v in record.metrics.items()) + f" ({record.cost.wall:.0f} s)"
+    return " ".join(f"{k}={v:.3g}" for k, v in record.metrics.items()) + f" ({record.cost.wall:.1f} s)"
 
 
 def time_left(runs: list[Run], store: Store, workers: int) -> str:

@@ -32,15 +32,27 @@ PACKAGES = ("numpy", "lightning", "kornia", "pillow", "tokenizers")
 
 @dataclass
 class Built:
-    """A run made ready: task with data, model with values, and what the record says of them."""
+    """A run made ready: task with data, model with values (None of them if it is never trained), and what the record says."""
 
-    task: Task
-    model: backbone.Backbone
-    streams: Streams
+    task: Task | None
+    model: backbone.Backbone | None
+    streams: Streams | None
     hashes: Hashes
     capacity: Capacity
     gain: list[tuple[float, float]]
     backend: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended, for its record."""
+
+    outcome: str
+    reason: str
+    metrics: dict[str, float]
+    curve: tuple
+    cost: Cost
+    compiled: bool
 
 
 def places(where: Where) -> Places:
@@ -105,10 +117,10 @@ def train_and_evaluate(run: Run, where: Where, store: Store, setting: train.Sett
     if setting.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     built = build(run, where, setting.device)
-    if run.parent is not None:
-        load_parent(built.model, store.weights(run.parent.id), run)
     if run.parent is None:
         built = replace(built, gain=calibrated(built, run))
+    else:
+        load_parent(built.model, store.weights(run.parent.id), run)
     training = train.Training(built.model, built.task, run.protocol, built.streams, setting)
     checkpoint = setting.folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -129,25 +141,9 @@ def train_and_evaluate(run: Run, where: Where, store: Store, setting: train.Sett
         return None
     if setting.rank:
         return None
-    record = Record(
-        schema=SCHEMA,
-        id=run.id,
-        outcome=outcome,
-        reason=reason,
-        label=run.label,
-        protocol_id=run.protocol_id,
-        run=resolved(run),
-        digests=code_digests(run.protocol.task.name, run.mixer.name),
-        hashes=built.hashes,
-        capacity=built.capacity,
-        gain=tuple(total for total, _ in built.gain),
-        gain_varying=tuple(varying for _, varying in built.gain),
-        environment=environment(run, where, setting.device, setting.compiled, built.backend),
-        cost=cost(run, training, startup, evaluation, setting.device, started),
-        metrics=metrics,
-        curve=tuple(training.trace.curve),
-        finished=utc(),
-    )
+    spent = cost(run, training, startup, evaluation, setting.device, started)
+    ended = Ended(outcome, reason, metrics, tuple(training.trace.curve), spent, setting.compiled)
+    record = record_of(run, where, setting.device, built, ended)
     if outcome == "ok":
         train.replace(store.weights(run.id), lambda path: torch.save(built.model.state_dict(), path))
     if store.record(run.id) is None:
@@ -227,28 +223,33 @@ def batches_digest(task: Task, streams: Streams, size: int, steps: int) -> str:
 
 def finish_without_training(run: Run, where: Where, device: str, store: Store, outcome: str, reason: str) -> Record:
     """The record of a run whose outcome is known before its first step."""
-    nothing = Cost(*([0.0] * 7), peak_memory=0, tokens=0)
-    record = Record(
+    nothing = Built(None, None, None, Hashes("", "", ""), Capacity(0, 0, 0, 0), [], "")
+    ended = Ended(outcome, reason, {}, (), Cost(*([0.0] * 7), peak_memory=0, tokens=0), False)
+    record = record_of(run, where, device, nothing, ended)
+    store.finish(record, {})
+    return record
+
+
+def record_of(run: Run, where: Where, device: str, built: Built, ended: Ended) -> Record:
+    return Record(
         schema=SCHEMA,
         id=run.id,
-        outcome=outcome,
-        reason=reason,
+        outcome=ended.outcome,
+        reason=ended.reason,
         label=run.label,
         protocol_id=run.protocol_id,
         run=resolved(run),
         digests=code_digests(run.protocol.task.name, run.mixer.name),
-        hashes=Hashes("", "", ""),
-        capacity=Capacity(0, 0, 0, 0),
-        gain=(),
-        gain_varying=(),
-        environment=environment(run, where, device, False, ""),
-        cost=nothing,
-        metrics={},
-        curve=(),
+        hashes=built.hashes,
+        capacity=built.capacity,
+        gain=tuple(total for total, _ in built.gain),
+        gain_varying=tuple(varying for _, varying in built.gain),
+        environment=environment(run, where, device, ended.compiled, built.backend),
+        cost=ended.cost,
+        metrics=ended.metrics,
+        curve=ended.curve,
         finished=utc(),
     )
-    store.finish(record, {})
-    return record
 
 
 # Provenance ---------------------------------------------------------------------------------------------------------

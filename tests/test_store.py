@@ -32,7 +32,7 @@ def a_record(seed: int, outcome: str = "ok", wall: float = 1.0, accuracy: float 
         reason="" if outcome == "ok" else "because",
         label=run.label,
         protocol_id=run.protocol_id,
-        run=resolved(run),
+        run=json.loads(json.dumps(resolved(run))),
         digests={},
         hashes=Hashes("", "", ""),
         capacity=Capacity(1, 1, 1, 1),

@@ -1,0 +1,375 @@
+"""The command line as users meet it: one line and exit code 2 for what they can mend, sweeps that survive Ctrl-C and failures."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from bench import Refusal, cli, compose, launch, worker
+from bench.compose import make_run, make_where
+from bench.run import execute
+from bench.store import Store
+from bench.sweep import grid, load, ordered
+from tests.test_store import a_record, content
+from tests.test_sweep import PLAIN
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """(exit code, stdout, stderr) of `mixerbench` with these words, in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def called(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mixerbench", *map(str, words)])
+        capsys.readouterr()
+        code = cli.main()
+        return code, *capsys.readouterr()
+
+    yield called
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def the_line(answer: tuple[int, str, str]) -> str:
+    code, _, err = answer
+    assert code == 2 and err.startswith("mixerbench: ") and err.count("\n") == 1 and err.endswith("\n"), answer
+    return err
+
+
+def sweep_file(folder: Path, **changes) -> Path:
+    path = folder / "x.yaml"
+    path.write_text(yaml.safe_dump(PLAIN | changes, sort_keys=False))
+    return path
+
+
+# Refusals -----------------------------------------------------------------------------------------------------------
+
+QUICK = ["run", "protocol=quick_copying", "mixer=low_rank"]
+BAD = {
+    "unknown mixer": ([*QUICK[:2], "mixer=mamba"], ["mamba", "toeplitz"]),
+    "unknown protocol": (["run", "protocol=quick", "mixer=dense"], ["'quick'", "quick_digits"]),
+    "no mixer": (QUICK[:2], ["mixer=", "toeplitz"]),
+    "unknown key": ([*QUICK, "protocol.optimiser.lrr=1"], ["lrr", "lr, betas"]),
+    "unknown top key": ([*QUICK, "optimiser.lr=1"], ["optimiser.lr", "protocol.…"]),
+    "key of a mixer": ([*QUICK, "mixer.order=1"], ["order", "rank"]),
+    "word without a value": ([*QUICK, "fast"], ["fast", "key=value"]),
+    "text for a number": ([*QUICK, "protocol.optimiser.lr=fast"], ["protocol.optimiser.lr", "float", "fast"]),
+    "text for a mixer's number": ([*QUICK, "mixer.rank=big"], ["rank", "int", "big"]),
+    "negative steps": ([*QUICK, "protocol.budget.steps=-5"], ["protocol.budget.steps", "at least 1"]),
+    "negative seed": ([*QUICK, "seed=-1"], ["seed", "at least 0"]),
+    "heads that do not divide": ([*QUICK, "mixer.heads=5"], ["mixer.heads=5", "1, 2, 4, 8"]),
+    "no SAM form": ([*QUICK[:2], "mixer=dense", "mixer.sam=true"], ["dense", "sam", "true", "false"]),
+    "replica without a parent": ([*QUICK, "replica=1"], ["replica 1", "quick_copying"]),
+    "backend on a CPU": ([*QUICK, "where.backend=mamba_ssm"], ["where.backend=mamba_ssm", "cpu", "torch"]),
+    "unknown backend": ([*QUICK, "where.backend=triton"], ["triton", "mamba_ssm"]),
+    "unknown where": ([*QUICK, "where.gpu=0"], ["gpu", "device"]),
+    "interpolation": ([*QUICK, "where.data=${oc.env:HOME}"], ["interpolation", "${oc.env:HOME}"]),
+    "no such sweep": (["sweep", "sweeps/nowhere.yaml"], ["sweeps/nowhere.yaml"]),
+    "no workers": (["sweep", "sweeps/quickstart.yaml", "--workers", "0"], ["--workers", "at least 1"]),
+    "run's key for a sweep": (["sweep", "sweeps/quickstart.yaml", "seed=1"], ["'seed'", "where.…"]),
+    "report without records": (["report", "sweeps/quickstart.yaml"], ["quickstart", "no records"]),
+    "unknown data set": (["data", "fetch", "imagenet"], ["imagenet", "simplewiki"]),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input_is_one_line_and_nothing_is_written(call, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(ROOT)
+    words, parts = BAD[case]
+    message = the_line(call(*words, f"where.results={tmp_path / 'results'}", "where.device=cpu"))
+    assert all(part in message for part in parts), message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_options_are_refused_by_argparse(call):
+    options = (["--stop-after", "soon"], ["--stop-after", "-3m"], ["--workers", "two"], ["--wrokers=2"])
+    for words in options:
+        with pytest.raises(SystemExit) as caught:
+            call("sweep", "sweeps/quickstart.yaml", *words)
+        assert caught.value.code == 2
+    assert [cli.duration(t) for t in ("90s", "1.5m", "2h")] == [90, 90, 7200]
+
+
+def test_interpolation_in_a_yaml_is_refused(call, tmp_path):
+    path = sweep_file(tmp_path, question="${oc.env:HOME}")
+    assert "interpolation" in the_line(call("sweep", path, f"where.results={tmp_path / 'results'}"))
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("verb", ["run", "sweep"])
+def test_missing_data_say_what_where_and_how(call, tmp_path, monkeypatch, verb):
+    results = tmp_path / "results"
+    path = sweep_file(tmp_path, protocols=["quick_copying", "mini_mlm"])
+    words = {"run": ["run", "protocol=mini_mlm", "mixer=identity"], "sweep": ["sweep", path]}[verb]
+    monkeypatch.delenv("MIXERBENCH_DATA", raising=False)
+    message = the_line(call(*words, f"where.results={results}", "where.device=cpu"))
+    assert "simplewiki" in message and "mixerbench data fetch simplewiki" in message and "is not set" in message
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("MIXERBENCH_DATA", str(tmp_path / "empty"))
+    assert str(tmp_path / "empty") in the_line(call(*words, f"where.results={results}", "where.device=cpu"))
+    assert not results.exists()
+
+
+def test_results_that_cannot_be_written_are_one_line(call, tmp_path):
+    (tmp_path / "file").touch()
+    path, root = sweep_file(tmp_path), tmp_path / "file" / "results"
+    for words in ([*QUICK, "protocol.budget.steps=2"], ["sweep", path]):
+        message = the_line(call(*words, f"where.results={root}", "where.device=cpu"))
+        assert str(root) in message and "where.results" in message
+    (tmp_path / "records.jsonl").write_text("")
+    assert str(root) in the_line(call("merge", tmp_path / "records.jsonl", "--into", root))
+
+
+def test_a_record_cut_in_half_is_one_line(call, tmp_path):
+    run = make_run("quick_copying", "low_rank", {}, 0, 0)
+    path = Store(tmp_path / "results").open(run.id) / "record.json"
+    path.write_text('{"schema": 1, "id"')
+    before = content(tmp_path)
+    message = the_line(call(*QUICK, f"where.results={tmp_path / 'results'}", "where.device=cpu"))
+    assert str(path) in message and "delete it and run again" in message
+    assert content(tmp_path) == before
+
+
+# Data ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A configs folder with the text task 'tiny' (pins of real files; its vocabulary is still to be made) in tmp_path/data."""
+    configs, data = tmp_path / "configs", tmp_path / "data"
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        target = configs / file.relative_to(ROOT / "configs")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(file.read_text())
+    values = yaml.safe_load((configs / "task" / "masked_lm_simplewiki.yaml").read_text())
+    data.mkdir()
+    splits = {}
+    for split in ("train", "validation"):
+        words = ["".join(chr(97 + (i * k + k) % 26) for i in range(2, 7)) for k in range(1, 60)]
+        pq.write_table(pa.table({"text": [" ".join(words[k:] + words[:k]) for k in range(20)]}), data / f"{split}.parquet")
+        splits[split] = {f"{split}.parquet": hashlib.sha256((data / f"{split}.parquet").read_bytes()).hexdigest()}
+    values |= {"length": 32, "data": values["data"] | {"name": "tinytexts", "splits": splits}}
+    (configs / "task" / "tiny.yaml").write_text(yaml.safe_dump(values))
+    mlm = (configs / "protocol" / "mini_mlm.yaml").read_text().replace("masked_lm_simplewiki", "tiny")
+    own = mlm.replace("layers: 6, width: 256", "layers: 1, width: 16").replace("steps: 1500, batch: 512", "steps: 2, batch: 8")
+    (configs / "protocol" / "tiny.yaml").write_text(own)
+    monkeypatch.setattr(compose, "CONFIGS", configs)
+    monkeypatch.setenv("MIXERBENCH_DATA", str(data))
+    compose._composed.cache_clear()
+    yield tmp_path
+    compose._composed.cache_clear()
+
+
+def test_from_a_corpus_to_a_record_and_what_may_be_wrong_with_the_files(call, tiny):
+    data, yaml_file, results = tiny / "data", tiny / "configs" / "task" / "tiny.yaml", tiny / "results"
+    words = ["run", "protocol=tiny", "mixer=identity", f"where.results={results}", "where.device=cpu"]
+    code, out, err = call("data", "vocab", "tiny", "--size", "90", "--out", data / "words.txt")
+    assert code == 0, err
+    text = (data / "words.txt").read_bytes()
+    pin = yaml.safe_load(out.splitlines()[-1])
+    assert pin == {"vocabulary": {"file": "words.txt", "sha256": hashlib.sha256(text).hexdigest(), "size": 90}}
+    assert len(text.splitlines()) == 90
+    assert "is there already" in the_line(call("data", "vocab", "tiny", "--size", "90", "--out", data / "words.txt"))
+    assert "text task" in the_line(call("data", "vocab", "copying", "--size", "90", "--out", data / "other.txt"))
+    yaml_file.write_text(yaml.safe_dump(yaml.safe_load(yaml_file.read_text()) | pin))
+    compose._composed.cache_clear()
+    code, out, _ = call("data", "fetch", "tinytexts")
+    assert code == 0 and out.count("verified") == 3
+
+    whole = (data / "train.parquet").read_bytes()
+    (data / "train.parquet").write_bytes(whole[:-1] + b"x")
+    message = the_line(call(*words))
+    assert "train.parquet" in message and "not the pinned file" in message and "data fetch tinytexts" in message
+    code, out, _ = call("data", "fetch", "tiny")
+    assert code == 1 and "other content" in out
+    assert not list(results.glob("runs"))
+
+    # Pinned, but no Parquet: only the pins of a careless yaml get there.
+    (data / "train.parquet").write_bytes(whole[: len(whole) // 2])
+    old, new = (hashlib.sha256(part).hexdigest() for part in (whole, whole[: len(whole) // 2]))
+    good = yaml_file.read_text()
+    yaml_file.write_text(good.replace(old, new))
+    compose._composed.cache_clear()
+    message = the_line(call(*words))
+    assert "train.parquet is not readable Parquet" in message and not list(results.glob("runs"))
+
+    yaml_file.write_text(good)
+    compose._composed.cache_clear()
+    (tiny / "source").mkdir()
+    (tiny / "source" / "train.parquet").write_bytes(whole)
+    for name in ("validation.parquet", "words.txt"):
+        (data / name).rename(tiny / "source" / name)
+    code, out, _ = call("data", "fetch", "tinytexts", "--from", tiny / "source")
+    assert code == 0 and out.count("copied") == 3 and (data / "train.parquet").read_bytes() == whole
+    code, out, err = call(*words, "protocol.precision=fp32")
+    assert code == 0 and err == "" and "record: " in out, (out, err)
+    assert Path(out.split("record: ")[1].strip()).exists()
+    code, out, _ = call(*words, "protocol.precision=fp32")
+    assert code == 0 and "in the store already" in out
+
+
+# Help ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["report", "--help"], ["data", "fetch", "--help"]])
+def test_help_loads_nothing_heavy(words):
+    code = (
+        "import atexit, sys; from bench import cli; sys.argv = ['mixerbench', *sys.argv[1:]]\n"
+        "heavy = 'torch lightning hydra omegaconf numpy pandas pyarrow matplotlib datasets rich'.split()\n"
+        "atexit.register(lambda: print([m for m in heavy if m in sys.modules], file=sys.stderr))\n"
+        "sys.exit(cli.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: mixerbench") and done.stderr == "[]\n"
+
+
+# Sweeps -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_given_up_is_named_with_its_reason_and_remedy(call, tmp_path):
+    path, results = sweep_file(tmp_path), Store(tmp_path / "results")
+    run = ordered(grid(load(path)))[0]
+    for _ in range(3):
+        results.fail(run.id, "error", "ValueError: bad luck\nTraceback")
+    single = ["run", "protocol=quick_copying", "mixer=identity", "mixer.heads=2", "protocol.budget.steps=2"]
+    for words in (["sweep", path], single):
+        code, _, err = call(*words, f"where.results={results.root}", "where.device=cpu")
+        assert code == 1 and err.count("\n") == 1
+        assert run.id in err and "ValueError: bad luck" in err and "given up after 3 failures" in err
+        assert f"{results.folder(run.id)}/failure-*.json" in err
+    code, _, err = call("sweep", path, f"where.results={results.root}", "where.retries=3", "--stop-after", "0s")
+    assert code == 1 and "given up" not in err and not results.has(run.id)  # no time is left, not: as much as you like
+
+
+def test_a_refusal_in_a_worker_is_the_launchers_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MIXERBENCH_DATA", raising=False)
+    path = sweep_file(tmp_path, protocols=["mini_mlm"], varies={})
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    code = worker.main([str(path), "--until", "inf", "--where", f"where.results={tmp_path / 'r'}", "where.device=cpu"])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    err = capsys.readouterr().err
+    assert code == 2 and err.startswith("mixerbench: data set simplewiki") and err.count("\n") == 1
+    assert not [p for p in (tmp_path / "r").rglob("*") if p.name.startswith(("failure", "record"))]
+
+    def ended(code: str) -> subprocess.Popen:
+        process = subprocess.Popen([sys.executable, "-c", code])
+        process.wait()
+        return process
+
+    log = tmp_path / "log"
+    log.write_text(f"noise\n{err}late noise\n")
+    with pytest.raises(Refusal, match="data set simplewiki"):
+        launch.verdict({tmp_path / "other": ended(""), log: ended("import sys; sys.exit(2)")})
+    log.write_text("Killed")
+    assert launch.verdict({log: ended("import os; os.kill(os.getpid(), 9)")}) == 1
+    assert str(log) in capsys.readouterr().err
+    assert launch.verdict({log: ended("")}) == 0
+
+
+def test_a_sweep_with_a_broken_run_finishes_the_others(call, tmp_path):
+    """A checkpoint that cannot be read makes one run fail in a real worker, as often as it may."""
+    path = sweep_file(tmp_path, seeds=[0, 1, 2])
+    broken, *others = ordered(grid(load(path)))
+    results = Store(tmp_path / "results")
+    (results.open(broken.id) / "checkpoint.pt").write_bytes(b"no checkpoint")
+    code, out, err = call("sweep", path, f"where.results={results.root}", "where.device=cpu", "where.retries=1")
+    assert code == 1 and err.count("\n") == 1 and broken.id in err and "given up after 2 failures" in err
+    assert len(results.failures(broken.id)) == 2 and all(results.has(r.id) for r in others)
+    lines = out.splitlines()
+    assert lines[0].endswith("3 runs, 0 in the store, 3 to do")
+    for n, line in enumerate(lines[1:], 1):
+        assert re.fullmatch(rf"\[{n}/3\] quick_copying.*identity.* seed {n}: accuracy=.* loss=.* \(\d+\.\d s\)", line), line
+    assert len(lines) == 3
+    (results.folder(broken.id) / "checkpoint.pt").unlink()
+    for note in results.folder(broken.id).glob("failure-*.json"):
+        note.unlink()
+    again = ["run", "protocol=quick_copying", "mixer=identity", "mixer.heads=2", "protocol.budget.steps=2"]
+    assert call(*again, f"where.results={results.root}", "where.device=cpu")[0] == 0
+    code, out, err = call("sweep", path, f"where.results={results.root}", "where.device=cpu")
+    assert (code, err) == (0, "") and out.endswith("3 runs, 3 in the store, 0 to do\n")
+
+
+def alive(parent: int) -> list[int]:
+    """Living child processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+            if int(fields[1]) == parent and fields[0] not in "ZX":
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_for(what, seconds: float) -> None:
+    end = time.time() + seconds
+    while not what():
+        assert time.time() < end
+        time.sleep(0.02)
+
+
+def test_ctrl_c_leaves_nobody_behind_and_the_same_command_goes_on_bitwise(call, tmp_path):
+    """Two workers, four runs; stopped while both are at work, then finished by two others, each run once."""
+    path = sweep_file(tmp_path, seeds=[0, 1, 2, 3], varies={"budget.steps": [150]})
+    runs, results = ordered(grid(load(path))), Store(tmp_path / "results")
+    words = ["sweep", str(path), "--workers", "2", f"where.results={results.root}", "where.device=cpu"]
+    command = [sys.executable, "-m", "bench.cli", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as launcher:
+        wait_for(lambda: sum(0 < results.progress(r.id) < 0.9 for r in runs) >= 1, 90)
+        wait_for(lambda: len(alive(launcher.pid)) == 2, 30)
+        workers = alive(launcher.pid)
+        launcher.send_signal(signal.SIGINT)
+        _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 130 and err.startswith("stopping: ") and err.count("\n") == 1
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert not any(results.leased(r.id) for r in runs)
+    stopped = [r for r in runs if (results.folder(r.id) / "checkpoint.pt").exists()]
+    finished = [r for r in runs if results.has(r.id)]
+    assert stopped and not any(results.failures(r.id) for r in runs)
+
+    code, out, err = call(*words)
+    assert (code, err) == (0, "") and out.count("seed ") == 4 - len(finished)
+    logs = "".join(log.read_text() for log in (results.root / "logs").iterdir())
+    assert sorted(re.findall(r"seed (\d):", logs)) == ["0", "1", "2", "3"]
+    undisturbed = make_where({"where.results": str(tmp_path / "whole"), "where.device": "cpu"})
+    whole, resumed = execute(stopped[0], undisturbed, lambda: False), Store(results.root).record(stopped[0].id)
+    assert (whole.metrics, whole.curve) == (resumed.metrics, resumed.curve)
+    assert json.dumps(whole.metrics) == json.dumps(resumed.metrics)
+
+
+def test_a_launcher_that_fails_takes_its_workers_along(tmp_path, monkeypatch, where):
+    """A damaged record of a finished run shows up only while the launcher watches."""
+    path, seen = sweep_file(tmp_path), []
+    runs, results = ordered(grid(load(path))), Store(Path(where.results))
+
+    def broken(processes, *_):
+        seen.extend(processes)
+        raise Refusal("a damaged record")
+
+    monkeypatch.setattr(launch, "watch", broken)
+    with pytest.raises(Refusal):
+        launch.local(path, runs, results, where, [f"where.results={where.results}"], 1, float("inf"))
+    assert [p.poll() is not None for p in seen] == [True]
+
+
+def test_merge_and_its_refusal(call, tmp_path):
+    Store(tmp_path / "there").finish(a_record(0), {})
+    code, out, _ = call("merge", tmp_path / "there", "--into", tmp_path / "x")
+    assert code == 0 and "1 new, 1 in all" in out
+    before = content(tmp_path / "x")
+    assert "no records" in the_line(call("merge", tmp_path / "nowhere", "--into", tmp_path / "x"))
+    assert content(tmp_path / "x") == before

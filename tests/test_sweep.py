@@ -1,0 +1,331 @@
+"""The sweep grammar (which runs, in which order, what is refused) and the queue that works through them."""
+
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench import Refusal, compose, launch, sweep, worker
+from bench.compose import make_run
+from bench.config import resolved
+from bench.store import Store
+from bench.sweep import cells, grid, load, named, ordered
+from bench.worker import Queue, Stop, work
+from tests.test_store import a_record
+
+ROOT = Path(__file__).parents[1]
+PLAIN = {
+    "question": "Which?",
+    "protocols": ["quick_copying"],
+    "mixers": [{"name": "identity", "heads": 2}],
+    "seeds": [0],
+    "replicas": [0],
+    "varies": {"budget.steps": [2]},
+    "departures": [],
+    "columns": [{"protocol": "quick_copying", "metric": "accuracy"}],
+}
+
+
+def a_sweep(folder: Path, **changes) -> sweep.Sweep:
+    (folder / "x.yaml").write_text(yaml.safe_dump(PLAIN | changes, sort_keys=False))
+    return load(folder / "x.yaml")
+
+
+def refusal(call, *arguments, **keys) -> str:
+    with pytest.raises(Refusal) as caught:
+        call(*arguments, **keys)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def chain(tmp_path, monkeypatch):
+    """A configs folder with 'base' (quick_copying, two steps), its fine-tunings 'child', 'other', and 'grandchild' of 'child'."""
+    configs = tmp_path / "configs"
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        target = configs / file.relative_to(ROOT / "configs")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(file.read_text())
+    for n, (name, init) in enumerate((("base", '""'), ("child", "base"), ("other", "base"), ("grandchild", "child"))):
+        own = f"init: {init}\ntask: {{held_out: {64 + n}}}\nbudget: {{steps: 2}}\n"
+        text = f"defaults:\n  - quick_copying\n  - _self_\n{own}"
+        (configs / "protocol" / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(compose, "CONFIGS", configs)
+    compose._composed.cache_clear()
+    yield
+    compose._composed.cache_clear()
+
+
+# Grammar ------------------------------------------------------------------------------------------------------------
+
+
+def test_runs_come_seed_by_seed_and_each_chain_depth_first(chain, tmp_path):
+    mixers = [{"name": "identity", "heads": 2}, {"name": "low_rank", "heads": 2, "sam": [False, True]}]
+    protocols = ["other", "grandchild", "base", "child"]
+    runs = ordered(grid(a_sweep(tmp_path, mixers=mixers, protocols=protocols, seeds=[1, 0], varies={})))
+    assert [r.seed for r in runs] == [0] * 12 + [1] * 12
+    assert [r.label for r in runs] == ["base", "other", "child", "grandchild"] * 6
+    for start in range(0, 24, 4):
+        assert len({(r.seed, str(r.mixer)) for r in runs[start : start + 4]}) == 1
+
+
+def test_the_mini_chain_is_trained_arm_by_arm():
+    runs = ordered(grid(load(ROOT / "sweeps" / "mini_text.yaml")))
+    names = ["mini_mlm", "mini_sst2", "mini_cola", "mini_mnli_small", "mini_mrpc"]
+    assert [r.label for r in runs] == names * 5
+    assert [r.mixer.name for r in runs[::5]] == ["attention", "low_rank", "toeplitz", "quasiseparable", "identity"]
+
+
+def test_parents_are_added_once_and_replicas_are_for_children_only(chain, tmp_path):
+    asked = a_sweep(tmp_path, protocols=["grandchild", "base"], replicas=[0, 1, 2], varies={})
+    assert [(r.label, r.replica) for r in grid(asked)] == [*(("grandchild", n) for n in range(3)), ("base", 0)]
+    runs = ordered(grid(asked))
+    leaves = [("grandchild", n) for n in range(3)]
+    assert [(r.label, r.replica) for r in runs] == [("base", 0), ("child", 0), *leaves]
+    assert len({r.id for r in runs}) == 5
+    assert {r.parent.id for r in runs[2:]} == {runs[1].id}
+
+
+def test_a_run_listed_twice_occurs_once(tmp_path):
+    twice = a_sweep(tmp_path, mixers=PLAIN["mixers"] * 2, seeds=[0, 0], protocols=["quick_copying"] * 2)
+    assert len(grid(twice)) == 1 and len(ordered(grid(twice))) == 1
+
+
+def test_varies_and_departures_make_protocols_of_their_own(tmp_path):
+    departure = {"mixer": {"name": "low_rank", "sam": True}, "set": {"backbone.width": 40}, "source": "issue 1"}
+    mixers = [{"name": "identity", "heads": 2}, {"name": "low_rank", "heads": 2, "sam": [True, False]}]
+    varies = {"task.offset": [4, 8], "budget.steps": [2]}
+    found = cells(a_sweep(tmp_path, mixers=mixers, varies=varies, departures=[departure]))
+    labels = [f"quick_copying[task.offset={offset},budget.steps=2]" for offset in (4, 8)]
+    assert [c.protocol for c in found] == labels * 3
+    for c in found:
+        protocol = c.run.protocol
+        departs = c.run.mixer.name == "low_rank" and c.run.mixer.args["sam"]
+        assert protocol.budget.steps == 2
+        assert protocol.backbone.width == (40 if departs else 32)
+        assert protocol.task.args["offset"] == c.variation["protocol.task.offset"]
+        assert c.arm.departed == ({"protocol.backbone.width": 40} if departs else {})
+    assert len({c.run.protocol_id for c in found}) == 4 and len({c.run.id for c in found}) == 6
+    plain = make_run("quick_copying", "identity", {"mixer.heads": 2}, 0, 0)
+    assert plain.protocol_id not in {c.run.protocol_id for c in found}
+
+
+def test_a_departure_matches_what_the_sweep_leaves_as_the_mixer_has_it(tmp_path):
+    """sam is true in the yaml of low_rank; the report matches departures on the whole mixer, so must the sweep."""
+    departure = {"mixer": {"name": "low_rank", "sam": True}, "set": {"backbone.width": 40}, "source": "issue 1"}
+    (run,) = grid(a_sweep(tmp_path, mixers=[{"name": "low_rank", "heads": 2}], departures=[departure]))
+    assert run.protocol.backbone.width == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"departures": [{"mixer": {"name": "dense"}, "set": {"backbone.width": 8}, "source": ""}]}, ["no arm", "dense"]),
+        ({"departures": [{"mixer": {"name": "identity"}, "set": {"widht": 8}, "source": ""}]}, ["widht", "backbone"]),
+        ({"departures": [{"mixer": {"name": "identity"}, "set": {"init": "x"}, "source": ""}]}, ["init"]),
+        ({"departures": [{"mixer": {"name": "identity"}, "set": {}, "why": ""}]}, ["why", "source"]),
+        ({"varies": {"init": ["x"]}}, ["init"]),
+        ({"varies": {"budget.stepz": [1]}}, ["stepz", "steps, batch"]),
+        ({"varies": {"budget.steps": []}}, ["budget.steps", "empty"]),
+        ({"varies": {"budget.steps": 3}}, ["budget.steps", "list"]),
+        ({"lr": 1}, ["sweep.lr", "question, protocols, mixers, seeds, replicas, varies, departures, columns"]),
+        ({"name": "other"}, ["sweep.name"]),
+        ({"mixers": []}, ["sweep.mixers is empty"]),
+        ({"mixers": [{"heads": 2}]}, ["needs a name"]),
+        ({"mixers": [{"name": "mamba"}]}, ["mamba", "toeplitz"]),
+        ({"mixers": [{"name": "identity", "heads": []}]}, ["identity.heads is empty"]),
+        ({"mixers": [{"name": "identity", "rank": 2}]}, ["rank", "heads"]),
+        ({"protocols": ["quick_copy"]}, ["quick_copy", "quick_copying"]),
+        ({"seeds": [True]}, ["seeds"]),
+        ({"seeds": [-1]}, ["seed"]),
+        ({"question": "${oc.env:HOME}"}, ["interpolation"]),
+    ],
+)
+def test_what_a_sweep_may_not_say_is_one_line(tmp_path, changes, parts):
+    message = refusal(lambda: grid(a_sweep(tmp_path, **changes)))
+    assert all(part in message for part in parts), message
+
+
+def test_a_sweep_lacks_no_key(tmp_path):
+    for key in PLAIN:
+        (tmp_path / "y.yaml").write_text(yaml.safe_dump({k: v for k, v in PLAIN.items() if k != key}))
+        assert f"sweep.{key}" in refusal(load, tmp_path / "y.yaml")
+    for text in ("", "[1, 2]", "{{", "3"):
+        (tmp_path / "y.yaml").write_text(text)
+        assert str(tmp_path / "y.yaml") in refusal(load, tmp_path / "y.yaml")
+
+
+def test_people_can_tell_arms_apart():
+    names = {named(make_run("quick_copying", "low_rank", {"mixer.rank": r}, s, 0)) for r in (4, 8) for s in (0, 1)}
+    assert len(names) == 4
+
+
+# Queue --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stop():
+    """Nobody stops the work; the handlers of signals are put back afterwards."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield Stop(float("inf"))
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def queue(chain, tmp_path, where):
+    """base -> child -> grandchild, and base -> other."""
+    asked = a_sweep(tmp_path, protocols=["base", "child", "grandchild", "other"], varies={})
+    return Queue(ordered(grid(asked)), Store(Path(where.results)), where)
+
+
+def started(monkeypatch, outcome=lambda run: None) -> list[str]:
+    """Labels of the runs that the worker trains from now on; `outcome` may raise in a run's place."""
+    labels, execute = [], worker.execute
+
+    def noted(run, where, stop):
+        labels.append(run.label)
+        outcome(run)
+        return execute(run, where, stop)
+
+    monkeypatch.setattr(worker, "execute", noted)
+    return labels
+
+
+def test_only_what_the_store_lacks_is_trained_and_lost_parents_come_back_untouched(queue, stop, monkeypatch):
+    labels = started(monkeypatch)
+    work(queue, stop)
+    assert labels == ["base", "child", "grandchild", "other"]
+    base, child, grandchild, other = queue.runs
+    folder, results = queue.store.folder, queue.store
+    whole = {r.id: (folder(r.id) / "record.json").read_bytes() for r in queue.runs}
+    items = (folder(child.id) / "items.parquet").read_bytes()
+    last = results.record(grandchild.id)
+
+    labels.clear()
+    for run in queue.runs:
+        results.weights(run.id).unlink()
+    work(queue, stop)
+    assert labels == []  # nobody needs the weights
+
+    (folder(grandchild.id) / "record.json").unlink()
+    again = Queue(queue.runs, Store(results.root), queue.where)
+    work(again, stop)
+    assert labels == ["base", "child", "grandchild"]
+    for run in (base, child, other):
+        assert (folder(run.id) / "record.json").read_bytes() == whole[run.id]
+    assert (folder(child.id) / "items.parquet").read_bytes() == items
+    assert again.store.record(grandchild.id).metrics == last.metrics
+    assert not any(results.leased(r.id) for r in queue.runs)
+
+
+def test_a_run_that_raises_is_given_up_and_the_others_go_on(queue, stop, monkeypatch, capsys):
+    def broken(run):
+        if run.label == "child":
+            raise ValueError("bad luck")
+
+    labels = started(monkeypatch, broken)
+    work(queue, stop)
+    base, child, grandchild, other = queue.runs
+    assert labels == ["base", "child", "child", "child", "other"]  # where.retries: 2
+    notes = queue.store.failures(child.id)
+    assert [n["kind"] for n in notes] == ["error"] * 3 and "ValueError: bad luck\nTraceback" in notes[0]["message"]
+    assert queue.store.has(other.id) and not queue.store.has(child.id) and not queue.store.has(grandchild.id)
+    assert not queue.store.folder(grandchild.id).exists()
+    assert "bad luck" in capsys.readouterr().err
+    work(queue, stop)
+    assert len(labels) == 5
+
+
+def test_running_out_of_memory_is_noted_as_such(queue, stop, monkeypatch):
+    def broken(run):
+        raise MemoryError
+
+    started(monkeypatch, broken)
+    work(queue, stop)
+    assert {n["kind"] for n in queue.store.failures(queue.runs[0].id)} == {"oom"}
+
+
+def test_a_refused_input_ends_the_worker_without_a_failure_or_a_lease(queue, stop, monkeypatch):
+    def broken(run):
+        raise Refusal("no data")
+
+    started(monkeypatch, broken)
+    with pytest.raises(Refusal):
+        work(queue, stop)
+    assert queue.store.failures(queue.runs[0].id) == [] and not queue.store.leased(queue.runs[0].id)
+
+
+def test_children_of_an_unfit_or_diverged_run_say_why(queue, stop):
+    base, child, *_ = queue.runs
+    record = dataclasses.replace(a_record(0, "diverged"), id=base.id, run=resolved(base), protocol_id=base.protocol_id)
+    queue.store.finish(record, {})
+    work(queue, stop)
+    assert {queue.store.record(r.id).outcome for r in queue.runs} == {"diverged"}
+    assert base.id in queue.store.record(child.id).reason
+
+
+def test_nothing_starts_that_cannot_finish(queue, stop):
+    base, child, *_ = queue.runs
+    other = make_run("base", "identity", {"mixer.heads": 2}, 7, 0)
+    record = dataclasses.replace(a_record(0, wall=600.0), id=other.id, run=resolved(other), protocol_id=base.protocol_id)
+    queue.store.finish(record, {})
+    queue.runs.append(other)
+    assert queue.expected_seconds(base) == 600 and queue.expected_seconds(child) == 0  # unknown
+    stop.until = time.time() + 300
+    begun = time.time()
+    work(queue, stop)
+    assert time.time() - begun < 30 and not queue.store.folder(base.id).exists()
+    queue.store.open(base.id)
+    (queue.store.folder(base.id) / "progress.json").write_text('{"step": 3, "steps": 4}')  # left by an interruption
+    assert queue.expected_seconds(base) == 150
+    taken, lease = queue.next(stop)
+    assert taken.id == base.id
+    lease.release()
+
+
+def test_a_run_in_other_hands_is_waited_for(queue, stop, monkeypatch):
+    """A worker stays while another one trains a parent, and takes the child when that is done."""
+    base = queue.runs[0]
+    del queue.runs[2:]
+    lease = queue.store.take(base.id)
+    naps = []
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 2:  # the other worker finishes
+            worker.execute(base, queue.where, stop)
+            lease.release()
+
+    monkeypatch.setattr(worker.time, "sleep", nap)
+    labels = started(monkeypatch)
+    work(queue, stop)
+    assert labels == ["base", "child"] and len(naps) == 2
+
+
+def test_ctrl_c_asks_first_and_insists_the_second_time(stop):
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_time_left_follows_finished_runs_progress_and_workers(tmp_path):
+    results = Store(tmp_path)
+    runs = [make_run("quick_copying", "identity", {}, seed, 0) for seed in range(5)]
+    assert launch.time_left(runs, results, 1) == ""
+    results.finish(a_record(0, "diverged", wall=1.0), {})
+    assert launch.time_left(runs, results, 1) == ""
+    results.finish(a_record(1, wall=100.0), {})
+    assert launch.time_left(runs, results, 1) == "about 5:00 left"
+    assert launch.time_left(runs, results, 2) == "about 2:30 left"
+    assert launch.time_left(runs, results, 8) == "about 1:40 left"
+    (results.open(runs[2].id) / "progress.json").write_text('{"step": 1, "steps": 4}')
+    assert launch.time_left(runs, results, 1) == "about 4:35 left"
+    results.finish(a_record(2, wall=7100.0), {})
+    assert launch.time_left(runs, results, 1) == "about 2:00:00 left"
