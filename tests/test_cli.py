@@ -157,7 +157,7 @@ def tiny(tmp_path, monkeypatch):
     data.mkdir()
     splits = {}
     for split in ("train", "validation"):
-        words = ["".join(chr(97 + (i * k + k) % 26) for i in range(2, 7)) for k in range(1, 60)]
+        words = [hashlib.md5(bytes([k])).hexdigest()[:6] for k in range(60)]
         pq.write_table(pa.table({"text": [" ".join(words[k:] + words[:k]) for k in range(20)]}), data / f"{split}.parquet")
         splits[split] = {f"{split}.parquet": hashlib.sha256((data / f"{split}.parquet").read_bytes()).hexdigest()}
     values |= {"length": 32, "data": values["data"] | {"name": "tinytexts", "splits": splits}}
@@ -183,6 +183,8 @@ def test_from_a_corpus_to_a_record_and_what_may_be_wrong_with_the_files(call, ti
     assert len(text.splitlines()) == 90
     assert "is there already" in the_line(call("data", "vocab", "tiny", "--size", "90", "--out", data / "words.txt"))
     assert "text task" in the_line(call("data", "vocab", "copying", "--size", "90", "--out", data / "other.txt"))
+    assert "--size" in the_line(call("data", "vocab", "tiny", "--size", "-5", "--out", data / "other.txt"))
+    assert "no folder" in the_line(call("data", "vocab", "tiny", "--size", "90", "--out", data / "sub" / "words.txt"))
     yaml_file.write_text(yaml.safe_dump(yaml.safe_load(yaml_file.read_text()) | pin))
     compose._composed.cache_clear()
     code, out, _ = call("data", "fetch", "tinytexts")

@@ -9,7 +9,7 @@ from bench.compose import choices, compose_group
 from bench.config import build
 from bench.tasks.base import Places
 from bench.tasks.data import Pins, fetch, table
-from bench.tasks.text import Vocabulary, train_vocabulary, vocabulary_pins
+from bench.tasks.text import SPECIALS, Vocabulary, train_vocabulary, vocabulary_pins
 
 
 def pins_of(name: str) -> list[Pins]:
@@ -45,6 +45,10 @@ def vocab_verb(task: str, places: Places, size: int, out: Path) -> int:
         raise Refusal(f"task '{task}' is no text task with one column; use one of: {', '.join(_text_tasks())}")
     if out.exists():
         raise Refusal(f"{out} is there already; choose another --out")
+    if not out.parent.is_dir():
+        raise Refusal(f"{out}: no folder {out.parent}; make it or choose another --out")
+    if size <= len(SPECIALS):
+        raise Refusal(f"--size must be more than the {len(SPECIALS)} special tokens, got {size}")
     pins = build(Pins, values["data"], "task.data")
     texts = table(pins, "train", places, [values["column"]])[values["column"]]
     limit = values["documents"] or None
