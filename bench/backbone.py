@@ -113,7 +113,11 @@ class Backbone(nn.Module):
         if spec.pooled and settings.pooling == "first":
             self.pooler = nn.Linear(settings.width, settings.width)
         self.dropout = nn.Dropout(settings.dropout)
-        self.head = TiedHead(settings, self.embedding.tokens.num_embeddings) if self.tied else nn.Linear(settings.width, spec.outputs)
+        self.head = (
+            TiedHead(settings, self.embedding.tokens.num_embeddings)
+            if self.tied
+            else nn.Linear(settings.width, spec.outputs)
+        )
 
     def hidden(self, batch: Batch) -> Tensor:
         x_BLD = self.embedding(batch)
@@ -148,7 +152,7 @@ def shared(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def initialise(model: Backbone, streams: Streams) -> None:
-    """Draw every parameter on the host from the stream of its own name, so that no parameter depends on another's draw."""
+    """Draw every parameter on the host from the stream of its own name, so that none depends on another's draw."""
     with torch.no_grad():
         for prefix, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -156,7 +160,9 @@ def initialise(model: Backbone, streams: Streams) -> None:
                 generator = torch.Generator().manual_seed(streams.torch_seed(f"parameter {full}"))
                 value = _initial(module, name, model.settings.init_std, generator)
                 if value.shape != parameter.shape:
-                    raise ValueError(f"initial value of {full} has shape {tuple(value.shape)}, wanted {tuple(parameter.shape)}")
+                    raise ValueError(
+                        f"initial value of {full} has shape {tuple(value.shape)}, wanted {tuple(parameter.shape)}"
+                    )
                 parameter.copy_(value)
 
 
@@ -181,7 +187,7 @@ def shared_digest(model: nn.Module) -> str:
 
 
 def calibrate(model: Backbone, batch: Batch, target: float) -> list[tuple[float, float]]:
-    """(|M v| / |v|, the share of it that varies over tokens: |M v - its mean over tokens| / |v|) of each layer on `batch`.
+    """(|M v| / |v|, and its part that varies over tokens, |M v - mean over tokens| / |v|) of each layer on `batch`.
 
     With a target above 0, each layer's fixed scale is set so that the first figure reaches it, first layer first.
     """

@@ -9,20 +9,25 @@ from pathlib import Path
 
 from bench import Refusal
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+# What the user can mend about a folder: rights, a read-only or full disk, a path that is not there or no folder.
+NAMES = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "ENOENT")
+UNWRITABLE = tuple(getattr(errno, name) for name in NAMES)
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="mixerbench", description="Controlled ablations of sequence mixers: only the mixer varies.")
+    about = "Controlled ablations of sequence mixers: only the mixer varies."
+    top = argparse.ArgumentParser(prog="mixerbench", description=about)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     run = verbs.add_parser("run", help="train and evaluate one run (and its parents)")
-    run.add_argument("words", nargs="+", metavar="key=value", help="protocol=… mixer=… mixer.sam=true mixer.heads=4 seed=0 where.device=cpu")
+    example = "protocol=… mixer=… mixer.sam=true mixer.heads=4 seed=0 where.device=cpu"
+    run.add_argument("words", nargs="+", metavar="key=value", help=example)
 
     sweep = verbs.add_parser("sweep", help="train what is missing of a sweep")
     sweep.add_argument("path", type=Path, metavar="sweeps/x.yaml")
     sweep.add_argument("--workers", type=int, default=1, help="processes on this machine (default: %(default)s)")
-    sweep.add_argument("--stop-after", type=duration, default=None, metavar="9m", help="start nothing that cannot finish by then; s, m or h")
+    until = "start nothing that cannot finish by then; s, m or h"
+    sweep.add_argument("--stop-after", type=duration, default=None, metavar="9m", help=until)
     sweep.add_argument("words", nargs="*", metavar="where.key=value")
 
     report = verbs.add_parser("report", help="table, figure and fairness certificate of a sweep, from its records")
@@ -31,12 +36,15 @@ def parser() -> argparse.ArgumentParser:
 
     merge = verbs.add_parser("merge", help="bring records of another machine or folder home")
     merge.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="results folder, run folder or records file")
-    merge.add_argument("--into", type=Path, required=True, metavar="results/x", help="folder whose records.jsonl takes them")
+    into = "folder whose records.jsonl takes them"
+    merge.add_argument("--into", type=Path, required=True, metavar="results/x", help=into)
 
-    data = verbs.add_parser("data", help="fetch pinned data, make a vocabulary").add_subparsers(dest="data_verb", required=True, metavar="VERB")
+    data = verbs.add_parser("data", help="fetch pinned data, make a vocabulary")
+    data = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
     fetch = data.add_parser("fetch", help="fetch or verify a pinned data set")
     fetch.add_argument("name", help="a data set's name or a task of configs/task")
-    fetch.add_argument("--from", dest="source", type=Path, default=None, metavar="FOLDER", help="copy the pinned files from here")
+    source = "copy the pinned files from here"
+    fetch.add_argument("--from", dest="source", type=Path, default=None, metavar="FOLDER", help=source)
     vocab = data.add_parser("vocab", help="make a WordPiece vocabulary from a text task's training split")
     vocab.add_argument("task", help="a text task of configs/task")
     vocab.add_argument("--size", type=int, required=True, help="entries")
@@ -132,7 +140,8 @@ def sweep(options: argparse.Namespace) -> int:
     runs = ordered(grid(load(options.path)))
     store = Store(results(where))
     missing = [r for r in runs if not store.has(r.id)]
-    print(f"{options.path}: {len(runs)} runs, {len(runs) - len(missing)} in the store, {len(missing)} to do", flush=True)
+    there = len(runs) - len(missing)
+    print(f"{options.path}: {len(runs)} runs, {there} in the store, {len(missing)} to do", flush=True)
     queue = Queue(runs, store, where)
     todo = [r for r in runs if not queue.settled(r)]
     if todo:

@@ -1,7 +1,7 @@
 """From yaml and command-line words to runs: the one reader of yaml, hydra-core's composition, changes, parents.
 
-hydra-core composes the groups under `configs/`; the result is built strictly (config.py), so a misspelt key cannot be ignored.
-Interpolations are refused before hydra-core could resolve one: a configuration says what it is, whoever reads it where.
+hydra-core composes the groups under `configs/`; the result is built strictly (config.py), so that a misspelt key is
+never ignored. Interpolations are refused before hydra-core could resolve one: a configuration says what it is.
 """
 
 import json
@@ -64,7 +64,7 @@ def _composed(group: str, name: str) -> str:
 
 
 def _scan(group: str, name: str) -> None:
-    """Refuse interpolations in a file and in those that its defaults list names, before hydra-core could resolve one."""
+    """Refuse interpolations in a file and in those that its defaults list names, before hydra-core can resolve one."""
     for entry in load_yaml(CONFIGS / group / f"{name}.yaml").get("defaults", []):
         if isinstance(entry, dict):
             for other_group, other in entry.items():
@@ -107,6 +107,7 @@ def set_key(values: dict, key: str, value, path: str) -> None:
 
 
 # Runs ---------------------------------------------------------------------------------------------------------------
+
 
 def make_run(protocol: str, mixer: str, changes: dict[str, object], seed: int, replica: int) -> Run:
     """The run of a named protocol and mixer with `changes` ('protocol.…' and 'mixer.…' keys) applied.
@@ -165,4 +166,6 @@ def parse_run(words: list[str]) -> tuple[Run, Where]:
             raise Refusal(f"{key} must be a name, got {top[key]!r}; known: {listed(choices(key))}")
     where = make_where({k: given.pop(k) for k in list(given) if k.startswith("where.")})
     defaults = load_yaml(CONFIGS / "run.yaml")
-    return make_run(top["protocol"], top["mixer"], given, top.get("seed", defaults["seed"]), top.get("replica", defaults["replica"])), where
+    return make_run(
+        top["protocol"], top["mixer"], given, top.get("seed", defaults["seed"]), top.get("replica", defaults["replica"])
+    ), where

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from bench import Refusal
 
+
 @dataclass(frozen=True)
 class Named:
     """A task or a mixer: the name of its file and its own arguments."""
@@ -96,7 +97,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Protocol:
-    """All that is held fixed. `init` is the id of the parent protocol whose weights the run starts from, '' for none."""
+    """All that is held fixed. `init`: id of the parent protocol whose weights the run starts from, '' for none."""
 
     init: str
     task: Named
@@ -131,7 +132,11 @@ class Where:
     def __post_init__(self):
         one_of("where.device", self.device, ("auto", "cpu", "cuda"))
         one_of("where.compile", self.compile, ("auto", "on", "off"))
-        at_least("where", self, {"devices": 1, "threads": 1, "loaders": 0, "micro_batches": 1, "checkpoint_seconds": 0, "retries": 0})
+        at_least(
+            "where",
+            self,
+            {"devices": 1, "threads": 1, "loaders": 0, "micro_batches": 1, "checkpoint_seconds": 0, "retries": 0},
+        )
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ def _canonical(value, path: str):
 
 
 def build(cls, values, path: str):
-    """An instance of the dataclass `cls` from plain values, or a Refusal that names the key and lists what is allowed."""
+    """An instance of dataclass `cls` from plain values, or a Refusal that names the key and lists what is allowed."""
     if not isinstance(values, dict):
         raise Refusal(f"{path} must be a mapping with the keys {listed(f.name for f in dataclasses.fields(cls))}")
     hints = typing.get_type_hints(cls)
@@ -219,7 +224,9 @@ def coerce(hint, value, path: str):
         return {coerce(key_type, k, path): coerce(inner, v, f"{path}.{k}") for k, v in value.items()}
     elif hint in (dict, list) and isinstance(value, hint):
         return value
-    elif hint is float and type(value) in (int, float) or hint is int and type(value) is float and value.is_integer():
+    elif (hint is float and type(value) in (int, float)) or (
+        hint is int and type(value) is float and value.is_integer()
+    ):
         return hint(value)
     elif hint in (bool, int, str) and type(value) is hint:
         return value

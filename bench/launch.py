@@ -35,11 +35,13 @@ def local(path: Path, runs: list[Run], store: Store, where: Where, words: list[s
             log = logs / f"worker-{os.getpid()}-{n}.log"
             with open(log, "w") as out:
                 # A session of their own: Ctrl-C reaches only us, and we ask the workers to checkpoint.
-                started[log] = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+                started[log] = subprocess.Popen(
+                    command, stdout=out, stderr=out, env=environment, start_new_session=True
+                )
         watch(list(started.values()), runs, store, workers)
     except KeyboardInterrupt:
-        note = "stopping: workers write a checkpoint and end (Ctrl-C again: at once); the same command goes on from there"
-        print(note, file=sys.stderr)
+        note = "workers write a checkpoint and end (Ctrl-C again: at once); the same command goes on from there"
+        print(f"stopping: {note}", file=sys.stderr)
         return 130
     finally:
         stop(list(started.values()))
@@ -119,4 +121,5 @@ def time_left(runs: list[Run], store: Store, workers: int) -> str:
     left = sum(each.get(run.protocol_id, anyhow) * (1 - store.progress(run.id)) for run in waiting)
     # More workers than runs do not help, nor does a run get shorter than itself.
     minutes, seconds = divmod(round(left / max(1, min(workers, len(waiting)))), 60)
-    return f"about {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left" if minutes >= 60 else f"about {minutes}:{seconds:02d} left"
+    hours, minutes = divmod(minutes, 60)
+    return f"about {hours}:{minutes:02d}:{seconds:02d} left" if hours else f"about {minutes}:{seconds:02d} left"

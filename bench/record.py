@@ -73,7 +73,9 @@ class Record:
     digests: dict[str, str]
     hashes: Hashes
     capacity: Capacity
-    gain: tuple[float, ...]  # |M v| / |v| of each layer at initialisation, before calibration; () if weights came from a parent
+    gain: tuple[
+        float, ...
+    ]  # |M v| / |v| of each layer at initialisation, before calibration; () if weights came from a parent
     gain_varying: tuple[float, ...]  # the part of it that varies over tokens
     environment: Environment
     cost: Cost
@@ -82,8 +84,6 @@ class Record:
     finished: str  # UTC, ISO 8601
 
     def __post_init__(self):
-        if self.schema != SCHEMA:
-            raise Refusal(f"record schema {self.schema} is not known; this version reads: {SCHEMA}")
         if self.outcome not in OUTCOMES:
             raise Refusal(f"record outcome {self.outcome!r} is not one of {', '.join(OUTCOMES)}")
         if digest(self.run) != self.id:
@@ -101,6 +101,9 @@ def parse(text: str, source: str) -> Record:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise Refusal(f"{source}: not a whole record ({error}); delete it and run again, or restore it") from None
+    if isinstance(values, dict) and values.get("schema") != SCHEMA:
+        # Before the strict build, which would only find the other schema's first key unknown.
+        raise Refusal(f"{source}: record schema {values.get('schema')} is not known; this version reads: {SCHEMA}")
     try:
         return build(Record, values, "record")
     except Refusal as error:

@@ -59,7 +59,9 @@ def mixer_args(run: Run):
     inner = run.protocol.backbone.width * run.protocol.shell.expand
     if args.heads not in cls.heads_allowed(inner):
         allowed = ", ".join(map(str, cls.heads_allowed(inner)))
-        raise Refusal(f"mixer.heads={args.heads} does not fit '{run.mixer.name}' at inner width {inner}; allowed: {allowed}")
+        raise Refusal(
+            f"mixer.heads={args.heads} does not fit '{run.mixer.name}' at inner width {inner}; allowed: {allowed}"
+        )
     return args
 
 
@@ -89,5 +91,7 @@ def check(run: Run) -> str:
     args = mixer_args(run)
     task = make_task(run, Places(data=None, cache=None))
     if run.protocol.budget.batch % task.spec().group:
-        raise Refusal(f"protocol.budget.batch must be a multiple of {task.spec().group}, got {run.protocol.budget.batch}")
+        raise Refusal(
+            f"protocol.budget.batch must be a multiple of {task.spec().group}, got {run.protocol.budget.batch}"
+        )
     return mixer_class(run.mixer.name).unfit(grant(run, task, args), args)

@@ -1,38 +1,32 @@
 """One run, from Run to record. Reads top to bottom; what is long stands in the room that it belongs to."""
 
-import ast
 import hashlib
-import importlib.util
 import os
-import platform
 import resource
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bench import Refusal, backbone, registry, train
+from bench import Refusal, backbone, evaluate, registry, train
 from bench.compose import ROOT
 from bench.config import Run, Where, resolved
-from bench.record import SCHEMA, Capacity, Cost, Environment, Hashes, Record
+from bench.provenance import code_digests, environment
+from bench.record import SCHEMA, Capacity, Cost, Hashes, Record
 from bench.seeds import Streams
 from bench.shell import owned_by_mixer
-from bench.store import Store, utc
+from bench.store import Store, replace_whole, utc
 from bench.tasks.base import Places, Task
 
 CALIBRATION_EXAMPLES = 32
-PACKAGES = ("numpy", "lightning", "kornia", "pillow", "tokenizers")
 
 
 @dataclass
 class Built:
-    """A run made ready: task with data, model with values (None of them if it is never trained), and what the record says."""
+    """A run made ready: task with data, model with values (None if it is never trained), and what the record says."""
 
     task: Task | None
     model: backbone.Backbone | None
@@ -105,6 +99,7 @@ def execute(run: Run, where: Where, should_stop: Callable[[], bool]) -> Record |
         loaders=where.loaders,
         compiled=where.compile == "on" or (where.compile == "auto" and device == "cuda"),
         folder=folder,
+        write=lambda name, how: replace_whole(folder / name, how),
         checkpoint_seconds=where.checkpoint_seconds,
         should_stop=should_stop,
     )
@@ -122,9 +117,7 @@ def train_and_evaluate(run: Run, where: Where, store: Store, setting: train.Sett
     else:
         load_parent(built.model, store.weights(run.parent.id), run)
     training = train.Training(built.model, built.task, run.protocol, built.streams, setting)
-    checkpoint = setting.folder / "checkpoint.pt"
-    if checkpoint.exists():
-        training.restore(checkpoint)
+    training.restore()
     startup = time.perf_counter() - started
     outcome, reason, metrics, items, evaluation = "ok", "", {}, {}, 0.0
     try:
@@ -134,7 +127,9 @@ def train_and_evaluate(run: Run, where: Where, store: Store, setting: train.Sett
             metrics, items = evaluated(training, run, setting)
         evaluation = time.perf_counter() - begun
         if not all(np.isfinite(v) for v in metrics.values()):
-            raise train.Diverged(f"metrics are not finite: {', '.join(k for k, v in metrics.items() if not np.isfinite(v))}")
+            raise train.Diverged(
+                f"metrics are not finite: {', '.join(k for k, v in metrics.items() if not np.isfinite(v))}"
+            )
     except train.Diverged as error:
         outcome, reason, metrics, items = "diverged", str(error), {}, {}
     except train.Interrupted:
@@ -145,9 +140,8 @@ def train_and_evaluate(run: Run, where: Where, store: Store, setting: train.Sett
     ended = Ended(outcome, reason, metrics, tuple(training.trace.curve), spent, setting.compiled)
     record = record_of(run, where, setting.device, built, ended)
     if outcome == "ok":
-        train.replace(store.weights(run.id), lambda path: torch.save(built.model.state_dict(), path))
-    if store.record(run.id) is None:
-        store.finish(record, items)
+        replace_whole(store.weights(run.id), lambda path: torch.save(built.model.state_dict(), path))
+    store.finish(record, items)
     return store.record(run.id)
 
 
@@ -194,7 +188,9 @@ def load_parent(model: backbone.Backbone, path: Path, run: Run) -> None:
     wrong = [k for k, v in taken.items() if v.shape != own[k].shape]
     wrong += [k for k in own if k.startswith(("embedding.", "layers.")) and k not in taken]
     if wrong:
-        raise Refusal(f"'{run.label}' cannot start from '{run.parent.label}': shapes differ for {', '.join(sorted(wrong)[:4])}")
+        raise Refusal(
+            f"'{run.label}' cannot start from '{run.parent.label}': shapes differ for {', '.join(sorted(wrong)[:4])}"
+        )
     model.load_state_dict({**own, **taken})
 
 
@@ -202,11 +198,11 @@ def evaluated(training: train.Training, run: Run, setting: train.Setting) -> tup
     """Metrics of the last weights, and beside them ('ema_…') of the averaged ones; items of the last."""
     size = run.protocol.budget.batch // (setting.world * setting.micro_batches)
     arguments = (training.model, training.task, size, setting.device, run.protocol.precision)
-    metrics, items = train.evaluate(*arguments)
+    metrics, items = evaluate.evaluate(*arguments)
     if training.average:
         training.average = [a.to(setting.device) for a in training.average]
-        with train.averaged(training.model, training.average):
-            metrics |= {f"ema_{name}": value for name, value in train.evaluate(*arguments)[0].items()}
+        with evaluate.averaged(training.model, training.average):
+            metrics |= {f"ema_{name}": value for name, value in evaluate.evaluate(*arguments)[0].items()}
     return metrics, items
 
 
@@ -252,9 +248,6 @@ def record_of(run: Run, where: Where, device: str, built: Built, ended: Ended) -
     )
 
 
-# Provenance ---------------------------------------------------------------------------------------------------------
-
-
 def cost(run: Run, training: train.Training, startup: float, evaluation: float, device: str, started: float) -> Cost:
     seconds = training.trace.step_seconds or [training.trace.first_step]
     p10, p50, p90 = (float(q) for q in np.quantile(seconds, (0.1, 0.5, 0.9)))
@@ -270,71 +263,3 @@ def cost(run: Run, training: train.Training, startup: float, evaluation: float, 
         peak_memory=torch.cuda.max_memory_allocated() if device == "cuda" else resident,
         tokens=training.done * run.protocol.budget.batch * training.task.spec().length,
     )
-
-
-def environment(run: Run, where: Where, device: str, compiled: bool, backend: str) -> Environment:
-    return Environment(
-        commit=commit(),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        packages={name: metadata.version(name) for name in PACKAGES},
-        device=torch.cuda.get_device_name() if device == "cuda" else processor(),
-        world=where.devices,
-        threads=where.threads,
-        precision=run.protocol.precision,
-        backend=backend,
-        compiled=compiled,
-        micro_batches=where.micro_batches,
-        node=platform.node(),
-    )
-
-
-@lru_cache
-def processor() -> str:
-    """The processor's model name, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0] if names else platform.machine()
-
-
-@lru_cache
-def commit() -> str:
-    """The checkout's commit, '' outside git. Provenance only: what counts are the digests of the files."""
-    try:
-        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-@lru_cache
-def code_digests(task: str, mixer: str) -> dict[str, str]:
-    """File -> SHA-256 (16 hex digits) of all files of this package whose code makes a run's numbers, from their contents."""
-    roots = ["bench.run", "bench.backbone", "bench.train", "bench.registry", f"bench.tasks.{task}", f"bench.mixers.{mixer}"]
-    seen: dict[str, str] = {}
-    while roots:
-        name = roots.pop()
-        path = Path(importlib.util.find_spec(name).origin)
-        text = path.read_bytes()
-        seen[name.removeprefix("bench.").replace(".", "/")] = hashlib.sha256(text).hexdigest()[:16]
-        roots += [m for m in imports(text) if m.removeprefix("bench.").replace(".", "/") not in seen]
-    return {k: v for k, v in sorted(seen.items()) if k not in ("record", "store")}  # what only writes a record down
-
-
-def imports(text: bytes) -> set[str]:
-    """Modules of this package that a file imports."""
-    found = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module and (node.module + ".").startswith("bench."):
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {m for m in inner if importlib.util.find_spec("bench") and _is_module(m)} or {node.module}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.startswith("bench.")}
-    return found - {"bench"}
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False

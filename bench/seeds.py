@@ -28,7 +28,7 @@ class Streams:
         return self.key(purpose) & (2**63 - 1)
 
     def draw(self, purpose: str, index: int) -> np.random.Generator:
-        """The generator of item `index` of a stream: Philox4x64, keyed by the stream, its counter's high words the index."""
+        """The generator of item `index` of a stream: Philox4x64, key the stream, the counter's high words the index."""
         return np.random.Generator(np.random.Philox(key=self.key(purpose), counter=int(index) << 128))
 
     def order(self, start: int, count: int, n: int) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""The shell around every mixer: projections, short convolution, gate, skip. It belongs to the protocol and knows no mixer's name.
+"""The shell around every mixer: projections, short convolution, gate, skip. It knows no mixer's name.
 
     z, v = in_zv(x);  v = silu(conv(v));  y = scale * M v + v;  out(rms_norm(y) * silu(z))
 
-Parameters that exist only because a mixer asked for features have names of their own (`in_features`, `conv_features`), so that
-all others are the same tensors for every mixer. Source: the released block of the reference paper (no biases in the projections,
-normalisation before the gate). Axes: B batch, L length, D width, C inner channels (heads H * head width P), K feature channels, W taps.
+It belongs to the protocol. Parameters that exist only because a mixer asked for features have names of their own
+(`in_features`, `conv_features`), so that all others are the same tensors for every mixer. Source: the released block
+of the reference paper (no biases in the projections, normalisation before the gate).
+Axes: B batch, L length, D width, C inner channels (heads H * head width P), K feature channels, W taps.
 """
 
 import math
@@ -37,7 +38,9 @@ class Taps(nn.Module):
         return torch.empty(getattr(self, name).shape).uniform_(-bound, bound, generator=generator)
 
 
-def short_conv(x_BLC: Tensor, segments_BL: Tensor, weight_CW: Tensor, bias_C: Tensor, causal: bool, packed: bool) -> Tensor:
+def short_conv(
+    x_BLC: Tensor, segments_BL: Tensor, weight_CW: Tensor, bias_C: Tensor, causal: bool, packed: bool
+) -> Tensor:
     """Depthwise convolution that sees zeros outside a token's own segment; x must be zero on padding already.
 
     Centred (tap W//2 is the token itself) or causal (the last tap is). Written as W shifted multiply-adds, which

@@ -1,8 +1,8 @@
-"""Results on disk: run folders, records, failures, leases, merge. Works on a shared file system without a server or file locks.
+"""Results on disk: run folders, records, failures, leases, merge. Needs no server and no file locks.
 
-A file that others may read appears whole: written under a temporary name, then linked (the first wins) or renamed. A lease says
-who trains a run; it names its owner exactly, so that a dead owner on this machine is known at once and one elsewhere by its age.
-Leases are numbered and the highest counts. It is never removed, only marked as released: were a number used twice, a process
+A file that others may read appears whole: written under a temporary name, then linked (the first wins) or renamed.
+A lease names its owner exactly, so that a dead owner on this machine is known at once, one elsewhere by its age. Leases
+are numbered and the highest counts; it is never removed, only marked as released: were a number used twice, a process
 that had judged the first lease stale could take the second from its living owner.
 """
 
@@ -43,7 +43,8 @@ class Store:
             link_whole(probe, "")
             probe.unlink()
         except OSError as error:
-            raise Refusal(f"results folder {self.root} cannot be written: {error.strerror}; set where.results") from None
+            why = f"cannot be written: {error.strerror}; set where.results"
+            raise Refusal(f"results folder {self.root} {why}") from None
 
     def open(self, run_id: str) -> Path:
         """The run's folder, made if it is not there; a Refusal if nothing can be written."""
@@ -120,7 +121,7 @@ class Store:
         lease = Lease(folder / f"lease-{number + 1}.json")
         if not link_whole(lease.path, json.dumps(_owner()) + "\n"):
             return None
-        if _newest(folder)[0] != number + 1:  # we looked so long ago that even our number has been used and cleared since
+        if _newest(folder)[0] != number + 1:  # we were so slow that even our number has been used and cleared since
             lease.path.unlink(missing_ok=True)
             return None
         for path in folder.glob("lease-*.json"):
@@ -174,7 +175,7 @@ def _owner() -> dict:
 
 
 def _machine() -> str:
-    """This boot of this machine and whose process numbers we see (a container has its own); '' where there is no /proc."""
+    """This boot of this machine and the name space of our process numbers (containers); '' where there is no /proc."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -182,7 +183,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """Start time of a process in clock ticks since boot, '' if it has ended (tells a process from a later one of the same pid)."""
+    """Start of a process in clock ticks since boot (tells it from a later one of the same pid), '' if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
@@ -275,12 +276,12 @@ def found_records(path: Path) -> dict[str, Record]:
 def _unite(into: dict[str, Record], more: dict[str, Record], source: str) -> None:
     for run_id, record in more.items():
         if run_id in into and dump(into[run_id]) != dump(record):
-            raise Refusal(f"{source}: record {run_id} differs from the one that is there already; one of the two must go")
+            raise Refusal(f"{source}: record {run_id} differs from the one that is there already; remove one of them")
         into[run_id] = record
 
 
 def merge(paths: list[Path], target: Path) -> tuple[int, int]:
-    """Add the records (and items) under `paths` to target/records.jsonl: sorted by id, identical or refused. (new, all)."""
+    """Add records (and items) under `paths` to target/records.jsonl: sorted by id, identical or refused. (new, all)."""
     records, items = target / "records.jsonl", target / "items.parquet"
     united = read_records(records) if records.exists() else {}
     before = set(united)
@@ -299,7 +300,7 @@ def merge(paths: list[Path], target: Path) -> tuple[int, int]:
 
 
 def _merged_items(paths: list[Path], target: Path, wanted: set[str]):
-    """Items of the merged records as one table, None if nothing is new; those of a run that `target` has stay as they are."""
+    """Items of the merged records as one table, None if nothing is new; what `target` has of a run stays as it is."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,7 +1,7 @@
-"""A sweep file: protocols x mixers (with their own axes) x seeds x replicas -> runs in the order in which they are trained.
+"""A sweep file: protocols x mixers (with their own axes) x seeds x replicas -> runs in the order of their training.
 
-There is no syntax for 'this mixer with another learning rate'. Two declared exceptions make derived protocols with ids of their own:
-`varies` (a response axis, for every mixer alike) and `departures` (a named confound of one mixer).
+There is no syntax for 'this mixer with another learning rate'. Two declared exceptions make derived protocols with ids
+of their own: `varies` (a response axis, for every mixer alike) and `departures` (a named confound of one mixer).
 """
 
 import dataclasses
@@ -116,7 +116,8 @@ def variations(sweep: Sweep) -> list[dict]:
 def cells(sweep: Sweep) -> list[Cell]:
     """The sweep's product, arm by arm within each seed. The same run may occur twice if the file lists it twice."""
     every = arms(sweep)
-    plain = [(p, v, make_run(p, every[0].mixer, v, 0, 0)) for p, v in itertools.product(sweep.protocols, variations(sweep))]
+    columns = itertools.product(sweep.protocols, variations(sweep))
+    plain = [(protocol, v, make_run(protocol, every[0].mixer, v, 0, 0)) for protocol, v in columns]
     found = []
     for seed, arm, (protocol, variation, base), replica in itertools.product(sweep.seeds, every, plain, sweep.replicas):
         if replica and base.parent is None:
@@ -135,7 +136,7 @@ def grid(sweep: Sweep) -> list[Run]:
 
 
 def ordered(runs: list[Run]) -> list[Run]:
-    """All runs and their parents, seed by seed and each chain depth first: an interruption costs at most the chain in hand."""
+    """All runs and their parents, seed by seed and each chain depth first: an interruption costs one chain at most."""
     children: dict[str, list[Run]] = {}
     every: dict[str, Run] = {}
     for run in runs:

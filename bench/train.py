@@ -1,24 +1,23 @@
 """Training: the only room that imports lightning. One optimiser rule, one schedule, exact resume, evaluation.
 
-Peculiar: a loader item is one micro-batch, a pure function of its index = optimiser step x micro-batches + micro-batch; losses are
-summed, and the gradients of a whole optimiser step are divided by its number of targets, added up over ranks. So neither world
-size nor micro-batch changes the objective, and a resume starts the loader at an index instead of restoring it.
+Peculiar: a loader item is one micro-batch, a pure function of its index = optimiser step x micro-batches + micro-batch;
+losses are summed, and the gradients of a whole optimiser step are divided by its number of targets, added up over
+ranks. So neither world size nor micro-batch changes the objective, and a resume starts the loader at an index.
 """
 
 import hashlib
 import json
 import logging
 import math
-import os
+import pickle
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
@@ -33,6 +32,7 @@ from bench.shell import owned_by_mixer
 from bench.tasks.base import Batch, Task
 
 CURVE_POINTS = 64
+CHECKPOINT = "checkpoint.pt"
 STOP_EVERY = 10  # optimiser steps between questions to rank 0
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -55,7 +55,8 @@ class Setting:
     micro_batches: int
     loaders: int
     compiled: bool
-    folder: Path  # checkpoint and progress
+    folder: Path  # where a checkpoint may lie
+    write: Callable[[str, Callable[[Path], object]], None]  # puts a file of a name there, whole or not at all
     checkpoint_seconds: float
     should_stop: Callable[[], bool]
 
@@ -112,7 +113,9 @@ def optimiser_groups(model: nn.Module, settings: Optimiser) -> list[dict]:
 
 def groups_digest(model: nn.Module, settings: Optimiser) -> str:
     """SHA-256 (16 hex digits) of the optimiser's rule and its shared members."""
-    groups = [[g["weight_decay"], [n for n in g["names"] if not owned_by_mixer(n)]] for g in optimiser_groups(model, settings)]
+    groups = [
+        [g["weight_decay"], [n for n in g["names"] if not owned_by_mixer(n)]] for g in optimiser_groups(model, settings)
+    ]
     rule = [groups, settings.lr, settings.betas, settings.eps, settings.clip]
     return hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:16]
 
@@ -135,7 +138,9 @@ class Training(lightning.LightningModule):
         settings = self.protocol.optimiser
         groups = [{k: g[k] for k in ("params", "weight_decay")} for g in optimiser_groups(self.model, settings)]
         fused = self.setting.device == "cuda"
-        optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused or None)
+        optimiser = torch.optim.AdamW(
+            groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused or None
+        )
         if self.optimiser_state is not None:
             optimiser.load_state_dict(self.optimiser_state)
             self.optimiser_state = None
@@ -200,7 +205,7 @@ class Training(lightning.LightningModule):
             raise Interrupted(f"stopped after step {self.done} of {self.protocol.budget.steps}")
 
     def agreed_stop(self) -> bool:
-        """Rank 0 decides, so that all ranks stop at the same step; they ask it rarely, since the answer costs a wait."""
+        """Rank 0 decides, so that all ranks stop at the same step; they ask rarely, since the answer costs a wait."""
         if self.setting.world == 1:
             return self.setting.should_stop()
         if self.done % STOP_EVERY:
@@ -221,11 +226,13 @@ class Training(lightning.LightningModule):
         if bad:
             raise Diverged(f"the training loss was not finite by step {self.done}")
         loss = loss_sum / max(1.0, targets)
-        if self.done % self.every == 0 or self.done == self.protocol.budget.steps:  # else the first step, for its time only
+        if (
+            self.done % self.every == 0 or self.done == self.protocol.budget.steps
+        ):  # else the first step, for its time only
             self.trace.curve.append((self.done, loss))
         if self.setting.rank == 0:
             progress = {"step": self.done, "steps": self.protocol.budget.steps, "loss": loss}
-            replace(self.setting.folder / "progress.json", lambda path: path.write_text(json.dumps(progress)))
+            self.setting.write("progress.json", lambda path: path.write_text(json.dumps(progress)))
 
     def save(self) -> None:
         """A checkpoint at an optimiser step. There are no random states to keep: every draw is keyed by its step."""
@@ -237,27 +244,30 @@ class Training(lightning.LightningModule):
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average,
-            "trace": [self.trace.curve, self.trace.step_seconds, self.trace.first_step, self.trace.spent + self.saved - self.begun],
+            "trace": [
+                self.trace.curve,
+                self.trace.step_seconds,
+                self.trace.first_step,
+                self.trace.spent + self.saved - self.begun,
+            ],
         }
-        replace(self.setting.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+        self.setting.write(CHECKPOINT, lambda path: torch.save(state, path))
 
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint; data of it are never executed."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    def restore(self) -> None:
+        """Go on from a checkpoint if there is one; an unreadable one is dropped, and nothing in it is ever executed."""
+        path = self.setting.folder / CHECKPOINT
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            print(f"{path} is unreadable ({type(error).__name__}), starting over", file=sys.stderr)
+            path.unlink()
+            return
         self.model.load_state_dict(state["model"])
         self.optimiser_state, self.average, self.done = state["optimiser"], state["average"], state["done"]
         curve, step_seconds, first_step, spent = state["trace"]
         self.trace = Trace([tuple(point) for point in curve], list(step_seconds), first_step, spent)
-
-
-def replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file whole: a temporary one beside it, then a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def fit(training: Training) -> None:
@@ -293,48 +303,9 @@ def fit(training: Training) -> None:
     )
     training.model.train()
     with warnings.catch_warnings():
-        # That the loader has few workers is the user's own choice (where.loaders); the other is lightning's own debt to torch.
+        # That the loader has few workers is the user's choice (where.loaders); the other is lightning's debt to torch.
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer.fit(training, train_dataloaders=loader)
     if training.done != steps:
         raise RuntimeError(f"training ended after step {training.done} of {steps}")
-
-
-def to_device(batch: Batch, device: str) -> Batch:
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-
-
-def evaluate(model: Backbone, task: Task, size: int, device: str, precision: str) -> tuple[dict, dict]:
-    """(metrics, outcomes by reported set) of the model as it stands. Short batches are filled up, so that shapes stay fixed."""
-    metrics, outcomes = {}, {}
-    model.to(device).eval()
-    for part in task.held_out():
-        collected: dict[str, list[np.ndarray]] = {}
-        for batch in task.held_out_batches(part, size):
-            for name, values in _outcomes(model, task, batch, size, device, precision).items():
-                collected.setdefault(name, []).append(values)
-        outcomes[part] = {name: np.concatenate(values) for name, values in collected.items()}
-        metrics.update(task.metrics(part, outcomes[part]))
-    return metrics, outcomes
-
-
-def _outcomes(model: Backbone, task: Task, batch: Batch, size: int, device: str, precision: str) -> dict[str, np.ndarray]:
-    n = len(batch["segments"])
-    rows = torch.arange(size).clamp(max=n - 1)
-    filled = to_device({key: value[rows] for key, value in batch.items()}, device)
-    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        outputs = model(filled)
-    return task.outcomes(outputs[:n].float(), {key: value[:n] for key, value in filled.items()})
-
-
-@contextmanager
-def averaged(model: Backbone, average: list[Tensor]) -> Iterator[None]:
-    """The model holds the averaged weights inside, its own again afterwards."""
-    own = [p.detach().clone() for p in model.parameters()]
-    with torch.no_grad():
-        for parameter, value in zip(model.parameters(), average, strict=True):
-            parameter.copy_(value)
-        yield
-        for parameter, value in zip(model.parameters(), own, strict=True):
-            parameter.copy_(value)

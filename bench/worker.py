@@ -1,4 +1,4 @@
-"""The worker: a long-lived process that takes runs of a sweep by lease, one after another, until none is left or time is up.
+"""The worker: a long-lived process that takes runs of a sweep by lease, one by one, until none is left or time is up.
 
 Who starts it (a terminal, a Slurm task) changes nothing here; all that workers share is the store.
 """
@@ -81,7 +81,7 @@ class Queue:
         return self.store.weights(parent.id).exists() or self.store.record(parent.id).outcome != "ok"
 
     def expected_seconds(self, run: Run) -> float:
-        """What is left of a run, by finished runs of the same protocol: of the same mixer if there is one, else the longest.
+        """What is left of a run, by finished ones of the same protocol: of the same mixer or else the longest.
 
         0 if there is none to go by.
         """
@@ -174,7 +174,8 @@ def execute_ranks(run: Run, where: Where, stop: Stop) -> Record | None:
 
 
 def _rank(run: Run, where: Where, rank: int, port: int, worker: int) -> None:
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": where.devices, "NODE_RANK": 0, "LOCAL_RANK": rank}
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": where.devices}
+    world |= {"NODE_RANK": 0, "LOCAL_RANK": rank}
     os.environ.update({key: str(value) for key, value in world.items()})
     stop = Stop(float("inf"))
     execute(run, where, lambda: stop() or os.getppid() != worker)  # without the worker nobody holds the lease

@@ -58,5 +58,18 @@ def built(run: Run, device: str = "cpu") -> tuple[backbone.Backbone, object]:
     return model, task
 
 
-def setting(folder: Path, micro_batches: int = 1, should_stop=lambda: False, checkpoint_seconds: float = 1e9) -> train.Setting:
-    return train.Setting("cpu", 0, 1, micro_batches, 0, False, folder, checkpoint_seconds, should_stop)
+def setting(
+    folder: Path, micro_batches: int = 1, should_stop=lambda: False, checkpoint_seconds: float = 1e9
+) -> train.Setting:
+    return train.Setting(
+        "cpu",
+        0,
+        1,
+        micro_batches,
+        0,
+        False,
+        folder,
+        lambda name, how: how(folder / name),
+        checkpoint_seconds,
+        should_stop,
+    )

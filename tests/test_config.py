@@ -80,12 +80,30 @@ def test_a_child_takes_backbone_changes_up_its_chain_and_nothing_else():
         (["protocol=quick_digits", "mixer=nonsense"], "unknown mixer 'nonsense'; known: attention"),
         (["protocol=quick_digit", "mixer=dense"], "unknown protocol 'quick_digit'; known: "),
         (["protocol=quick_digits"], "missing 'mixer=…'; known: attention"),
-        (["protocol=quick_digits", "mixer=dense", "protocol.budget.stepz=3"], "unknown key 'protocol.budget.stepz': 'stepz' is not one of: steps, batch"),
-        (["protocol=quick_digits", "mixer=dense", "mixer.rank=3"], "unknown key 'mixer.rank': 'rank' is not one of: name, sam, heads"),
-        (["protocol=quick_digits", "mixer=dense", "protocol.budget.steps=many"], "protocol.budget.steps must be of type int, got 'many' (str)"),
-        (["protocol=quick_digits", "mixer=dense", "protocol.budget.steps=true"], "protocol.budget.steps must be of type int, got True (bool)"),
-        (["protocol=quick_digits", "mixer=dense", "protocol.budget.steps=-5"], "protocol.budget.steps must be at least 1, got -5"),
-        (["protocol=quick_digits", "mixer=dense", "protocol.budget.steps=2.5"], "protocol.budget.steps must be of type int, got 2.5 (float)"),
+        (
+            ["protocol=quick_digits", "mixer=dense", "protocol.budget.stepz=3"],
+            "unknown key 'protocol.budget.stepz': 'stepz' is not one of: steps, batch",
+        ),
+        (
+            ["protocol=quick_digits", "mixer=dense", "mixer.rank=3"],
+            "unknown key 'mixer.rank': 'rank' is not one of: name, sam, heads",
+        ),
+        (
+            ["protocol=quick_digits", "mixer=dense", "protocol.budget.steps=many"],
+            "protocol.budget.steps must be of type int, got 'many' (str)",
+        ),
+        (
+            ["protocol=quick_digits", "mixer=dense", "protocol.budget.steps=true"],
+            "protocol.budget.steps must be of type int, got True (bool)",
+        ),
+        (
+            ["protocol=quick_digits", "mixer=dense", "protocol.budget.steps=-5"],
+            "protocol.budget.steps must be at least 1, got -5",
+        ),
+        (
+            ["protocol=quick_digits", "mixer=dense", "protocol.budget.steps=2.5"],
+            "protocol.budget.steps must be of type int, got 2.5 (float)",
+        ),
         (["protocol=quick_digits", "mixer=dense", "seed=-1"], "run.seed must be at least 0"),
         (["protocol=quick_digits", "mixer=dense", "replica=1"], "replica 1: protocol 'quick_digits' has no parent"),
         (["protocol=quick_digits", "mixer=dense", "nonsense=1"], "unknown key 'nonsense'"),
@@ -93,7 +111,10 @@ def test_a_child_takes_backbone_changes_up_its_chain_and_nothing_else():
         (["protocol=quick_digits", "mixer=dense", "where.data=${oc.env:HOME}"], "interpolation"),
         (["protocol=quick_digits", "mixer=dense", "+a=1"], "only plain key=value is allowed"),
         (["protocol=quick_digits", "mixer=dense", "seed=0,1"], "only plain key=value is allowed"),
-        (["protocol=quick_digits", "mixer=dense", "protocol.precision=fp64"], "protocol.precision must be one of fp32, bf16, got 'fp64'"),
+        (
+            ["protocol=quick_digits", "mixer=dense", "protocol.precision=fp64"],
+            "protocol.precision must be one of fp32, bf16, got 'fp64'",
+        ),
         (["protocol=quick_digits", "mixer=dense", "protocol.shell.conv_width=4"], "conv_width must be odd"),
     ],
 )

@@ -42,8 +42,10 @@ def places(tmp_path) -> Places:
 
 
 def test_table_reads_the_files_of_a_split_in_order_and_only_the_columns_asked_for(places):
-    files = {name: write(places.data, name, {"text": texts, "other": [0] * len(texts)})
-             for name, texts in (("b.parquet", ["x", "y"]), ("a.parquet", ["z"]))}
+    files = {
+        name: write(places.data, name, {"text": texts, "other": [0] * len(texts)})
+        for name, texts in (("b.parquet", ["x", "y"]), ("a.parquet", ["z"]))
+    }
     read = table(local(files), "train", places, ["text"])
     assert read.to_pydict() == {"text": ["x", "y", "z"]}
 
@@ -82,15 +84,18 @@ def test_unknown_split_and_column_list_what_there_is(places):
     assert "no column body; it has text, label" in refusal(table, pins, "train", places, ["text", "body"])
 
 
-@pytest.mark.parametrize("arguments, word", [
-    (("poems", {}, "", "", ""), "split"),
-    (("poems", {"train": {}}, "", "", ""), "split"),
-    (("poems", {"train": {"/etc/a.parquet": "0" * 64}}, "", "", ""), "inside the data folder"),
-    (("poems", {"train": {"../a.parquet": "0" * 64}}, "", "", ""), "inside the data folder"),
-    (("poems", {"train": {"a.parquet": "abc"}}, "", "", ""), "64 hex digits"),
-    (("poems", {"train": {"a.parquet": "0" * 64}}, "", "", COMMIT), "hub"),
-    (("poems", {"train": {"train": ""}}, "org/poems", "", "main"), "full commit hash"),
-])
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (("poems", {}, "", "", ""), "split"),
+        (("poems", {"train": {}}, "", "", ""), "split"),
+        (("poems", {"train": {"/etc/a.parquet": "0" * 64}}, "", "", ""), "inside the data folder"),
+        (("poems", {"train": {"../a.parquet": "0" * 64}}, "", "", ""), "inside the data folder"),
+        (("poems", {"train": {"a.parquet": "abc"}}, "", "", ""), "64 hex digits"),
+        (("poems", {"train": {"a.parquet": "0" * 64}}, "", "", COMMIT), "hub"),
+        (("poems", {"train": {"train": ""}}, "org/poems", "", "main"), "full commit hash"),
+    ],
+)
 def test_incomplete_pins_are_refused(arguments, word):
     assert word in refusal(Pins, *arguments)
 
@@ -105,10 +110,17 @@ def hub_cache(tmp_path, monkeypatch):
     rows = pa.table({"text": ["x", "y"], "label": [0, 1]})
     with pa.OSFile(str(folder / "poems-train.arrow"), "wb") as file, pa.ipc.new_stream(file, rows.schema) as stream:
         stream.write_table(rows)
-    (folder / "dataset_info.json").write_text(json.dumps({
-        "builder_name": "parquet", "dataset_name": "poems", "config_name": "default",
-        "version": {"version_str": "0.0.0"},
-        "splits": {"train": {"name": "train", "num_bytes": 8, "num_examples": 2, "dataset_name": "poems"}}}))
+    (folder / "dataset_info.json").write_text(
+        json.dumps(
+            {
+                "builder_name": "parquet",
+                "dataset_name": "poems",
+                "config_name": "default",
+                "version": {"version_str": "0.0.0"},
+                "splits": {"train": {"name": "train", "num_bytes": 8, "num_examples": 2, "dataset_name": "poems"}},
+            }
+        )
+    )
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
 
@@ -192,14 +204,17 @@ def _flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [
-    lambda entry: (entry / "ids.npy").unlink(),
-    lambda entry: (entry / "manifest.json").unlink(),
-    lambda entry: (entry / "manifest.json").write_text("[]"),
-    lambda entry: (entry / "ids.npy").write_bytes((entry / "ids.npy").read_bytes()[:-2]),
-    lambda entry: np.save(entry / "ids.npy", np.arange(1000, dtype=np.uint16).reshape(10, 100)),
-    lambda entry: _flip(entry / "ids.npy"),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: (entry / "ids.npy").unlink(),
+        lambda entry: (entry / "manifest.json").unlink(),
+        lambda entry: (entry / "manifest.json").write_text("[]"),
+        lambda entry: (entry / "ids.npy").write_bytes((entry / "ids.npy").read_bytes()[:-2]),
+        lambda entry: np.save(entry / "ids.npy", np.arange(1000, dtype=np.uint16).reshape(10, 100)),
+        lambda entry: _flip(entry / "ids.npy"),
+    ],
+)
 def test_a_damaged_entry_is_built_again(places, damage):
     build = Counted()
     cached(places, "a", build)

@@ -1,4 +1,4 @@
-"""The flow as a user sees it: a sweep, its table and figure, a second report; the claims of the quickstart; the chain on real data."""
+"""The flow as a user sees it: a sweep, its table and figure, the quickstart's claims, the chain on real data."""
 
 import os
 import subprocess
@@ -10,13 +10,15 @@ import yaml
 
 from bench.compose import ROOT
 from bench.store import Store
-from bench.sweep import load, ordered
 from bench.sweep import grid as runs_of
+from bench.sweep import load, ordered
 
 
 def command(*words: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "bench.cli", *words], capture_output=True, text=True, env=environment, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-m", "bench.cli", *words], capture_output=True, text=True, env=environment, timeout=600
+    )
 
 
 def cut_down(tmp_path: Path, **changes) -> Path:
@@ -82,7 +84,9 @@ def test_a_table_over_two_protocols_is_refused_and_the_keys_are_named(quickstart
     sweep, results, words = quickstart
     store = Store(results)
     run = ordered(runs_of(load(sweep)))[0]
-    other = command("run", "protocol=quick_recall", f"mixer={run.mixer.name}", "mixer.heads=2", "protocol.budget.steps=2", words)
+    other = command(
+        "run", "protocol=quick_recall", f"mixer={run.mixer.name}", "mixer.heads=2", "protocol.budget.steps=2", words
+    )
     assert other.returncode == 0, other.stderr
     path = store.folder(run.id) / "record.json"
     mine = path.read_bytes()
@@ -97,7 +101,7 @@ def test_a_table_over_two_protocols_is_refused_and_the_keys_are_named(quickstart
 
 @pytest.mark.data
 def test_the_whole_chain_runs_on_real_data(tmp_path):
-    """Masked LM on simplewiki, SST-2, CoLA, MNLI -> MRPC and Tiny ImageNet, cut to a toy; every parent and child leaves its record."""
+    """Masked LM, SST-2, CoLA, MNLI -> MRPC and Tiny ImageNet, cut to a toy; every run leaves its record."""
     words = f"where.results={tmp_path / 'results'}"
     path = ROOT / "sweeps" / "cut.yaml"
     done = command("sweep", str(path), "--workers", "2", words)

@@ -122,7 +122,7 @@ def test_every_shipped_arm_builds_at_full_size_and_trains_two_steps_when_shrunk(
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/records.jsonl")), ids=lambda p: p.parent.name)
 def test_committed_records_still_have_their_ids_and_belong_to_their_sweep(path):
-    """Reading checks each id against its run; the sweep's own ids must be the committed ones, or old evidence is lost."""
+    """Reading checks each id against its run; the sweep's ids must be the committed ones, or evidence is lost."""
     records = read_records(path)
     runs = grid(load(ROOT / "sweeps" / f"{path.parent.name}.yaml"))
     assert {run.id for run in runs} <= set(records)
@@ -130,7 +130,11 @@ def test_committed_records_still_have_their_ids_and_belong_to_their_sweep(path):
 
 
 def test_a_record_of_each_kind_is_committed():
-    kinds = {r.run["protocol"]["task"]["name"] for p in (ROOT / "results").glob("*/records.jsonl") for r in read_records(p).values()}
+    kinds = {
+        r.run["protocol"]["task"]["name"]
+        for p in (ROOT / "results").glob("*/records.jsonl")
+        for r in read_records(p).values()
+    }
     assert {"masked_lm", "glue", "images"} <= kinds
 
 

@@ -9,7 +9,6 @@ import bench.mixers
 from bench import registry
 from bench.compose import ROOT
 from bench.mixers.base import Features, Grant
-from bench.shell import Shell
 
 README = (ROOT / "README.md").read_text()
 
@@ -59,4 +58,8 @@ def test_every_verb_of_the_readme_is_a_verb():
 
 
 def test_nothing_in_the_readme_points_outside_the_checkout():
-    assert not [link for link in re.findall(r"\]\((.*?)\)", README) if not link.startswith("http") and not Path(ROOT / link).exists()]
+    assert not [
+        link
+        for link in re.findall(r"\]\((.*?)\)", README)
+        if not link.startswith("http") and not Path(ROOT / link).exists()
+    ]

@@ -1,4 +1,4 @@
-"""The store under races, crashes and damage: what is visible is whole, the first wins, one process trains a run, merge is safe."""
+"""The store under races, crashes and damage: what is visible is whole, the first wins, one process trains a run."""
 
 import dataclasses
 import json
@@ -110,6 +110,9 @@ def test_a_reader_never_sees_half_a_file(tmp_path, replaced):
         else:
             path.unlink(missing_ok=True)
             link_whole(path, texts[n % 2])
+        before, until = len(seen), time.monotonic() + 10
+        while len(seen) == before and time.monotonic() < until:  # so that every version is read
+            time.sleep(0.001)
     done.set()
     reader.join()
     assert seen and all(seen)
@@ -251,13 +254,24 @@ def plant(results: Store, changes: dict, age: float = 0.0) -> Path:
     return lease.path
 
 
-@pytest.mark.parametrize("changes", [{"node": "elsewhere"}, {"machine": "another boot or container"}, {"machine": ""}])
+@pytest.mark.parametrize("changes", [{"node": "elsewhere"}, {"machine": "another boot or container"}])
 def test_a_lease_elsewhere_is_lost_by_age(tmp_path, changes):
     results = Store(tmp_path)
     plant(results, changes, store.STALE_SECONDS - 30)
     assert results.take(RUN) is None
     os.utime(next(results.folder(RUN).glob("lease-*")), (time.time() - store.STALE_SECONDS - 1,) * 2)
     assert results.take(RUN) is not None
+
+
+def test_where_processes_cannot_be_looked_up_age_decides(tmp_path, monkeypatch):
+    """Without /proc, as on macOS."""
+    results = Store(tmp_path)
+    monkeypatch.setattr(store, "_machine", lambda: "")
+    monkeypatch.setattr(store, "_started", lambda pid: "")
+    path = plant(results, {}, store.STALE_SECONDS - 30)
+    assert results.leased(RUN)
+    os.utime(path, (0, 0))
+    assert not results.leased(RUN)
 
 
 def test_another_process_of_the_same_pid_is_not_the_owner(tmp_path):
@@ -321,7 +335,7 @@ def damaged(record: Record) -> dict[str, tuple[str, str]]:
         "empty": ("", "delete it and run again"),
         "other id": (json.dumps({**whole, "id": RUN}), "whose id is"),
         "edited": (json.dumps({**whole, "run": {**whole["run"], "seed": 7}}), "whose id is"),
-        "schema": (json.dumps({**whole, "schema": 99}), "schema 99 is not known"),
+        "schema": (json.dumps({**whole, "schema": 99, "novelty": 1}), "schema 99 is not known"),
         "outcome": (json.dumps({**whole, "outcome": "great"}), "great"),
         "no mapping": ("[]", "mapping"),
         "copied": (dump(a_record(1)), f"not of {record.id}"),
@@ -387,9 +401,9 @@ def test_merge_brings_results_a_run_folder_and_a_file_home_sorted_and_twice_is_o
 
 
 def test_the_order_of_merges_does_not_show(tmp_path):
-    one, two = results_with(tmp_path / "one", 0), results_with(tmp_path / "two", 1)
-    labelled = {"held_out": {"item": [1, 0], "label": [0.5, 1.5], "loss": [1.0, 2.0]}}
-    Store(two).finish(a_record(2), labelled)
+    one, two = results_with(tmp_path / "one", 0), tmp_path / "two"
+    for seed in (1, 2):  # another task: other columns
+        Store(two).finish(a_record(seed), {"held_out": {"item": [1, 0], "loss": [1.0, 2.0], "label": [0.5, 1.5]}})
     merge([one], tmp_path / "x")
     merge([two], tmp_path / "x")
     merge([two, one], tmp_path / "y")

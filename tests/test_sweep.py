@@ -44,7 +44,7 @@ def refusal(call, *arguments, **keys) -> str:
 
 @pytest.fixture
 def chain(tmp_path, monkeypatch):
-    """A configs folder with 'base' (quick_copying, two steps), its fine-tunings 'child', 'other', and 'grandchild' of 'child'."""
+    """Configs with 'base' (two steps of quick_copying), its 'child' and 'other', and a 'grandchild' of 'child'."""
     configs = tmp_path / "configs"
     for file in (ROOT / "configs").rglob("*.yaml"):
         target = configs / file.relative_to(ROOT / "configs")
@@ -124,7 +124,7 @@ def test_a_departure_matches_what_the_sweep_leaves_as_the_mixer_has_it(tmp_path)
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"departures": [{"mixer": {"name": "dense"}, "set": {"backbone.width": 8}, "source": ""}]}, ["no arm", "dense"]),
+        ({"departures": [{"mixer": {"name": "dense"}, "set": {}, "source": ""}]}, ["no arm", "dense"]),
         ({"departures": [{"mixer": {"name": "identity"}, "set": {"widht": 8}, "source": ""}]}, ["widht", "backbone"]),
         ({"departures": [{"mixer": {"name": "identity"}, "set": {"init": "x"}, "source": ""}]}, ["init"]),
         ({"departures": [{"mixer": {"name": "identity"}, "set": {}, "why": ""}]}, ["why", "source"]),
@@ -230,7 +230,7 @@ def test_a_run_that_raises_is_given_up_and_the_others_go_on(queue, stop, monkeyp
 
     labels = started(monkeypatch, broken)
     work(queue, stop)
-    base, child, grandchild, other = queue.runs
+    _, child, grandchild, other = queue.runs
     assert labels == ["base", "child", "child", "child", "other"]  # where.retries: 2
     notes = queue.store.failures(child.id)
     assert [n["kind"] for n in notes] == ["error"] * 3 and "ValueError: bad luck\nTraceback" in notes[0]["message"]
@@ -239,6 +239,18 @@ def test_a_run_that_raises_is_given_up_and_the_others_go_on(queue, stop, monkeyp
     assert "bad luck" in capsys.readouterr().err
     work(queue, stop)
     assert len(labels) == 5
+
+
+def test_a_parent_that_cannot_be_retrained_is_given_up_too(queue, stop, monkeypatch):
+    """It has a record, but its weights are gone and training it again has failed as often as it may."""
+    child = queue.runs[1]
+    record = dataclasses.replace(a_record(0), id=child.id, run=resolved(child), protocol_id=child.protocol_id)
+    queue.store.finish(record, {})
+    for _ in range(3):
+        queue.store.fail(child.id, "error", "bad luck")
+    labels = started(monkeypatch)
+    work(queue, stop)
+    assert labels == ["base", "other"]
 
 
 def test_running_out_of_memory_is_noted_as_such(queue, stop, monkeypatch):
@@ -272,7 +284,8 @@ def test_children_of_an_unfit_or_diverged_run_say_why(queue, stop):
 def test_nothing_starts_that_cannot_finish(queue, stop):
     base, child, *_ = queue.runs
     other = make_run("base", "identity", {"mixer.heads": 2}, 7, 0)
-    record = dataclasses.replace(a_record(0, wall=600.0), id=other.id, run=resolved(other), protocol_id=base.protocol_id)
+    own = {"id": other.id, "run": resolved(other), "protocol_id": base.protocol_id}
+    record = dataclasses.replace(a_record(0, wall=600.0), **own)
     queue.store.finish(record, {})
     queue.runs.append(other)
     assert queue.expected_seconds(base) == 600 and queue.expected_seconds(child) == 0  # unknown

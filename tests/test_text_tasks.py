@@ -54,16 +54,30 @@ def places(tmp_path) -> Places:
 def documents(count: int, longest: int) -> list[str]:
     """Texts of 1 .. longest words of one token each; every fourth word is not in the vocabulary."""
     draw = np.random.default_rng(0)
-    return [" ".join("zzz" if draw.random() < 0.25 else WORDS[draw.integers(95)]
-                     for _ in range(draw.integers(1, longest + 1))) for _ in range(count)]
+    return [
+        " ".join(
+            "zzz" if draw.random() < 0.25 else WORDS[draw.integers(95)] for _ in range(draw.integers(1, longest + 1))
+        )
+        for _ in range(count)
+    ]
 
 
 def masked_args(places: Places, texts: list[str], words=WORDS, **changes) -> MaskedArgs:
-    splits = {"train": write_split(places.data, "train.parquet", {"text": texts}),
-              "validation": write_split(places.data, "validation.parquet", {"text": texts[:37]})}
-    args = MaskedArgs(length=32, documents=0, packed=False, mask_rate=0.3, mask_rate_held_out=0.15, short=4,
-                      data=Pins("poems", splits, "", "", ""), column="text",
-                      vocabulary=write_vocabulary(places.data, [*SPECIALS, *words]))
+    splits = {
+        "train": write_split(places.data, "train.parquet", {"text": texts}),
+        "validation": write_split(places.data, "validation.parquet", {"text": texts[:37]}),
+    }
+    args = MaskedArgs(
+        length=32,
+        documents=0,
+        packed=False,
+        mask_rate=0.3,
+        mask_rate_held_out=0.15,
+        short=4,
+        data=Pins("poems", splits, "", "", ""),
+        column="text",
+        vocabulary=write_vocabulary(places.data, [*SPECIALS, *words]),
+    )
     return dataclasses.replace(args, **changes)
 
 
@@ -93,11 +107,14 @@ def test_tokens_are_greedy_longest_pieces_of_lower_case_text_and_never_specials(
     assert offsets.tolist() == [0, 5, 5, 7] and ids.dtype == np.uint16
 
 
-@pytest.mark.parametrize("words, size, message", [
-    ([*SPECIALS, "a"], 7, "has 6 entries, declared are 7"),
-    (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"], 5, r"lacks \[MASK\]"),
-    ([*SPECIALS, "a", "b", "a"], 8, "holds 'a' 2 times"),
-])
+@pytest.mark.parametrize(
+    "words, size, message",
+    [
+        ([*SPECIALS, "a"], 7, "has 6 entries, declared are 7"),
+        (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"], 5, r"lacks \[MASK\]"),
+        ([*SPECIALS, "a", "b", "a"], 8, "holds 'a' 2 times"),
+    ],
+)
 def test_a_vocabulary_that_is_not_what_it_says_is_refused(places, words, size, message):
     vocabulary = dataclasses.replace(write_vocabulary(places.data, words), size=size)
     with pytest.raises(Refusal, match=message):
@@ -122,8 +139,14 @@ found = [train_vocabulary(texts, 200) for _ in range(3)]
 def test_training_a_vocabulary_repeats_on_any_number_of_threads():
     """Many pieces of these random words are equally frequent, so that the order of ties shows."""
     program = TRAIN + 'print(*sum(found, []), end="")'
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
-                          cwd=CONFIGS.parent.parent, env={**os.environ, "RAYON_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=CONFIGS.parent.parent,
+        env={**os.environ, "RAYON_NUM_THREADS": "1"},
+    )
     words = done.stdout.split(" ")
     here: dict = {}
     exec(TRAIN, here)
@@ -175,8 +198,10 @@ def test_a_row_reads_as_cls_text_sep_padding(places):
 def test_packed_rows_number_their_pieces(places):
     task = masked(places, ["w0 w1", "w2", "w3 w4 w5 w6 w7", "w8"], length=12, short=2, packed=True)
     batch = next(task.held_out_batches("validation", 8))
-    assert plain(task, batch).tolist() == [[CLS, 5, 6, SEP, CLS, 7, SEP, CLS, 8, 9, 10, SEP],
-                                           [CLS, 11, 12, SEP, CLS, 13, SEP] + [PAD] * 5]
+    assert plain(task, batch).tolist() == [
+        [CLS, 5, 6, SEP, CLS, 7, SEP, CLS, 8, 9, 10, SEP],
+        [CLS, 11, 12, SEP, CLS, 13, SEP] + [PAD] * 5,
+    ]
     assert batch["segments"].tolist() == [[1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3], [1, 1, 1, 1, 2, 2, 2] + [0] * 5]
 
 
@@ -244,8 +269,10 @@ def test_a_batch_is_the_same_whichever_part_is_asked_for_in_any_order(places, pa
 
 def test_masks_differ_between_seeds_steps_and_epochs(places):
     task = masked(places, [" ".join(WORDS[:30])] * 4)
-    found = [task.batch(streams, step, 4, slice(0, 4)) for streams, step in
-             ((STREAMS, 0), (STREAMS, 1), (STREAMS, 2), (Streams(4, 0), 0), (Streams(3, 1), 0))]
+    found = [
+        task.batch(streams, step, 4, slice(0, 4))
+        for streams, step in ((STREAMS, 0), (STREAMS, 1), (STREAMS, 2), (Streams(4, 0), 0), (Streams(3, 1), 0))
+    ]
     assert all(not torch.equal(a["positions"], b["positions"]) for a, b in itertools.combinations(found, 2))
 
 
@@ -268,8 +295,9 @@ def test_masked_loss_outcomes_and_metrics_against_closed_forms(places):
     batch = task.batch(STREAMS, 0, 16, slice(0, 16))
     labels_BT = batch["labels"].clamp(min=0)
     sign_B = torch.where(torch.arange(16) < 8, 2.0, -2.0)
-    outputs = torch.zeros(*labels_BT.shape, 100).scatter_(2, labels_BT[..., None], sign_B[:, None, None].expand(
-        16, labels_BT.shape[1], 1))
+    outputs = torch.zeros(*labels_BT.shape, 100).scatter_(
+        2, labels_BT[..., None], sign_B[:, None, None].expand(16, labels_BT.shape[1], 1)
+    )
     count_B = (batch["labels"] != UNUSED).sum(1)
     loss_B = torch.where(sign_B > 0, np.log(np.e**2 + 99) - 2, np.log(np.e**-2 + 99) + 2) * count_B
     outcomes = task.outcomes(outputs, batch)
@@ -282,10 +310,16 @@ def test_masked_loss_outcomes_and_metrics_against_closed_forms(places):
     assert metrics["accuracy"] == pytest.approx(float(count_B[:8].sum() / count_B.sum()))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"length": 2}, "length"), ({"mask_rate": 0.0}, "mask_rate"), ({"mask_rate_held_out": 1.0}, "mask_rate_held_out"),
-    ({"documents": -1}, "documents"), ({"short": 31}, "short"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"length": 2}, "length"),
+        ({"mask_rate": 0.0}, "mask_rate"),
+        ({"mask_rate_held_out": 1.0}, "mask_rate_held_out"),
+        ({"documents": -1}, "documents"),
+        ({"short": 31}, "short"),
+    ],
+)
 def test_settings_out_of_range_are_refused_without_data(places, changes, message):
     with pytest.raises(Refusal, match=f"task.{message} is"):
         MaskedLM(masked_args(places, ["w1"], **changes), Places(None, places.cache))
@@ -323,8 +357,13 @@ def glue(places: Places, subset: str, rows: list[tuple], **changes) -> Glue:
     columns = dict(zip([*SUBSETS[subset].columns, "label"], map(list, zip(*rows, strict=True)), strict=True))
     names = ["train", *(part if part == "validation" else f"validation_{part}" for part in SUBSETS[subset].held_out)]
     splits = {name: write_split(places.data, f"{name}.parquet", columns) for name in names}
-    args = GlueArgs(subset=subset, length=12, label_smoothing=0.0, data=Pins("exam", splits, "", "", ""),
-                    vocabulary=write_vocabulary(places.data, [*SPECIALS, *WORDS]))
+    args = GlueArgs(
+        subset=subset,
+        length=12,
+        label_smoothing=0.0,
+        data=Pins("exam", splits, "", "", ""),
+        vocabulary=write_vocabulary(places.data, [*SPECIALS, *WORDS]),
+    )
     task = Glue(dataclasses.replace(args, **changes), places)
     task.prepare()
     return task
@@ -390,21 +429,29 @@ def test_bad_glue_settings_are_refused(places):
 
 
 def outcomes(label, prediction) -> dict[str, np.ndarray]:
-    return {"item": np.arange(len(label)), "label": np.asarray(label), "prediction": np.asarray(prediction),
-            "loss": np.linspace(0, 1, len(label), dtype=np.float32)}
+    return {
+        "item": np.arange(len(label)),
+        "label": np.asarray(label),
+        "prediction": np.asarray(prediction),
+        "loss": np.linspace(0, 1, len(label), dtype=np.float32),
+    }
 
 
 def test_classification_metrics_against_their_definitions(places):
     """3 true positives, 1 false positive, 2 false negatives, 4 true negatives."""
     found = outcomes([1] * 3 + [0] + [1] * 2 + [0] * 4, [1] * 4 + [0] * 6)
     assert glue(places, "sst2", [("w1", 0)]).metrics("validation", found) == pytest.approx(
-        {"accuracy": 0.7, "loss": 0.5})
+        {"accuracy": 0.7, "loss": 0.5}
+    )
     assert glue(places, "mrpc", [("w1", "w2", 0)]).metrics("validation", found) == pytest.approx(
-        {"accuracy": 0.7, "f1": 6 / 9, "loss": 0.5})
+        {"accuracy": 0.7, "f1": 6 / 9, "loss": 0.5}
+    )
     assert glue(places, "cola", [("w1", 0)]).metrics("validation", found) == pytest.approx(
-        {"matthews": (3 * 4 - 1 * 2) / (4 * 5 * 5 * 6) ** 0.5, "accuracy": 0.7, "loss": 0.5})
+        {"matthews": (3 * 4 - 1 * 2) / (4 * 5 * 5 * 6) ** 0.5, "accuracy": 0.7, "loss": 0.5}
+    )
     assert glue(places, "mnli", [("w1", "w2", 0)]).metrics("mismatched", found) == pytest.approx(
-        {"accuracy_mismatched": 0.7, "loss_mismatched": 0.5})
+        {"accuracy_mismatched": 0.7, "loss_mismatched": 0.5}
+    )
 
 
 def test_correlations_against_closed_forms(places):
@@ -446,8 +493,10 @@ def test_glue_losses_against_closed_forms(places):
 @pytest.mark.parametrize("packed", [False, True])
 def test_example_batches_need_no_data_and_have_the_shapes_of_real_ones(places, packed):
     pairs = [(masked(places, documents(100, 60), packed=packed), 8)]
-    pairs += [(glue(places, subset, [("w1", "w2", 0)[-2 if len(spec.columns) == 1 else -3:]] * 9), 8)
-              for subset, spec in SUBSETS.items()]
+    pairs += [
+        (glue(places, subset, [("w1", "w2", 0)[-2 if len(spec.columns) == 1 else -3 :]] * 9), 8)
+        for subset, spec in SUBSETS.items()
+    ]
     for task, size in pairs:
         made = type(task)(task.args, Places(None, places.cache)).example(size)
         real, spec = task.batch(STREAMS, 0, size, slice(0, size)), task.spec()
@@ -474,13 +523,19 @@ def real(name: str, tmp_path: Path, **changes):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name, sizes", [
-    ("glue_sst2", {"train": 67349, "validation": 872}), ("glue_cola", {"train": 8551, "validation": 1043}),
-    ("glue_mrpc", {"train": 3668, "validation": 408}), ("glue_stsb", {"train": 5749, "validation": 1500}),
-    ("glue_rte", {"train": 2490, "validation": 277}), ("glue_qnli_small", {"train": 2000, "validation": 5463}),
-    ("glue_qqp_small", {"train": 2977, "validation": 7600}),
-    ("glue_mnli_small", {"train": 25395, "matched": 9815, "mismatched": 1000}),
-])
+@pytest.mark.parametrize(
+    "name, sizes",
+    [
+        ("glue_sst2", {"train": 67349, "validation": 872}),
+        ("glue_cola", {"train": 8551, "validation": 1043}),
+        ("glue_mrpc", {"train": 3668, "validation": 408}),
+        ("glue_stsb", {"train": 5749, "validation": 1500}),
+        ("glue_rte", {"train": 2490, "validation": 277}),
+        ("glue_qnli_small", {"train": 2000, "validation": 5463}),
+        ("glue_qqp_small", {"train": 2977, "validation": 7600}),
+        ("glue_mnli_small", {"train": 25395, "matched": 9815, "mismatched": 1000}),
+    ],
+)
 def test_real_glue_sets_are_whole_and_their_batches_sane(name, sizes, tmp_path):
     task = real(name, tmp_path)
     assert {part: len(examples) for part, examples in task.examples.items()} == sizes

@@ -68,7 +68,7 @@ class Mixer(nn.Module, ABC):
 
     @classmethod
     def unfit(cls, grant: Grant, args) -> str:
-        """Why this mixer cannot run in a setting ('' if it can): a reason that belongs in a table, not a typing error."""
+        """Why this mixer cannot run in a setting ('' if it can): a reason that belongs in a table."""
         return ""
 
     @property

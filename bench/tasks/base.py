@@ -1,4 +1,4 @@
-"""The task seam: what comes in and out, batches as pure functions, loss and metrics as sums. Knows no mixer and no model.
+"""The task seam: what comes in and out, batches as pure functions, loss and metrics as sums. Knows no mixer, no model.
 
 Axes: B examples, L length, T positions of a sequence that get an output, C classes or ids, F values of a patch.
 """
@@ -17,7 +17,8 @@ Batch = dict[str, Tensor]
 """Every value has a leading axis B, so that a batch can be cut into micro-batches anywhere that `group` allows.
 
 Keys that the backbone reads:
-`tokens` BL int64 (Spec.kind 'tokens') or `patches` BLF float32 ('patches'); `segments` BL int64, 0 is padding, 1, 2, ... documents;
+`tokens` BL int64 (Spec.kind 'tokens') or `patches` BLF float32 ('patches'); `segments` BL int64, 0 is padding,
+1, 2, ... documents;
 `types` BL int64 if Spec.types > 0; `positions` BT int64 unless Spec.pooled: the positions that get an output.
 All other keys (`labels`, `items`, ...) are the task's own and are only read by `loss`, `count` and `outcomes`.
 """
@@ -47,7 +48,7 @@ class Places:
 
 
 class Task(ABC):
-    """`Args` is a frozen dataclass with the keys of the task's yaml except `name`. Construction is cheap and touches no data."""
+    """`Args`: frozen dataclass, the keys of the task's yaml except `name`. Construction is cheap, touches no data."""
 
     Args: ClassVar[type]
 
@@ -68,7 +69,7 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, streams: Streams, step: int, size: int, part: slice) -> Batch:
-        """Examples `part` of the batch of `size` at optimiser step `step`: a pure function, whichever part is asked for.
+        """Examples `part` of the batch of `size` at optimiser step `step`, a pure function whichever part is asked for.
 
         Randomness (masks, augmentation, generated examples) comes from streams.draw(purpose, step * size + position
         of the example or group in the whole batch), never from a global state.
@@ -80,7 +81,7 @@ class Task(ABC):
 
     @abstractmethod
     def held_out_batches(self, part: str, size: int):
-        """Iterator of the batches of a reported set: the same for every arm and seed, every item once, last one may be short."""
+        """Batches of a reported set: the same for every arm and seed, every item once; the last may be short."""
 
     @abstractmethod
     def count(self, batch: Batch) -> float:
@@ -96,7 +97,7 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, part: str, outcomes: dict[str, np.ndarray]) -> dict[str, float]:
-        """Metrics of one reported set from the outcomes of all its examples; names carry the set if there are several."""
+        """Metrics of one reported set from all its outcomes; names carry the set if there are several."""
 
     @abstractmethod
     def example(self, size: int) -> Batch:

@@ -82,8 +82,10 @@ def table(pins: Pins, split: str, places: Places, columns: list[str]):
         return _hub_table(pins, split, columns)
     import pyarrow as pa
 
-    parts = [_parquet(pins.name, path, verified(pins.name, path, sha256, places), columns)
-             for path, sha256 in _split(pins, split).items()]
+    parts = [
+        _parquet(pins.name, path, verified(pins.name, path, sha256, places), columns)
+        for path, sha256 in _split(pins, split).items()
+    ]
     return pa.concat_tables(parts)
 
 
@@ -92,8 +94,10 @@ def verified(name: str, path: str, sha256: str, places: Places) -> Path:
     variable = "is set" if os.environ.get("MIXERBENCH_DATA") else "is not set"
     if places.data is None or not (places.data / path).is_file():
         folder = places.data or "no folder"
-        raise Refusal(f"data set {name}: {path} is missing; looked in {folder} ($MIXERBENCH_DATA {variable}); "
-                      f"to get it: mixerbench data fetch {name}")
+        raise Refusal(
+            f"data set {name}: {path} is missing; looked in {folder} ($MIXERBENCH_DATA {variable}); "
+            f"to get it: mixerbench data fetch {name}"
+        )
     _match(name, places.data / path, sha256)
     return places.data / path
 
@@ -101,8 +105,10 @@ def verified(name: str, path: str, sha256: str, places: Places) -> Path:
 def _match(name: str, file: Path, sha256: str) -> None:
     found = digest(file)
     if found != sha256:
-        raise Refusal(f"data set {name}: {file} is not the pinned file: expected sha256 {sha256}, found {found}; "
-                      f"to see what is needed: mixerbench data fetch {name}")
+        raise Refusal(
+            f"data set {name}: {file} is not the pinned file: expected sha256 {sha256}, found {found}; "
+            f"to see what is needed: mixerbench data fetch {name}"
+        )
 
 
 def digest(path: Path) -> str:
@@ -148,16 +154,22 @@ def _hub(pins: Pins, split: str):
         builder = datasets.load_dataset_builder(pins.hub, pins.config or None, revision=pins.revision)
         # Without a network `datasets` silently takes the newest commit in its cache, whatever `revision` says.
         if builder.hash != pins.revision:
-            raise Refusal(f"data set {pins.name}: the local cache holds {pins.hub} at commit {builder.hash}, pinned is "
-                          f"{pins.revision}; {fetch_it}")
+            raise Refusal(
+                f"data set {pins.name}: the local cache holds {pins.hub} at commit {builder.hash}, pinned is "
+                f"{pins.revision}; {fetch_it}"
+            )
         builder.download_and_prepare()
         return builder.as_dataset(split=names)
     except OSError as error:
-        raise Refusal(f"data set {pins.name}: {pins.hub} is not in the local cache and the hub cannot be reached (no "
-                      f"network, or offline mode): {_first_line(error)}; {fetch_it}") from error
+        raise Refusal(
+            f"data set {pins.name}: {pins.hub} is not in the local cache and the hub cannot be reached (no "
+            f"network, or offline mode): {_first_line(error)}; {fetch_it}"
+        ) from error
     except ValueError as error:
-        raise Refusal(f"data set {pins.name}: no split {names} of config '{pins.config}' of {pins.hub} at "
-                      f"{pins.revision}: {_first_line(error)}; {fetch_it}") from error
+        raise Refusal(
+            f"data set {pins.name}: no split {names} of config '{pins.config}' of {pins.hub} at "
+            f"{pins.revision}: {_first_line(error)}; {fetch_it}"
+        ) from error
 
 
 class Status(NamedTuple):
@@ -189,8 +201,10 @@ def _state(pins: Pins, path: str, sha256: str, places: Places) -> Status:
     here = places.data is not None and (places.data / path).is_file()
     if here and digest(places.data / path) == sha256:
         return Status(path, "verified", "")
-    advice = (f"the file with sha256 {sha256} must lie at {path} in $MIXERBENCH_DATA; copy it from a folder that has "
-              f"it: mixerbench data fetch {pins.name} --from FOLDER")
+    advice = (
+        f"the file with sha256 {sha256} must lie at {path} in $MIXERBENCH_DATA; copy it from a folder that has "
+        f"it: mixerbench data fetch {pins.name} --from FOLDER"
+    )
     return Status(path, "other content" if here else "missing", advice)
 
 

@@ -83,8 +83,17 @@ class Glue(Task):
         return self.subset.outputs == 1
 
     def spec(self) -> Spec:
-        return Spec(kind="tokens", symbols=self.args.vocabulary.size, types=2, length=self.args.length,
-                    outputs=self.subset.outputs, pooled=True, tied=False, packed=False, group=1)
+        return Spec(
+            kind="tokens",
+            symbols=self.args.vocabulary.size,
+            types=2,
+            length=self.args.length,
+            outputs=self.subset.outputs,
+            pooled=True,
+            tied=False,
+            packed=False,
+            group=1,
+        )
 
     def prepare(self) -> None:
         if self.examples:
@@ -95,8 +104,16 @@ class Glue(Task):
 
     def _open(self, split: str) -> Examples:
         args = self.args
-        key = json.dumps(["glue", code_digest(Path(__file__)), args.data.content(split), args.subset, args.length,
-                          args.vocabulary.sha256])
+        key = json.dumps(
+            [
+                "glue",
+                code_digest(Path(__file__)),
+                args.data.content(split),
+                args.subset,
+                args.length,
+                args.vocabulary.sha256,
+            ]
+        )
 
         def build():
             data = table(args.data, split, self.places, [*self.subset.columns, "label"])
@@ -111,8 +128,10 @@ class Glue(Task):
     def _check_labels(self, labels: np.ndarray, split: str) -> None:
         low, high = (0, 5) if self.regression else (0, self.subset.outputs - 1)
         if not len(labels) or not np.all((labels >= low) & (labels <= high)):
-            raise Refusal(f"data set {self.args.data.name}: split {split} must have labels from {low} to {high} "
-                          f"(the test splits of GLUE have none)")
+            raise Refusal(
+                f"data set {self.args.data.name}: split {split} must have labels from {low} to {high} "
+                f"(the test splits of GLUE have none)"
+            )
 
     def order(self, streams: Streams, step: int, size: int) -> np.ndarray:
         return streams.order(step * size, size, len(self.examples["train"]))
@@ -180,8 +199,11 @@ class Glue(Task):
         length, draw = self.args.length, Streams(0, 0).draw("example", 0)
         place_L, count_B1 = np.arange(length), draw.integers(length // 2, length + 1, (size, 1))
         segments_BL = (place_L < count_B1).astype(np.int64)
-        labels = draw.uniform(0, 5, size).astype(np.float32) if self.regression else draw.integers(
-            0, self.subset.outputs, size)
+        labels = (
+            draw.uniform(0, 5, size).astype(np.float32)
+            if self.regression
+            else draw.integers(0, self.subset.outputs, size)
+        )
         pair = int(len(self.subset.columns) == 2)
         return {
             "tokens": torch.from_numpy(draw.integers(0, self.args.vocabulary.size, (size, length))),

@@ -73,8 +73,17 @@ class MaskedLM(Task):
 
     def spec(self) -> Spec:
         size = self.args.vocabulary.size
-        return Spec(kind="tokens", symbols=size, types=2, length=self.args.length, outputs=size, pooled=False,
-                    tied=True, packed=self.args.packed, group=1)
+        return Spec(
+            kind="tokens",
+            symbols=size,
+            types=2,
+            length=self.args.length,
+            outputs=size,
+            pooled=False,
+            tied=True,
+            packed=self.args.packed,
+            group=1,
+        )
 
     def prepare(self) -> None:
         if self.rows:
@@ -96,8 +105,9 @@ class MaskedLM(Task):
         text = cached(self.places, json.dumps([*key, "tokens"]), tokenise)
         # Rows are an entry of their own, so that a sweep over lengths tokenises once.
         key += ["rows", code_digest(Path(__file__)), args.length, args.short, args.packed]
-        cut = cached(self.places, json.dumps(key),
-                     lambda: cut_rows(text["offsets"], args.length, args.short, args.packed))
+        cut = cached(
+            self.places, json.dumps(key), lambda: cut_rows(text["offsets"], args.length, args.short, args.packed)
+        )
         if len(cut["first"]) < 2:
             raise Refusal(f"data set {args.data.name}: split {split} has no text in column {args.column}")
         return Rows(np.asarray(text["ids"]), *(np.asarray(cut[name]) for name in ("start", "count", "first")))
@@ -123,8 +133,9 @@ class MaskedLM(Task):
 
     def _batch(self, rows: Rows, items: np.ndarray, words_BW: np.ndarray, rate: float) -> Batch:
         tokens_BL, segments_BL = fill(rows, items, self.args.length, self.pieces)
-        tokens_BL, positions_BT, labels_BT = mask(tokens_BL, words_BW, rate, self.special_C, self.ordinary,
-                                                  self.pieces.mask)
+        tokens_BL, positions_BT, labels_BT = mask(
+            tokens_BL, words_BW, rate, self.special_C, self.ordinary, self.pieces.mask
+        )
         return {
             "tokens": torch.from_numpy(tokens_BL),
             "segments": torch.from_numpy(segments_BL),
@@ -138,14 +149,16 @@ class MaskedLM(Task):
         return float((batch["labels"] != UNUSED).sum())
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(outputs.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=UNUSED,
-                               reduction="sum")
+        return F.cross_entropy(
+            outputs.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=UNUSED, reduction="sum"
+        )
 
     def outcomes(self, outputs: Tensor, batch: Batch) -> dict[str, np.ndarray]:
         """`item` (row of the held-out split), `loss_sum` (nats), `correct` and `count` (masked tokens) of each row."""
         labels_BT = batch["labels"]
-        loss_BT = F.cross_entropy(outputs.float().flatten(0, 1), labels_BT.flatten(), ignore_index=UNUSED,
-                                  reduction="none").view(labels_BT.shape)
+        loss_BT = F.cross_entropy(
+            outputs.float().flatten(0, 1), labels_BT.flatten(), ignore_index=UNUSED, reduction="none"
+        ).view(labels_BT.shape)
         columns = {
             "item": batch["items"],
             "loss_sum": loss_BT.sum(1),
@@ -169,9 +182,14 @@ class MaskedLM(Task):
         segments_BL = 1 + (place_L >= length // 3) * int(self.args.packed)
         segments_BL = np.where(place_L < used_B1, segments_BL, 0)
         positions_BT = np.sort(draw.integers(0, used_B1, (size, capacity(length, self.args.mask_rate))), axis=1)
-        batch = {"tokens": tokens_BL, "segments": segments_BL, "types": np.zeros_like(tokens_BL),
-                 "positions": positions_BT, "labels": np.take_along_axis(tokens_BL, positions_BT, 1),
-                 "items": np.arange(size)}
+        batch = {
+            "tokens": tokens_BL,
+            "segments": segments_BL,
+            "types": np.zeros_like(tokens_BL),
+            "positions": positions_BT,
+            "labels": np.take_along_axis(tokens_BL, positions_BT, 1),
+            "items": np.arange(size),
+        }
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
 
 
@@ -243,8 +261,9 @@ def _words(streams: Streams, purpose: str, first: int, rows: int, length: int, r
     return bits.random_raw(rows * counts * 4).view(np.uint32).reshape(rows, counts * 8)
 
 
-def mask(tokens_BL: np.ndarray, words_BW: np.ndarray, rate: float, special_C: np.ndarray, ordinary: np.ndarray,
-         mask_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mask(
+    tokens_BL: np.ndarray, words_BW: np.ndarray, rate: float, special_C: np.ndarray, ordinary: np.ndarray, mask_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(tokens_BL with masks, positions_BT ascending, labels_BT); unused slots have position 0 and label UNUSED."""
     length = tokens_BL.shape[1]
     slots = capacity(length, rate)

@@ -113,8 +113,14 @@ def train_vocabulary(texts: list[str], size: int) -> list[str]:
     # The trainer breaks ties by id and numbers continuations in the order of a randomly seeded hash table; named
     # here as if they were special tokens, they get their numbers beforehand.
     fixed = [*SPECIALS, *letters, *("##" + letter for letter in letters)]
-    trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=1, show_progress=False, special_tokens=fixed,
-                                        initial_alphabet=letters, limit_alphabet=len(letters))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=1,
+        show_progress=False,
+        special_tokens=fixed,
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+    )
     tokenizer.train_from_iterator(texts, trainer)
     found = set(tokenizer.get_vocab(with_added_tokens=False))
     if len(found) != size:

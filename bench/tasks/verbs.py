@@ -25,7 +25,8 @@ def pins_of(name: str) -> list[Pins]:
             words = vocabulary_pins(build(Vocabulary, values["vocabulary"], "task.vocabulary"), pins.name)
             found[str(words)] = words
     if not found:
-        known = sorted({v["data"]["name"] for v in map(lambda t: compose_group("task", t), choices("task")) if "data" in v})
+        every = [compose_group("task", task) for task in choices("task")]
+        known = sorted({values["data"]["name"] for values in every if "data" in values})
         raise Refusal(f"unknown data set '{name}'; known: {', '.join(known)}")
     return list(found.values())
 
@@ -57,7 +58,8 @@ def vocab_verb(task: str, places: Places, size: int, out: Path) -> int:
     temporary.write_text(text, encoding="utf-8")
     temporary.rename(out)
     inside = places.data is not None and out.resolve().is_relative_to(places.data.resolve())
-    file = out.resolve().relative_to(places.data.resolve()) if inside else out.name  # a pin is a path in the data folder
+    # A pin is a path in the data folder.
+    file = out.resolve().relative_to(places.data.resolve()) if inside else out.name
     print(f"vocabulary: {{file: {file}, sha256: {hashlib.sha256(text.encode()).hexdigest()}, size: {size}}}")
     return 0
 
