@@ -25,6 +25,8 @@ def load_yaml(path: Path) -> dict:
         raise Refusal(f"no such file: {path}") from None
     except Exception as error:  # yaml and omegaconf have several unrelated error classes
         raise Refusal(f"{path} is not readable yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise Refusal(f"{path} must hold key: value lines, found {type(values).__name__}")
     refuse_interpolation(values, str(path))
     return values
 
@@ -65,7 +67,7 @@ def _composed(group: str, name: str) -> str:
 
 def _scan(group: str, name: str) -> None:
     """Refuse interpolations in a file and in those that its defaults list names, before hydra-core can resolve one."""
-    for entry in load_yaml(CONFIGS / group / f"{name}.yaml").get("defaults", []):
+    for entry in load_yaml(CONFIGS / group / f"{name}.yaml").get("defaults") or []:
         if isinstance(entry, dict):
             for other_group, other in entry.items():
                 _scan(other_group.split("@")[0].strip("/"), str(other))
@@ -87,8 +89,9 @@ def parse_overrides(texts: list[str]) -> dict[str, object]:
         refuse_interpolation(text, "command line")
         try:
             (override,) = OverridesParser.create().parse_overrides([text])
-            if override.is_delete() or override.is_add() or override.is_sweep_override():
-                raise Refusal(f"'{text}': only plain key=value is allowed")
+            odd = override.is_delete() or override.is_add() or override.is_sweep_override() or override.package
+            if odd or override.key_or_group in parsed:
+                raise Refusal(f"'{text}': only plain key=value is allowed, each key once")
             parsed[override.key_or_group] = override.value()
         except HydraException:
             raise Refusal(f"'{text}' is not of the form key=value") from None
@@ -103,6 +106,8 @@ def set_key(values: dict, key: str, value, path: str) -> None:
             allowed = listed(node) if isinstance(node, dict) else "nothing, it is a single value"
             raise Refusal(f"unknown key '{path}.{key}': '{step}' is not one of: {allowed}")
         owner, node = node, node[step]
+    if isinstance(node, dict):
+        raise Refusal(f"'{path}.{key}' is a group of keys; change one of: {listed(node)}")
     owner[steps[-1]] = value
 
 
@@ -121,17 +126,17 @@ def make_run(protocol: str, mixer: str, changes: dict[str, object], seed: int, r
         if group not in ("protocol", "mixer") or not rest:
             raise Refusal(f"unknown key '{key}'; allowed: protocol.…, mixer.…")
         set_key(values if group == "protocol" else mixer_values, rest, value, group)
-    if values["init"]:
-        inherited = {k: v for k, v in changes.items() if k.startswith((*CHAIN, "mixer."))}
-        parent = make_run(values["init"], mixer, inherited, seed, 0)
+    parent = _parent(protocol, values.get("init"), mixer, changes, seed)
+    if parent is None and replica:
+        raise Refusal(f"replica {replica}: protocol '{protocol}' has no parent, only replica 0 exists")
+    if parent is not None:
         values["init"] = parent.protocol_id
-    else:
-        parent = None
-        if replica:
-            raise Refusal(f"replica {replica}: protocol '{protocol}' has no parent, only replica 0 exists")
     changed = ",".join(f"{k.removeprefix('protocol.')}={v}" for k, v in changes.items() if k.startswith("protocol."))
+    built = build(Protocol, {**values, "task": _named(values.get("task"), "protocol.task")}, "protocol")
+    if parent is not None:
+        _require_same_trunk(protocol, built, parent)
     return Run(
-        protocol=build(Protocol, {**values, "task": _named(values["task"], "protocol.task")}, "protocol"),
+        protocol=built,
         mixer=build(Named, _named(mixer_values, "mixer"), "mixer"),
         seed=coerce(int, seed, "seed"),
         replica=coerce(int, replica, "replica"),
@@ -139,6 +144,31 @@ def make_run(protocol: str, mixer: str, changes: dict[str, object], seed: int, r
         label=f"{protocol}[{changed}]" if changed else protocol,
         parent=parent,
     )
+
+
+def _parent(protocol: str, init, mixer: str, changes: dict[str, object], seed: int) -> Run | None:
+    """The run that a protocol starts from: same mixer and seed, with the changes that go up the chain."""
+    if not init:
+        return None
+    above = init
+    while above and above != protocol:
+        above = compose_group("protocol", above).get("init")
+    if above:
+        raise Refusal(f"protocol '{protocol}' starts from itself through init: {init}")
+    return make_run(init, mixer, {k: v for k, v in changes.items() if k.startswith((*CHAIN, "mixer."))}, seed, 0)
+
+
+OF_THE_CHILD = ("dropout", "drop_path", "pooling", "tied", "init_std")  # what a fine-tuning may choose anew
+
+
+def _require_same_trunk(name: str, child: Protocol, parent: Run) -> None:
+    """A child computes with its parent's weights, so whatever gives them their meaning must be the same."""
+    for part in ("backbone", "shell"):
+        own, above = vars(getattr(child, part)), vars(getattr(parent.protocol, part))
+        differing = [f"{part}.{k}={v} (parent: {above[k]})" for k, v in own.items() if above[k] != v]
+        differing = [text for text in differing if text.split(".")[1].split("=")[0] not in OF_THE_CHILD]
+        if differing:
+            raise Refusal(f"protocol '{name}' cannot start from '{parent.label}': {', '.join(differing)}")
 
 
 def _named(values: dict, path: str) -> dict:

@@ -7,6 +7,7 @@ Where the plain values come from is compose.py's business.
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -41,7 +42,8 @@ class Backbone:
         at_least("protocol.backbone", self, {"layers": 1, "width": 1, "channel_mlp": 0, "pad_symbols": 1})
         one_of("protocol.backbone.norm", self.norm, ("post", "pre"))
         one_of("protocol.backbone.pooling", self.pooling, ("mean", "first"))
-        share("protocol.backbone", self, "dropout", "drop_path")
+        at_least("protocol.backbone", self, {"norm_eps": 1e-12, "init_std": 0})
+        below_one("protocol.backbone", self, "dropout", "drop_path")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Shell:
     norm_eps: float
 
     def __post_init__(self):
-        at_least("protocol.shell", self, {"expand": 1, "conv_width": 0, "gain": 0})
+        at_least("protocol.shell", self, {"expand": 1, "conv_width": 0, "gain": 0, "norm_eps": 1e-12})
         if self.conv_width and not self.conv_causal and self.conv_width % 2 == 0:
             raise Refusal(f"protocol.shell.conv_width must be odd for a centred convolution, got {self.conv_width}")
 
@@ -72,7 +74,9 @@ class Optimiser:
 
     def __post_init__(self):
         at_least("protocol.optimiser", self, {"lr": 0, "eps": 0, "weight_decay": 0, "clip": 0})
-        share("protocol.optimiser", self, "ema")
+        below_one("protocol.optimiser", self, "ema")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise Refusal(f"protocol.optimiser.betas must lie from 0 to below 1, got {list(self.betas)}")
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,9 @@ def build(cls, values, path: str):
 
 
 def coerce(hint, value, path: str):
+    """The value as its declared type, or a Refusal: a whole float may be an int and an int a float, nothing else."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refusal(f"{path} must be a finite number, got {value}")
     if dataclasses.is_dataclass(hint):
         return build(hint, value, path)
     origin = typing.get_origin(hint)
@@ -244,6 +251,12 @@ def share(path: str, owner, *keys: str) -> None:
     for key in keys:
         if not 0 <= getattr(owner, key) <= 1:
             raise Refusal(f"{path}.{key} must lie between 0 and 1, got {getattr(owner, key)}")
+
+
+def below_one(path: str, owner, *keys: str) -> None:
+    for key in keys:
+        if not 0 <= getattr(owner, key) < 1:
+            raise Refusal(f"{path}.{key} must lie from 0 to below 1, got {getattr(owner, key)}")
 
 
 def one_of(path: str, value, allowed) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import torch
 from bench import Refusal, backbone, evaluate, registry, train
 from bench.compose import ROOT
 from bench.config import Run, Where, resolved
-from bench.provenance import code_digests, environment
+from bench.provenance import code_digests, environment, peak_memory, reset_peak_memory, stamp
 from bench.record import SCHEMA, Capacity, Cost, Hashes, Record
 from bench.seeds import Streams
 from bench.shell import owned_by_mixer
@@ -91,6 +90,8 @@ def execute(run: Run, where: Where, should_stop: Callable[[], bool]) -> Record |
         if above.outcome != "ok":
             reason = f"parent {run.parent.id} ({run.parent.label}): {above.outcome}: {above.reason}"
             return finish_without_training(run, where, device, store, above.outcome, reason)
+    group = registry.make_task(run, places(where)).spec().group
+    train.part_size(run.protocol.budget.batch, where.devices, where.micro_batches, group)
     setting = train.Setting(
         device=device,
         rank=int(os.environ.get("LOCAL_RANK", 0)),
@@ -99,6 +100,7 @@ def execute(run: Run, where: Where, should_stop: Callable[[], bool]) -> Record |
         loaders=where.loaders,
         compiled=where.compile == "on" or (where.compile == "auto" and device == "cuda"),
         folder=folder,
+        stamp=stamp(code_digests(run.protocol.task.name, run.mixer.name), where.micro_batches),
         write=lambda name, how: replace_whole(folder / name, how),
         checkpoint_seconds=where.checkpoint_seconds,
         should_stop=should_stop,
@@ -109,27 +111,25 @@ def execute(run: Run, where: Where, should_stop: Callable[[], bool]) -> Record |
 def train_and_evaluate(run: Run, where: Where, store: Store, setting: train.Setting) -> Record | None:
     started = time.perf_counter()
     torch.set_num_threads(where.threads)
-    if setting.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak_memory(setting.device)
     built = build(run, where, setting.device)
-    if run.parent is None:
-        built = replace(built, gain=calibrated(built, run))
-    else:
+    if run.parent is not None:
         load_parent(built.model, store.weights(run.parent.id), run)
     training = train.Training(built.model, built.task, run.protocol, built.streams, setting)
-    training.restore()
-    startup = time.perf_counter() - started
-    outcome, reason, metrics, items, evaluation = "ok", "", {}, {}, 0.0
+    outcome, reason, metrics, items, evaluation, startup = "ok", "", {}, {}, 0.0, 0.0
     try:
+        if run.parent is None:
+            built = replace(built, gain=calibrated(built, run))
+        training.restore()
+        startup = time.perf_counter() - started
         train.fit(training)
         begun = time.perf_counter()
         if setting.rank == 0:
             metrics, items = evaluated(training, run, setting)
         evaluation = time.perf_counter() - begun
-        if not all(np.isfinite(v) for v in metrics.values()):
-            raise train.Diverged(
-                f"metrics are not finite: {', '.join(k for k, v in metrics.items() if not np.isfinite(v))}"
-            )
+        lost = [name for name, value in metrics.items() if not np.isfinite(value)]
+        if lost:
+            raise train.Diverged(f"metrics are not finite: {', '.join(lost)}")
     except train.Diverged as error:
         outcome, reason, metrics, items = "diverged", str(error), {}, {}
     except train.Interrupted:
@@ -172,11 +172,22 @@ def build(run: Run, where: Where, device: str) -> Built:
 
 
 def calibrated(built: Built, run: Run) -> list[tuple[float, float]]:
-    """Each layer's gain on the first examples of the shared stream; sets the layers' scales if the protocol asks."""
+    """Each layer's gain on the first examples of the shared stream; sets the layers' scales if the protocol asks.
+
+    Measured on the host with the plain backend, so that the scales are the same wherever the run is trained.
+    """
     group = built.task.spec().group
-    size = min(run.protocol.budget.batch, CALIBRATION_EXAMPLES // group * group)
+    size = min(run.protocol.budget.batch, max(group, CALIBRATION_EXAMPLES // group * group))
     batch = built.task.batch(built.streams, 0, run.protocol.budget.batch, slice(0, size))
-    return backbone.calibrate(built.model, batch, run.protocol.shell.gain)
+    mixers = [layer.shell.mixer for layer in built.model.layers]
+    for mixer in mixers:
+        mixer.backend = mixer.backends[0]
+    gains = backbone.calibrate(built.model, batch, run.protocol.shell.gain)
+    for mixer in mixers:
+        mixer.backend = built.backend
+    if not np.isfinite(gains).all():
+        raise train.Diverged("the mixers' gain at initialisation is not finite")
+    return gains
 
 
 def load_parent(model: backbone.Backbone, path: Path, run: Run) -> None:
@@ -251,7 +262,6 @@ def record_of(run: Run, where: Where, device: str, built: Built, ended: Ended) -
 def cost(run: Run, training: train.Training, startup: float, evaluation: float, device: str, started: float) -> Cost:
     seconds = training.trace.step_seconds or [training.trace.first_step]
     p10, p50, p90 = (float(q) for q in np.quantile(seconds, (0.1, 0.5, 0.9)))
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Cost(
         wall=training.trace.spent + time.perf_counter() - started,
         startup=startup,
@@ -260,6 +270,6 @@ def cost(run: Run, training: train.Training, startup: float, evaluation: float, 
         step_p10=p10,
         step_p50=p50,
         step_p90=p90,
-        peak_memory=torch.cuda.max_memory_allocated() if device == "cuda" else resident,
+        peak_memory=peak_memory(device),
         tokens=training.done * run.protocol.budget.batch * training.task.spec().length,
     )

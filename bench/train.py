@@ -56,6 +56,7 @@ class Setting:
     loaders: int
     compiled: bool
     folder: Path  # where a checkpoint may lie
+    stamp: str  # what a checkpoint must share with the process that goes on from it: code and micro-batches
     write: Callable[[str, Callable[[Path], object]], None]  # puts a file of a name there, whole or not at all
     checkpoint_seconds: float
     should_stop: Callable[[], bool]
@@ -71,18 +72,21 @@ class Trace:
     spent: float  # seconds before the checkpoint that this process started from
 
 
+def part_size(size: int, world: int, micro_batches: int, group: int) -> int:
+    """Examples of one micro-batch on one device; a Refusal if a batch of `size` does not divide."""
+    parts = world * micro_batches
+    if size % (parts * group):
+        cut = f"{world} devices x {micro_batches} micro-batches"
+        raise Refusal(f"a batch of {size} cannot be cut into {cut} of whole groups of {group}")
+    return size // parts
+
+
 class MicroBatches(Dataset):
     """Item i is this rank's micro-batch i % m of optimiser step i // m."""
 
     def __init__(self, task: Task, streams: Streams, size: int, setting: Setting):
-        parts = setting.world * setting.micro_batches
-        if size % (parts * task.spec().group):
-            raise Refusal(
-                f"a batch of {size} cannot be cut into {setting.world} devices x {setting.micro_batches} micro-batches "
-                f"of whole groups of {task.spec().group}"
-            )
         self.task, self.streams, self.size, self.setting = task, streams, size, setting
-        self.part = size // parts
+        self.part = part_size(size, setting.world, setting.micro_batches, task.spec().group)
 
     def __getitem__(self, index: int) -> tuple[Batch, Tensor]:
         """The micro-batch and what its loss is divided by, both made on the host."""
@@ -223,8 +227,7 @@ class Training(lightning.LightningModule):
         else:
             self.trace.step_seconds.append((now - self.clock) / max(1, self.done - self.logged))
         self.clock, self.logged = now, self.done
-        if bad:
-            raise Diverged(f"the training loss was not finite by step {self.done}")
+        self.require_finite(bad)
         loss = loss_sum / max(1.0, targets)
         if (
             self.done % self.every == 0 or self.done == self.protocol.budget.steps
@@ -234,12 +237,18 @@ class Training(lightning.LightningModule):
             progress = {"step": self.done, "steps": self.protocol.budget.steps, "loss": loss}
             self.setting.write("progress.json", lambda path: path.write_text(json.dumps(progress)))
 
+    def require_finite(self, bad: float) -> None:
+        if bad:
+            raise Diverged(f"the training loss was not finite by step {self.done}")
+
     def save(self) -> None:
         """A checkpoint at an optimiser step. There are no random states to keep: every draw is keyed by its step."""
         self.saved = time.perf_counter()
+        self.require_finite(float(self.totals[2]))
         if self.setting.rank:
             return
         state = {
+            "stamp": self.setting.stamp,
             "done": self.done,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -254,14 +263,17 @@ class Training(lightning.LightningModule):
         self.setting.write(CHECKPOINT, lambda path: torch.save(state, path))
 
     def restore(self) -> None:
-        """Go on from a checkpoint if there is one; an unreadable one is dropped, and nothing in it is ever executed."""
+        """Go on from a checkpoint if there is one; one of no use is dropped, and nothing in it is ever executed."""
         path = self.setting.folder / CHECKPOINT
+        if not path.exists():
+            return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            return
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            print(f"{path} is unreadable ({type(error).__name__}), starting over", file=sys.stderr)
+            fault = "" if state["stamp"] == self.setting.stamp else "made by other code or with other micro-batches"
+        except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError) as error:
+            fault = f"unreadable, {type(error).__name__}"
+        if fault:
+            print(f"{path} is of no use ({fault}), starting over", file=sys.stderr)
             path.unlink()
             return
         self.model.load_state_dict(state["model"])

@@ -37,7 +37,17 @@ def made(run: Run, device: str) -> tuple[backbone.Backbone, object]:
 def quiet(device: str, folder: Path) -> train.Setting:
     """No checkpoints, no loaders; layers compiled on a GPU, as a run does."""
     return train.Setting(
-        device, 0, 1, 1, 0, device == "cuda", folder, lambda name, how: how(folder / name), float("inf"), lambda: False
+        device,
+        0,
+        1,
+        1,
+        0,
+        device == "cuda",
+        folder,
+        "",
+        lambda name, how: how(folder / name),
+        float("inf"),
+        lambda: False,
     )
 
 

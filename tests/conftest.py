@@ -69,6 +69,7 @@ def setting(
         0,
         False,
         folder,
+        "stamp",
         lambda name, how: how(folder / name),
         checkpoint_seconds,
         should_stop,

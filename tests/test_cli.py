@@ -285,11 +285,11 @@ def test_a_refusal_in_a_worker_is_the_launchers_line(tmp_path, monkeypatch, caps
 
 
 def test_a_sweep_with_a_broken_run_finishes_the_others(call, tmp_path):
-    """A checkpoint that cannot be read makes one run fail in a real worker, as often as it may."""
+    """A folder where the checkpoint should be makes one run fail in a real worker, as often as it may."""
     path = sweep_file(tmp_path, seeds=[0, 1, 2])
     broken, *others = ordered(grid(load(path)))
     results = Store(tmp_path / "results")
-    (results.open(broken.id) / "checkpoint.pt").write_bytes(b"no checkpoint")
+    (results.open(broken.id) / "checkpoint.pt").mkdir()
     code, out, err = call("sweep", path, f"where.results={results.root}", "where.device=cpu", "where.retries=1")
     assert code == 1 and err.count("\n") == 1 and broken.id in err and "given up after 2 failures" in err
     assert len(results.failures(broken.id)) == 2 and all(results.has(r.id) for r in others)
@@ -299,7 +299,7 @@ def test_a_sweep_with_a_broken_run_finishes_the_others(call, tmp_path):
         wanted = rf"\[{n}/3\] quick_copying.*identity.* seed {n}: accuracy=.* loss=.* \(\d+\.\d s\)"
         assert re.fullmatch(wanted, line), line
     assert len(lines) == 3
-    (results.folder(broken.id) / "checkpoint.pt").unlink()
+    (results.folder(broken.id) / "checkpoint.pt").rmdir()
     for note in results.folder(broken.id).glob("failure-*.json"):
         note.unlink()
     again = ["run", "protocol=quick_copying", "mixer=identity", "mixer.heads=2", "protocol.budget.steps=2"]

@@ -115,6 +115,15 @@ def test_a_child_takes_backbone_changes_up_its_chain_and_nothing_else():
             ["protocol=quick_digits", "mixer=dense", "protocol.precision=fp64"],
             "protocol.precision must be one of fp32, bf16, got 'fp64'",
         ),
+        (["protocol=quick_digits", "mixer=dense", "seed=0", "seed=1"], "each key once"),
+        (["protocol=quick_digits", "mixer=dense", "protocol.budget.steps@here=7"], "only plain key=value is allowed"),
+        (["protocol=quick_digits", "mixer=dense", "protocol.optimiser.lr=nan"], "lr must be a finite number, got nan"),
+        (["protocol=quick_digits", "mixer=dense", "protocol.optimiser.lr=inf"], "lr must be a finite number, got inf"),
+        (["protocol=quick_digits", "mixer=dense", "protocol.optimiser.betas=[1.5,0.9]"], "betas must lie from 0"),
+        (["protocol=quick_digits", "mixer=dense", "protocol.backbone.drop_path=1.0"], "drop_path must lie from 0"),
+        (["protocol=quick_digits", "mixer=dense", "protocol.backbone.init_std=-1"], "init_std must be at least 0"),
+        (["protocol=quick_digits", "mixer=dense", "protocol.backbone.norm_eps=-1"], "norm_eps must be at least"),
+        (["protocol=quick_digits", "mixer=dense", "protocol.backbone={layers:2}"], "is a group of keys; change one of"),
         (["protocol=quick_digits", "mixer=dense", "protocol.shell.conv_width=4"], "conv_width must be odd"),
     ],
 )
@@ -122,6 +131,59 @@ def test_a_wrong_word_is_refused_in_one_line_that_names_it(words, message):
     with pytest.raises(Refusal) as caught:
         parse_run(words)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def written(tmp_path, monkeypatch, **protocols) -> None:
+    """Configs of protocols given as text, beside the shipped tasks and mixers."""
+    for group in ("task", "mixer"):
+        (tmp_path / group).symlink_to(compose.CONFIGS / group)
+    (tmp_path / "run.yaml").write_text((compose.CONFIGS / "run.yaml").read_text())
+    (tmp_path / "protocol").mkdir()
+    for name, text in protocols.items():
+        (tmp_path / "protocol" / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(compose, "CONFIGS", tmp_path)
+    compose._composed.cache_clear()
+
+
+BASE = (compose.CONFIGS / "protocol" / "quick_digits.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# nothing\n", "missing key 'protocol.task.name'"),
+        ("- a\n", "must hold key: value lines"),
+        ("a: 1\n", "missing key 'protocol.task.name'"),
+        (BASE.replace('init: ""\n', ""), "missing key 'protocol.init'"),
+        (BASE.replace('init: ""', "init: p"), "starts from itself"),
+        (BASE.replace('init: ""', "init: nowhere"), "unknown protocol 'nowhere'"),
+    ],
+)
+def test_a_protocol_file_that_is_not_whole_is_refused_in_one_line(tmp_path, monkeypatch, text, message):
+    written(tmp_path, monkeypatch, p=text)
+    with pytest.raises(Refusal) as caught:
+        make_run("p", "dense", {}, 0, 0)
+    compose._composed.cache_clear()
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("norm: pre", "norm: post", "backbone.norm"),
+        ("skip: true", "skip: false", "shell.skip"),
+        ("conv_causal: false", "conv_causal: true", "shell.conv_causal"),
+    ],
+)
+def test_a_child_that_would_read_its_parents_weights_otherwise_is_refused(tmp_path, monkeypatch, old, new, key):
+    child = BASE.replace('init: ""', "init: p")
+    written(
+        tmp_path, monkeypatch, p=BASE, same=child.replace("dropout: 0.0", "dropout: 0.1"), other=child.replace(old, new)
+    )
+    assert make_run("same", "dense", {}, 0, 0).parent.label == "p"
+    with pytest.raises(Refusal, match=rf"'other' cannot start from 'p': {key}="):
+        make_run("other", "dense", {}, 0, 0)
+    compose._composed.cache_clear()
 
 
 @pytest.mark.parametrize("place", ["value", "key", "defaults", "task"])

@@ -4,10 +4,10 @@ import importlib.util
 
 import pytest
 import torch
-from test_mixers import CASES, HEADS, OPTIONS, WIDTH, apply, build, gradients, inputs, label, rows, segments_of
 
 from bench.mixers import toeplitz
 from bench.mixers.base import Features
+from tests.test_mixers import CASES, HEADS, OPTIONS, WIDTH, apply, build, gradients, inputs, label, rows, segments_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 KERNEL = pytest.mark.skipif(importlib.util.find_spec("mamba_ssm") is None, reason="mamba-ssm is not installed")
