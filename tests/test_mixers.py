@@ -13,22 +13,18 @@ import torch
 import yaml
 
 from bench import Refusal
-from bench.mixers import attention, dense, identity, low_rank, quasiseparable, toeplitz
+from bench.compose import choices
+from bench.mixers import toeplitz
 from bench.mixers.base import Features, Grant, Mixer
+from bench.registry import mixer_class
 
-CLASSES = {
-    "identity": identity.Identity,
-    "dense": dense.Dense,
-    "toeplitz": toeplitz.Toeplitz,
-    "low_rank": low_rank.LowRank,
-    "attention": attention.Attention,
-    "quasiseparable": quasiseparable.Quasiseparable,
-}
+CLASSES = {name: mixer_class(name) for name in choices("mixer")}
 CONFIGS = Path(__file__).parent.parent / "configs" / "mixer"
 HEADS, WIDTH, LENGTH = 2, 3, 150  # three chunks of the scan, the last one not full
 OPTIONS = [
     ("identity", {"sam": False}),
     ("dense", {"sam": False}),
+    ("dft", {"sam": False}),
     *(("toeplitz", {"sam": sam}) for sam in (False, True)),
     *(
         ("low_rank", {"sam": sam, "rank": 4, "feature_map": phi, "normalise": norm})
@@ -121,6 +117,10 @@ def assert_equal_ways(mixer: Mixer, v, features, segments, tolerance: float) -> 
 
 
 # The battery.
+
+
+def test_the_battery_covers_every_mixer_and_level_that_ships():
+    assert {(name, args["sam"]) for name, args in OPTIONS} == {(n, level) for n, c in CLASSES.items() for level in c.levels}
 
 
 @pytest.mark.parametrize(("name", "args", "packed"), CASES, ids=label)
@@ -268,6 +268,8 @@ def test_yaml_is_total_and_args_have_no_defaults(name):
 REFUSED = [
     ("identity", {"sam": True}, "allowed: false"),
     ("dense", {"sam": True}, "allowed: false"),
+    ("dft", {"sam": True}, "allowed: false"),
+    ("dft", {"heads": 0}, "heads is 0; allowed: 1 or more"),
     ("dense", {"heads": 0}, "heads is 0; allowed: 1 or more"),
     ("toeplitz", {"heads": -1}, "heads is -1"),
     ("low_rank", {"rank": 0}, "rank is 0"),
