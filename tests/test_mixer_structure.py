@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tests.test_mixers import HEADS, LENGTH, WIDTH, assert_equal_ways, build, full, inputs, rank, segments_of
 
 from bench.mixers.base import Features
+from tests.test_mixers import HEADS, LENGTH, WIDTH, assert_equal_ways, build, full, rank
 
 
 @pytest.mark.parametrize("length", [12, 15])
@@ -30,3 +30,44 @@ def test_dft_places_are_exact_in_fp32_at_long_rows():
     row = torch.arange(8192, dtype=torch.float64) * 8191 % 8192
     expected = math.sqrt(2 / 8192) * torch.cos(2 * math.pi * row / 8192)
     torch.testing.assert_close(mixer.cosines(8192, v)[8191].double(), expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("sam", [False, True])
+def test_cauchy_of_one_term_has_displacement_rank_one_and_positive_entries(sam):
+    mixer, v, features, segments = full("cauchy", {"sam": sam, "rank": 1, "bound": 4.0})
+    m = mixer.matrix(v, features, segments)
+    a, b = (x[..., 0] for x in mixer.nodes(features, LENGTH))
+    displaced = a[..., :, None] * m + m * b[..., None, :]
+    torch.testing.assert_close(displaced, torch.full_like(m, 2 / LENGTH**0.5))
+    assert (m > 0).all() and rank(m) > 5
+
+
+@pytest.mark.parametrize("sam", [False, True])
+def test_cauchy_entries_vary_at_the_start_with_features_as_small_as_the_shell_makes_them(sam):
+    mixer, v, features, segments = full("cauchy", {"sam": sam, "rank": 16, "bound": 4.0})
+    m = mixer.matrix(v, Features(0.3 * features.conv_BLK, features.raw_BLK), segments)
+    assert (m.std((2, 3)) > 0.15 * m.mean((2, 3))).all()  # published: 0.011
+
+
+def test_cauchy_has_no_pole_and_no_dead_gradient_beyond_the_clamp():
+    mixer, v, features, segments = full("cauchy", {"sam": True, "rank": 4, "bound": 4.0})
+    assert_equal_ways(mixer, v, Features(1e3 * features.conv_BLK, features.raw_BLK), segments, 1e-11)
+    m = mixer.matrix(v, Features(1e3 * features.conv_BLK, features.raw_BLK), segments) * LENGTH**0.5
+    assert (m < math.exp(4.0001)).all() and (m > math.exp(-4.0001)).all()
+    large = Features(torch.full_like(features.conv_BLK, 3.0).requires_grad_(), features.raw_BLK)
+    mixer(v, large, segments).sum().backward()
+    assert (large.conv_BLK.grad.abs().amax((0, 1)) > 0).all()  # g q is three times the bound
+
+
+def test_cauchy_keeps_no_matrix_for_each_term():
+    mixer, v, features, segments = full("cauchy", {"sam": True, "rank": 16, "bound": 4.0})
+    leaf, kept = Features(features.conv_BLK.requires_grad_(), features.raw_BLK), {}
+
+    def keep(x):
+        kept[x.data_ptr()] = x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        y = mixer(v, leaf, segments)
+    y.sum().backward()
+    assert sum(kept.values()) < 3 * HEADS * LENGTH**2
