@@ -15,7 +15,7 @@ import math
 import sys
 import types
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,7 @@ from torch import Tensor, nn
 
 from bench import Refusal
 from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment
-
-CHUNK = 64
-WHOLE = 128
-"""A row of up to so many tokens is one chunk: states would cost more than the larger matrix."""
+from bench.mixers.scan import CHUNK, Terms, chunk_of, chunked_scan, products
 
 
 @dataclass(frozen=True)
@@ -44,16 +41,6 @@ class Args:
         if self.heads % self.groups:
             allowed = ", ".join(str(g) for g in range(1, self.heads + 1) if self.heads % g == 0)
             raise Refusal(f"mixer quasiseparable: groups is {self.groups}; allowed with {self.heads} heads: {allowed}")
-
-
-class Terms(NamedTuple):
-    """What Eq. 3 is made of; B = 1 where data-independent. At least fp32."""
-
-    c_BLDGN: Tensor
-    b_BLDGN: Tensor
-    dt_BLDH: Tensor
-    rate_BLDH: Tensor  # log A_k = dt_k A_h, negative
-    delta_BLH: Tensor
 
 
 class Quasiseparable(Mixer):
@@ -154,109 +141,6 @@ class Quasiseparable(Mixer):
         inside = 2 * length * chunk * heads * width
         states = 2 * (2 * 2 * length + 2 * chunks**2) * heads * state * width  # both directions: write, read, carry
         return scores + inside + states
-
-
-def products(rate_BLH: Tensor) -> Tensor:
-    """A_i A_{i-1} .. A_{j+1} at (i, j), i >= j (1 on the diagonal), BHLL, row by row."""
-    decay_BHL = rate_BLH.exp().transpose(1, 2)
-    one_LL = torch.eye(rate_BLH.shape[1], dtype=rate_BLH.dtype, device=rate_BLH.device)
-    rows = [one_LL[0].expand_as(decay_BHL)]
-    for i in range(1, len(one_LL)):
-        rows.append(rows[-1] * decay_BHL[..., i : i + 1] + one_LL[i])
-    return torch.stack(rows, dim=2)
-
-
-def chunked_scan(v_BLHP: Tensor, terms: Terms, segments_BL: Tensor, packed: bool) -> Tensor:
-    """M v: one matrix inside each chunk for both directions, states between chunks. v is zero on padding.
-
-    Segments are cut by boolean masks: a chunk's state holds only the segment that touches the border it crosses and
-    is read only by that segment, so no decay has to stand for a border.
-    """
-    length, dtype = v_BLHP.shape[1], v_BLHP.dtype
-    chunk = chunk_of(length)
-    v_BCTHP, segments_BCT = cut(v_BLHP, chunk), cut(segments_BL, chunk)
-    c_BCSDGN, b_BCTDGN, dt_BCTDH, rate_BCTDH, delta_BCSH = (cut(x, chunk) for x in terms)
-    # Sums of log A in a chunk: forward, up to and with a place; backward, up to it without its own.
-    sum_BCTDH = rate_BCTDH.cumsum(2)
-    total_BC1DH = sum_BCTDH[:, :, -1:]
-    sum_BCTDH = torch.stack([sum_BCTDH[..., 0, :], (sum_BCTDH - rate_BCTDH)[..., 1, :]], 3)
-    rest_BCTDH = total_BC1DH - sum_BCTDH
-    read_BCSDH = torch.stack([sum_BCTDH[..., 0, :], rest_BCTDH[..., 1, :]], 3).exp()
-    write_BCTDH = torch.stack([rest_BCTDH[..., 0, :], sum_BCTDH[..., 1, :]], 3).exp() * dt_BCTDH
-    m_BCHST = inner_matrix(c_BCSDGN, b_BCTDGN, dt_BCTDH, sum_BCTDH.permute(0, 1, 3, 4, 2), delta_BCSH)
-    if packed:
-        m_BCHST = m_BCHST * (segments_BCT[..., :, None] == segments_BCT[..., None, :])[:, :, None]
-    y_BCSHP = torch.einsum("bchst,bcthp->bcshp", m_BCHST.to(dtype), v_BCTHP)
-    if v_BCTHP.shape[1] > 1:
-        first_BC1, last_BC1 = segments_BCT[..., :1], segments_BCT[..., -1:]
-        joined_BCC = None
-        if packed:
-            enters_BCTD = torch.stack([segments_BCT == first_BC1, segments_BCT == last_BC1], -1)
-            read_BCSDH = read_BCSDH * enters_BCTD[..., None]
-            write_BCTDH = write_BCTDH * enters_BCTD.flip(-1)[..., None]
-            joined_BCC = first_BC1 == last_BC1.transpose(1, 2)
-        state_BCHDNP = torch.einsum("bcthdn,bcthp->bchdnp", weigh(b_BCTDGN, write_BCTDH).to(dtype), v_BCTHP)
-        carry_BDHCC = chunk_decay(total_BC1DH[:, :, 0], joined_BCC).to(dtype)
-        state_BCHDNP = torch.einsum("bdhce,behdnp->bchdnp", carry_BDHCC, state_BCHDNP)
-        read_BCSHDN = weigh(c_BCSDGN, read_BCSDH).to(dtype)
-        y_BCSHP = y_BCSHP + torch.einsum("bcshdn,bchdnp->bcshp", read_BCSHDN, state_BCHDNP)
-    return y_BCSHP.flatten(1, 2)[:, :length]
-
-
-def chunk_of(length: int) -> int:
-    return length if length <= WHOLE else CHUNK
-
-
-def cut(x_BL: Tensor, chunk: int) -> Tensor:
-    """BL... into chunks BCT..., the last filled up with zeros."""
-    missing = -x_BL.shape[1] % chunk
-    x_BL = F.pad(x_BL, (0, 0) * (x_BL.ndim - 2) + (0, missing))
-    return x_BL.unflatten(1, (-1, chunk))
-
-
-def weigh(x_BCTDGN: Tensor, weight_BCTDH: Tensor) -> Tensor:
-    """c or b of each head and direction times a weight, BCTHDN."""
-    weight_BCTDGJ1 = weight_BCTDH.unflatten(-1, (x_BCTDGN.shape[4], -1))[..., None]
-    return (x_BCTDGN[..., None, :] * weight_BCTDGJ1).flatten(4, 5).transpose(3, 4)
-
-
-def inner_matrix(
-    c_BCSDGN: Tensor, b_BCTDGN: Tensor, dt_BCTDH: Tensor, sums_BCDHT: Tensor, delta_BCSH: Tensor
-) -> Tensor:
-    """Both triangles and the diagonal of each chunk, BCHST; `sums` of log A, forward with, backward without a place."""
-    chunk, groups = c_BCSDGN.shape[2], c_BCSDGN.shape[4]
-    f_BCHT, b_BCHT = sums_BCDHT.unbind(2)
-    below_ST = torch.ones(chunk, chunk, dtype=torch.bool, device=f_BCHT.device).tril()
-    # Only exponents <= 0 are chosen before exp, so that no infinity meets a zero in the gradient.
-    log_BCHST = torch.where(
-        below_ST, f_BCHT[..., :, None] - f_BCHT[..., None, :], b_BCHT[..., None, :] - b_BCHT[..., :, None]
-    )
-    dt_BCDH1T = dt_BCTDH.permute(0, 1, 3, 4, 2)[..., None, :]
-    decay_BCHST = log_BCHST.exp() * torch.where(below_ST, dt_BCDH1T[:, :, 0], dt_BCDH1T[:, :, 1])
-    cb_BCDGST = torch.einsum("bcsdgn,bctdgn->bcdgst", c_BCSDGN, b_BCTDGN)
-    cb_BCGST = torch.where(below_ST, cb_BCDGST[:, :, 0], cb_BCDGST[:, :, -1])
-    m_BCHST = (cb_BCGST[:, :, :, None] * decay_BCHST.unflatten(2, (groups, -1))).flatten(2, 3)
-    eye_ST = torch.eye(chunk, dtype=torch.bool, device=f_BCHT.device)
-    return torch.where(eye_ST, delta_BCSH.transpose(2, 3)[..., None], m_BCHST)
-
-
-def chunk_decay(total_BCDH: Tensor, joined_BCC: Tensor | None) -> Tensor:
-    """How much of chunk e's state reaches chunk c: the product of A over the chunks strictly between, BDHCE.
-
-    Forward e < c, backward e > c. `joined` (c, e): the first token of c and the last of e have one segment.
-    """
-    total_BDHC = total_BCDH.permute(0, 2, 3, 1)
-    chunks = total_BDHC.shape[-1]
-    earlier_CC = torch.ones(chunks, chunks, dtype=torch.bool, device=total_BDHC.device).tril(-1)
-    # Summed afresh from each e on: differences of long sums would lose digits. Row c adds chunk c - 1 if e < c - 1.
-    step_BDHC1 = F.pad(total_BDHC, (1, -1))[..., None]
-    log_BDHCC = (step_BDHC1 * F.pad(earlier_CC, (0, 0, 1, -1))).cumsum(-2)
-    reach_BDHCC = log_BDHCC.exp()[:, :1] * earlier_CC
-    # Backward, what lies strictly between is the same: the transpose, with its own sums.
-    back_BDHCC = log_BDHCC.exp()[:, 1:] * earlier_CC
-    if joined_BCC is not None:
-        reach_BDHCC, back_BDHCC = (x * joined_BCC[:, None, None] for x in (reach_BDHCC, back_BDHCC))
-    return torch.cat([reach_BDHCC, back_BDHCC.transpose(-1, -2)], dim=1)
 
 
 def mamba_scan():
