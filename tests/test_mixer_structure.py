@@ -71,3 +71,31 @@ def test_cauchy_keeps_no_matrix_for_each_term():
         y = mixer(v, leaf, segments)
     y.sum().backward()
     assert sum(kept.values()) < 3 * HEADS * LENGTH**2
+
+
+@pytest.mark.parametrize("sam", [False, True])
+def test_semiseparable_is_lower_triangular_with_blocks_of_rank_at_most_the_state(sam):
+    mixer, v, features, segments = full("semiseparable", {"sam": sam, "state": 4, "groups": 1})
+    m = mixer.matrix(v, features, segments)
+    assert (m.triu(1) == 0).all() and (m.diagonal(dim1=2, dim2=3) != 0).all()
+    for cut in (1, 40, 64, 149):
+        block = m[..., cut:, : cut + 1]  # holds an entry of the diagonal: that one is not free
+        assert rank(block) == min(4, cut + 1, LENGTH - cut)
+    assert mixer.state_size == 4 * WIDTH
+
+
+def test_semiseparable_is_the_recurrence_it_is_named_after():
+    mixer, v, features, segments = full("semiseparable", {"sam": True, "state": 4, "groups": 2})
+    cb = torch.nn.functional.silu(features.conv_BLK[0]).view(LENGTH, 2, HEADS, 4)
+    dt = torch.nn.functional.softplus(features.raw_BLK[0] + mixer.dt_bias_H)
+    A = torch.exp(-dt * mixer.A_log_H.exp())
+    state, y = torch.zeros(HEADS, 4, WIDTH, dtype=torch.float64), []
+    for i in range(LENGTH):
+        state = A[i, :, None, None] * state + dt[i, :, None, None] * cb[i, 1, :, :, None] * v[0, i, :, None]
+        y.append(torch.einsum("hn,hnp->hp", cb[i, 0], state))
+    torch.testing.assert_close(mixer(v, features, segments)[0], torch.stack(y))
+
+
+def test_semiseparable_survives_decays_that_underflow():
+    mixer, v, features, segments = full("semiseparable", {"sam": True, "state": 4, "groups": 1})
+    assert_equal_ways(mixer, v, Features(features.conv_BLK, 300 * features.raw_BLK), segments, 1e-9)

@@ -38,6 +38,7 @@ OPTIONS = [
         for sam in (False, True)
         for groups, separate in ((1, True), (2, False))
     ),
+    *(("semiseparable", {"sam": sam, "state": 4, "groups": groups}) for sam in (False, True) for groups in (1, 2)),
 ]
 CASES = [(name, args, packed) for name, args in OPTIONS for packed in (False, True)]
 
@@ -284,6 +285,8 @@ REFUSED = [
     ("cauchy", {"bound": 0.0}, "bound is 0.0; allowed: above 0, at most 20"),
     ("quasiseparable", {"state": 0}, "state is 0"),
     ("quasiseparable", {"groups": 3}, "groups is 3; allowed with 4 heads: 1, 2, 4"),
+    ("semiseparable", {"state": 0}, "state is 0"),
+    ("semiseparable", {"groups": 3}, "groups is 3; allowed with 4 heads: 1, 2, 4"),
 ]
 
 
