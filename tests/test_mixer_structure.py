@@ -99,3 +99,56 @@ def test_semiseparable_is_the_recurrence_it_is_named_after():
 def test_semiseparable_survives_decays_that_underflow():
     mixer, v, features, segments = full("semiseparable", {"sam": True, "state": 4, "groups": 1})
     assert_equal_ways(mixer, v, Features(features.conv_BLK, 300 * features.raw_BLK), segments, 1e-9)
+
+
+def decaying(decay: str, phi: str, normalise: bool):
+    return full("decay_attention", {"sam": True, "rank": 4, "decay": decay, "feature_map": phi, "normalise": normalise})
+
+
+@pytest.mark.parametrize("decay", ["fixed", "selective"])
+@pytest.mark.parametrize(("phi", "normalise"), [("silu", False), ("none", False), ("elu1", False), ("elu1", True)])
+def test_decay_attention_without_decay_is_the_low_rank_mixer(decay, phi, normalise):
+    mixer, v, features, segments = decaying(decay, phi, normalise)
+    low_rank = build("low_rank", {"sam": True, "rank": 4, "feature_map": phi, "normalise": normalise}, False).double()
+    expected = low_rank.matrix(v, features, segments)
+    assert not torch.allclose(mixer.matrix(v, features, segments), expected, rtol=0.1)
+    with torch.no_grad():
+        mixer.bias_H.fill_(-1000.0)
+    torch.testing.assert_close(mixer.matrix(v, features, segments), expected)
+
+
+def test_fixed_decay_is_symmetric_and_a_power_of_the_distance():
+    mixer, v, features, segments = decaying("fixed", "none", False)
+    m = mixer.matrix(v, Features(torch.ones_like(features.conv_BLK), features.raw_BLK), segments)
+    distance = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).abs()
+    a = torch.tensor([1 - 1 / 32, 1 - 1 / 512], dtype=torch.float64)[:, None, None]  # of the two heads at the start
+    torch.testing.assert_close(m[0], a**distance * 4 / (4 * LENGTH) ** 0.5, rtol=1e-5, atol=0)
+    torch.testing.assert_close(m, m.transpose(2, 3))
+
+
+def test_selective_decay_multiplies_the_reader_and_what_lies_between():
+    mixer, v, features, segments = decaying("selective", "silu", False)
+    m = mixer.matrix(v, features, segments)[0]
+    q, k = torch.nn.functional.silu(features.conv_BLK[0]).view(LENGTH, 2, HEADS, 4).unbind(1)
+    a = torch.sigmoid(-(features.raw_BLK[0] + mixer.bias_H))
+    i, j, h = 20, 17, 1
+    below = (q[i, h] * k[j, h]).sum() * a[20, h] * a[19, h] * a[18, h]
+    above = (q[j, h] * k[i, h]).sum() * a[17, h] * a[18, h] * a[19, h]
+    own = (q[i, h] * k[i, h]).sum()
+    expected = torch.stack([below, above, own]) / (4 * LENGTH) ** 0.5
+    torch.testing.assert_close(torch.stack([m[h, i, j], m[h, j, i], m[h, i, i]]), expected)
+
+
+@pytest.mark.parametrize(("phi", "normalise"), [("silu", False), ("elu1", True)])
+def test_selective_decay_survives_underflow(phi, normalise):
+    mixer, v, features, segments = decaying("selective", phi, normalise)
+    assert_equal_ways(mixer, v, Features(features.conv_BLK, 300 * features.raw_BLK), segments, 1e-9)
+
+
+@pytest.mark.parametrize("decay", ["fixed", "selective"])
+def test_normalised_decaying_rows_are_positive_and_sum_to_one(decay):
+    mixer, v, features, segments = decaying(decay, "elu1", True)
+    segments[:, 90:] = 0
+    m = mixer.matrix(v, features, segments)
+    assert (m >= 0).all()
+    torch.testing.assert_close(m.sum(-1), (segments > 0).double()[:, None].expand(-1, HEADS, -1))

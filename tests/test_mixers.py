@@ -39,6 +39,11 @@ OPTIONS = [
         for groups, separate in ((1, True), (2, False))
     ),
     *(("semiseparable", {"sam": sam, "state": 4, "groups": groups}) for sam in (False, True) for groups in (1, 2)),
+    *(
+        ("decay_attention", {"sam": True, "rank": 4, "decay": decay, "feature_map": phi, "normalise": norm})
+        for decay in ("fixed", "selective")
+        for phi, norm in (("silu", False), ("elu1", True))
+    ),
 ]
 CASES = [(name, args, packed) for name, args in OPTIONS for packed in (False, True)]
 
@@ -285,6 +290,11 @@ REFUSED = [
     ("cauchy", {"bound": 0.0}, "bound is 0.0; allowed: above 0, at most 20"),
     ("quasiseparable", {"state": 0}, "state is 0"),
     ("quasiseparable", {"groups": 3}, "groups is 3; allowed with 4 heads: 1, 2, 4"),
+    ("decay_attention", {"sam": False}, "allowed: true"),
+    ("decay_attention", {"rank": 0}, "rank is 0"),
+    ("decay_attention", {"decay": "none"}, "decay is none; allowed: fixed, selective"),
+    ("decay_attention", {"feature_map": "relu"}, "feature_map is relu; allowed: silu, elu1, none"),
+    ("decay_attention", {"normalise": True}, "normalise with feature_map silu; allowed: elu1"),
     ("semiseparable", {"state": 0}, "state is 0"),
     ("semiseparable", {"groups": 3}, "groups is 3; allowed with 4 heads: 1, 2, 4"),
 ]
