@@ -21,7 +21,7 @@ def test_dft_is_the_real_part_of_the_unitary_transform_times_root_two(length):
 
 def test_dft_keeps_the_size_of_an_uncorrelated_v():
     mixer, v, features, segments = full("dft", {"sam": False})
-    assert 0.9 < float(mixer(v, features, segments).norm() / v.norm()) < 1.1
+    assert 0.9 < float(mixer(v, features, segments).detach().norm() / v.norm()) < 1.1
 
 
 def test_dft_places_are_exact_in_fp32_at_long_rows():
@@ -152,3 +152,29 @@ def test_normalised_decaying_rows_are_positive_and_sum_to_one(decay):
     m = mixer.matrix(v, features, segments)
     assert (m >= 0).all()
     torch.testing.assert_close(m.sum(-1), (segments > 0).double()[:, None].expand(-1, HEADS, -1))
+
+
+@pytest.mark.parametrize(("length", "rows", "columns"), [(12, 3, 4), (16, 4, 4), (11, 3, 4), (1, 1, 1), (128, 11, 12)])
+def test_monarch_is_the_leading_block_of_two_block_diagonals_around_a_transposition(length, rows, columns):
+    mixer, v, features, segments = full("monarch", {"sam": False}, length)
+    n = rows * columns
+    turn = torch.eye(n, dtype=torch.float64)[torch.arange(n).view(rows, columns).T.flatten()]
+    m = mixer.matrix(v, features, segments)[0]
+    assert m.shape == (HEADS, length, length)
+    for h in range(HEADS):
+        left, right = torch.block_diag(*mixer.left_HUXY[h]), torch.block_diag(*mixer.right_HYUW[h])
+        torch.testing.assert_close(m[h], (turn.T @ left @ turn @ right)[:length, :length])
+
+
+def test_monarch_blocks_have_rank_one_and_the_whole_has_full_rank():
+    mixer, v, features, segments = full("monarch", {"sam": False}, 144)
+    m = mixer.matrix(v, features, segments)
+    grid = m.view(1, HEADS, 12, 12, 12, 12)  # read row and column, written row and column
+    assert torch.linalg.matrix_rank(grid.permute(0, 1, 3, 4, 2, 5), rtol=1e-9).eq(1).all()
+    assert rank(m) == 144
+    assert sum(p.numel() for p in mixer.parameters()) == HEADS * 2 * 12**3
+
+
+def test_monarch_keeps_the_size_of_an_uncorrelated_v():
+    mixer, v, features, segments = full("monarch", {"sam": False})
+    assert 0.7 < float(mixer(v, features, segments).detach().norm() / v.norm()) < 1.4

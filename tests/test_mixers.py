@@ -25,6 +25,7 @@ OPTIONS = [
     ("identity", {"sam": False}),
     ("dense", {"sam": False}),
     ("dft", {"sam": False}),
+    ("monarch", {"sam": False}),
     *(("toeplitz", {"sam": sam}) for sam in (False, True)),
     *(
         ("low_rank", {"sam": sam, "rank": 4, "feature_map": phi, "normalise": norm})
@@ -291,6 +292,8 @@ REFUSED = [
     ("quasiseparable", {"state": 0}, "state is 0"),
     ("quasiseparable", {"groups": 3}, "groups is 3; allowed with 4 heads: 1, 2, 4"),
     ("decay_attention", {"sam": False}, "allowed: true"),
+    ("monarch", {"sam": True}, "allowed: false"),
+    ("monarch", {"heads": 0}, "heads is 0; allowed: 1 or more"),
     ("decay_attention", {"rank": 0}, "rank is 0"),
     ("decay_attention", {"decay": "none"}, "decay is none; allowed: fixed, selective"),
     ("decay_attention", {"feature_map": "relu"}, "feature_map is relu; allowed: silu, elu1, none"),
