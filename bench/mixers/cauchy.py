@@ -1,11 +1,12 @@
 """Cauchy: M_ij = scale * mean over d of 2 / (a_id + b_jd) with positive nodes, so that there is no pole.
 
-a = exp(clamp(g_d q)), b = exp(clamp(g_d k)), clamp(x) = bound * tanh(x / bound): smooth, so that no entry's gradient
-dies. Departures: the paper's 1 / (q - k + c) has poles; its released form 1 / (exp(q) + exp(k) + 2c) has none, but is
-nearly constant at the start. Here c is left out (the clamp bounds a + b from below), and a learned g, 4 at the start,
-spreads the nodes: features begin near 0.3, without it entries would differ by a few per cent.
+a = exp(clamp(g_d q)), b = exp(clamp(g_d k)), clamp(x) = bound * tanh(x / bound): smooth, so gradients fade beyond it
+instead of stopping. Departures: the paper's 1 / (q - k + c) has poles; its released form 1 / (exp(q) + exp(k) + 2c)
+has none, but is nearly constant at the start. Here c is left out (the clamp bounds a + b from below), and a learned g,
+4 at the start, spreads the nodes: features begin near 0.3, without it entries would differ by a few per cent.
 sam: q, k are features without activation, scale 1 / sqrt(n), n the segment's own number of tokens (released: the
 longest length, which freezes it). Not sam: tables that start standard normal, g = 1 fixed, n the protocol's length.
+A mean over d (released: a sum over sqrt(d)), since terms of one sign add up in proportion to their number.
 Axes: B batch, L length, H heads, P head width, R rank (terms d of the sum), K feature channels.
 """
 

@@ -3,8 +3,8 @@
 With A_k = exp(dt_k A_h), one scalar a head:
     i >= j: M_ij = c_i^T A_i A_{i-1} .. A_{j+1} dt_j b_j        i < j: 0
 so every block on or below the diagonal has rank <= N. sam: c, b pass SiLU and dt = softplus(raw + bias), as released.
-Not sam: c, b are tables (no SiLU), dt = softplus(bias). Deliberate: no separate D v (the shell's skip is that), and the
-start is the quasiseparable mixer's (A = -1; Mamba-2 draws it in [-16, -1]), so that only the direction differs.
+Not sam: c, b are tables (no SiLU), dt = softplus(bias). Deliberate: no D v of its own (the shell's skip has that
+place); the start is the quasiseparable mixer's (A = -1; Mamba-2 draws it in [-16, -1]), so only the direction differs.
 Axes: B batch, L length, H heads, P head width, N state, G groups, C chunks, S reading and T writing place in a chunk,
 K feature channels.
 """
