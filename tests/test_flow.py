@@ -118,3 +118,14 @@ def test_the_whole_chain_runs_on_real_data(tmp_path):
         if run.label == "cut_mrpc":
             assert run.parent.label == "cut_mnli_small" and run.parent.parent.label == "cut_mlm"
         assert records[run.id].hashes.shared_init and (store.folder(run.id) / "items.parquet").exists()
+
+
+@pytest.mark.parametrize("committed", sorted((ROOT / "results").glob("*/records.jsonl")), ids=lambda p: p.parent.name)
+def test_the_report_rebuilds_what_is_committed_bit_for_bit(committed, tmp_path):
+    name = committed.parent.name
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "records.jsonl").write_bytes(committed.read_bytes())
+    done = command("report", str(ROOT / "sweeps" / f"{name}.yaml"), f"where.results={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    for file in ("table.md", "table.csv", "certificate.json", "figure.png", "figure.pdf"):
+        assert (tmp_path / name / file).read_bytes() == (committed.parent / file).read_bytes(), file
