@@ -3,8 +3,9 @@
     z, v = in_zv(x);  v = silu(conv(v));  y = scale * M v + v;  out(rms_norm(y) * silu(z))
 
 It belongs to the protocol. Parameters that exist only because a mixer asked for features have names of their own
-(`in_features`, `conv_features`), so that all others are the same tensors for every mixer. Source: the released block
-of the reference paper (no biases in the projections, normalisation before the gate).
+(`in_features`, `conv_features`; `in_exact`, `conv_exact` for those computed outside autocast), so that all others are
+the same tensors for every mixer. Source: the released block of the reference paper (no biases in the projections,
+normalisation before the gate).
 Axes: B batch, L length, D width, C inner channels (heads H * head width P), K feature channels, W taps.
 """
 
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from bench.config import Shell as Settings
 from bench.mixers.base import Features, Mixer
 
+OWNED = ("mixer", "in_features", "conv_features", "in_exact", "conv_exact")
+
 
 def owned_by_mixer(parameter: str) -> bool:
     """Whether a parameter's name says that it exists for the mixer only."""
-    return any(part in ("mixer", "in_features", "conv_features") for part in parameter.split("."))
+    return any(part in OWNED for part in parameter.split("."))
 
 
 class Taps(nn.Module):
@@ -79,6 +82,10 @@ class Shell(nn.Module):
             self.in_features = nn.Linear(width, wants.conv + wants.raw, bias=False)
         if wants.conv and settings.conv_width:
             self.conv_features = Taps(wants.conv, settings.conv_width)
+        if wants.exact:
+            self.in_exact = nn.Linear(width, wants.exact, bias=False)
+        if wants.exact and settings.conv_width:
+            self.conv_exact = Taps(wants.exact, settings.conv_width)
         self.norm = nn.RMSNorm(inner, eps=settings.norm_eps)
         self.out = nn.Linear(inner, width, bias=False)
         self.register_buffer("scale", torch.ones(()))  # calibrated once at build, kept in checkpoints
@@ -95,7 +102,18 @@ class Shell(nn.Module):
         if self.conv_v is not None:
             v_BLC, conv_BLK = self.convolve(v_BLC, conv_BLK, segments_BL)
         v_BLHP = F.silu(v_BLC).unflatten(-1, (grant.heads, grant.head_width))
-        return z_BLC, v_BLHP, Features(conv_BLK, raw_BLK)
+        exact_BLK = self.exact(x_BLD, segments_BL) if wants.exact else v_BLC[..., :0]
+        return z_BLC, v_BLHP, Features(conv_BLK, raw_BLK, exact_BLK)
+
+    def exact(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
+        """The channels that autocast must not touch, in the precision of the parameters."""
+        with torch.autocast(x_BLD.device.type, enabled=False):
+            exact_BLK = self.in_exact(x_BLD.to(self.in_exact.weight.dtype))
+            exact_BLK = exact_BLK * (segments_BL > 0).to(exact_BLK.dtype)[..., None]
+            if self.conv_v is None:
+                return exact_BLK
+            weight, bias = self.conv_exact.weight_CW, self.conv_exact.bias_C
+            return short_conv(exact_BLK, segments_BL, weight, bias, self.settings.conv_causal, self.packed)
 
     def convolve(self, v_BLC: Tensor, conv_BLK: Tensor, segments_BL: Tensor) -> tuple[Tensor, Tensor]:
         """v and the convolved features in one pass: the taps are separate parameters, the work is one convolution."""

@@ -95,7 +95,7 @@ def test_shell_is_its_formula(width, skip, expand):
         v = shell.short_conv(v, segments, taps.weight_CW, taps.bias_C, False, False)
         features = shell.short_conv(features, segments, more.weight_CW, more.bias_C, False, False)
     v_BLHP = F.silu(v).unflatten(-1, (2, -1))
-    matrix = layer.mixer.matrix(v_BLHP, shell.Features(features, features[..., :0]), segments)
+    matrix = layer.mixer.matrix(v_BLHP, shell.Features(features, features[..., :0], features[..., :0]), segments)
     y = 0.7 * torch.einsum("bhij,bjhp->bihp", matrix, v_BLHP) + skip * v_BLHP
     y = F.rms_norm(y.flatten(-2), y.flatten(-2).shape[-1:], layer.norm.weight, SHELL.norm_eps) * F.silu(z)
     torch.testing.assert_close(layer(x, segments), y @ layer.out.weight.T)

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from bench.mixers.base import Features
 from tests.test_mixers import HEADS, LENGTH, WIDTH, assert_equal_ways, build, full, rank
 
 
@@ -45,23 +44,23 @@ def test_cauchy_of_one_term_has_displacement_rank_one_and_positive_entries(sam):
 @pytest.mark.parametrize("sam", [False, True])
 def test_cauchy_entries_vary_at_the_start_with_features_as_small_as_the_shell_makes_them(sam):
     mixer, v, features, segments = full("cauchy", {"sam": sam, "rank": 16, "bound": 4.0})
-    m = mixer.matrix(v, Features(0.3 * features.conv_BLK, features.raw_BLK), segments)
+    m = mixer.matrix(v, features._replace(conv_BLK=0.3 * features.conv_BLK), segments)
     assert (m.std((2, 3)) > 0.15 * m.mean((2, 3))).all()  # published: 0.011
 
 
 def test_cauchy_has_no_pole_and_no_dead_gradient_beyond_the_clamp():
     mixer, v, features, segments = full("cauchy", {"sam": True, "rank": 4, "bound": 4.0})
-    assert_equal_ways(mixer, v, Features(1e3 * features.conv_BLK, features.raw_BLK), segments, 1e-11)
-    m = mixer.matrix(v, Features(1e3 * features.conv_BLK, features.raw_BLK), segments) * LENGTH**0.5
+    assert_equal_ways(mixer, v, features._replace(conv_BLK=1e3 * features.conv_BLK), segments, 1e-11)
+    m = mixer.matrix(v, features._replace(conv_BLK=1e3 * features.conv_BLK), segments) * LENGTH**0.5
     assert (m < math.exp(4.0001)).all() and (m > math.exp(-4.0001)).all()
-    large = Features(torch.full_like(features.conv_BLK, 3.0).requires_grad_(), features.raw_BLK)
+    large = features._replace(conv_BLK=torch.full_like(features.conv_BLK, 3.0).requires_grad_())
     mixer(v, large, segments).sum().backward()
     assert (large.conv_BLK.grad.abs().amax((0, 1)) > 0).all()  # g q is three times the bound
 
 
 def test_cauchy_keeps_no_matrix_for_each_term():
     mixer, v, features, segments = full("cauchy", {"sam": True, "rank": 16, "bound": 4.0})
-    leaf, kept = Features(features.conv_BLK.requires_grad_(), features.raw_BLK), {}
+    leaf, kept = features._replace(conv_BLK=features.conv_BLK.requires_grad_()), {}
 
     def keep(x):
         kept[x.data_ptr()] = x.numel()
@@ -98,7 +97,7 @@ def test_semiseparable_is_the_recurrence_it_is_named_after():
 
 def test_semiseparable_survives_decays_that_underflow():
     mixer, v, features, segments = full("semiseparable", {"sam": True, "state": 4, "groups": 1})
-    assert_equal_ways(mixer, v, Features(features.conv_BLK, 300 * features.raw_BLK), segments, 1e-9)
+    assert_equal_ways(mixer, v, features._replace(raw_BLK=300 * features.raw_BLK), segments, 1e-9)
 
 
 def decaying(decay: str, phi: str, normalise: bool):
@@ -119,7 +118,7 @@ def test_decay_attention_without_decay_is_the_low_rank_mixer(decay, phi, normali
 
 def test_fixed_decay_is_symmetric_and_a_power_of_the_distance():
     mixer, v, features, segments = decaying("fixed", "none", False)
-    m = mixer.matrix(v, Features(torch.ones_like(features.conv_BLK), features.raw_BLK), segments)
+    m = mixer.matrix(v, features._replace(conv_BLK=torch.ones_like(features.conv_BLK)), segments)
     distance = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).abs()
     a = torch.tensor([1 - 1 / 32, 1 - 1 / 512], dtype=torch.float64)[:, None, None]  # of the two heads at the start
     torch.testing.assert_close(m[0], a**distance * 4 / (4 * LENGTH) ** 0.5, rtol=1e-5, atol=0)
@@ -142,7 +141,7 @@ def test_selective_decay_multiplies_the_reader_and_what_lies_between():
 @pytest.mark.parametrize(("phi", "normalise"), [("silu", False), ("elu1", True)])
 def test_selective_decay_survives_underflow(phi, normalise):
     mixer, v, features, segments = decaying("selective", phi, normalise)
-    assert_equal_ways(mixer, v, Features(features.conv_BLK, 300 * features.raw_BLK), segments, 1e-9)
+    assert_equal_ways(mixer, v, features._replace(raw_BLK=300 * features.raw_BLK), segments, 1e-9)
 
 
 @pytest.mark.parametrize("decay", ["fixed", "selective"])

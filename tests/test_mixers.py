@@ -15,7 +15,7 @@ import yaml
 from bench import Refusal
 from bench.compose import choices
 from bench.mixers import toeplitz
-from bench.mixers.base import Features, Grant, Mixer
+from bench.mixers.base import Features, Grant, Mixer, Wants
 from bench.registry import mixer_class
 
 CLASSES = {name: mixer_class(name) for name in choices("mixer")}
@@ -89,9 +89,9 @@ def inputs(mixer: Mixer, segments_BL, dtype=torch.float64, seed: int = 1) -> tup
     generator = torch.Generator().manual_seed(seed)
     batch, length = segments_BL.shape
     wants = mixer.wants
-    shapes = [(batch, length, HEADS, WIDTH), (batch, length, wants.conv), (batch, length, wants.raw)]
-    v, conv, raw = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
-    return v, Features(conv, raw)
+    shapes = [(HEADS, WIDTH), (wants.conv,), (wants.raw,), (wants.exact,)]
+    v, *kinds = (torch.randn(batch, length, *s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes)
+    return v, Features(*kinds)
 
 
 def apply(m_BHLL: torch.Tensor, v_BLHP: torch.Tensor) -> torch.Tensor:
@@ -104,9 +104,9 @@ def by_matrix(mixer, v, features, segments):
 
 def gradients(mixer: Mixer, way, v, features: Features, segments) -> dict[str, torch.Tensor]:
     """The value and the gradients of a fixed random projection of it, by name."""
-    leaves = {"v": v, "conv": features.conv_BLK, "raw": features.raw_BLK}
+    leaves = {"v": v, "conv": features.conv_BLK, "raw": features.raw_BLK, "exact": features.exact_BLK}
     leaves = {key: x.detach().clone().requires_grad_() for key, x in leaves.items()}
-    y = way(leaves["v"], Features(leaves["conv"], leaves["raw"]), segments)
+    y = way(leaves["v"], Features(leaves["conv"], leaves["raw"], leaves["exact"]), segments)
     probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(y)
     leaves |= dict(mixer.named_parameters())
     found = torch.autograd.grad((y * probe).sum(), list(leaves.values()), allow_unused=True)
@@ -150,7 +150,8 @@ def test_fp32_is_close_and_bf16_autocast_is_finite_and_close(name, args, packed)
         matrix = mixer.matrix(v, features, segments)
         with torch.autocast("cpu", torch.bfloat16):
             half = mixer(v, features, segments)
-            whole = mixer(v.bfloat16(), Features(*(x.bfloat16() for x in features)), segments)
+            low = Features(features.conv_BLK.bfloat16(), features.raw_BLK.bfloat16(), features.exact_BLK)
+            whole = mixer(v.bfloat16(), low, segments)
     assert plain.dtype == matrix.dtype == torch.float32
     size = exact.norm()
     assert (plain - exact).norm() < 1e-5 * size and (apply(matrix, v) - exact).norm() < 1e-5 * size
@@ -214,7 +215,7 @@ def test_lengths(name, args):
 @pytest.mark.parametrize(("name", "args"), [case for case in OPTIONS if not case[1]["sam"]], ids=label)
 def test_data_independent_matrices_ignore_the_data(name, args):
     mixer, segments = build(name, args, True).double(), rows(True, LENGTH)
-    assert mixer.wants.conv == mixer.wants.raw == 0
+    assert mixer.wants == Wants(conv=0, raw=0, exact=0)
     first, second = (mixer.matrix(*inputs(mixer, segments, seed=seed), segments) for seed in (1, 2))
     assert torch.equal(first, second)
 
@@ -225,7 +226,7 @@ def test_everything_is_alive_at_initialisation(name, args):
     v, features = inputs(mixer, segments)
     grads = gradients(mixer, mixer.forward, v, features, segments)
     for key, grad in grads.items():
-        if key in ("conv", "raw"):
+        if key in ("conv", "raw", "exact"):
             assert (grad.abs().amax((0, 1)) > 0).all(), key
         else:
             assert (grad != 0).double().mean() > 0.9, key  # the first token's forward c and the like are read by nobody
@@ -378,7 +379,7 @@ def test_normalised_rows_are_positive_and_sum_to_one(name, own, sam):
 def test_attention_survives_logits_that_overflow_exp():
     mixer, v, features, segments = full("attention", {"sam": True, "rank": 4})
     segments[:, 40:] = 0
-    big = Features(100 * features.conv_BLK, features.raw_BLK)
+    big = features._replace(conv_BLK=100 * features.conv_BLK)
     assert_equal_ways(mixer, v, big, segments, 1e-11)
 
 
@@ -411,7 +412,7 @@ def test_quasiseparable_entries_are_those_of_equation_3():
 
 def test_quasiseparable_survives_decays_that_underflow():
     mixer, v, features, segments = full("quasiseparable", {"sam": True, "state": 4, "groups": 1, "separate": True})
-    fast = Features(features.conv_BLK, 300 * features.raw_BLK)
+    fast = features._replace(raw_BLK=300 * features.raw_BLK)
     assert_equal_ways(mixer, v, fast, segments, 1e-9)  # differences of sums near -1e4
 
 

@@ -21,7 +21,7 @@ def test_the_mixer_of_the_readme_works_as_printed(tmp_path, monkeypatch):
     mixer = cls(Grant(heads=2, head_width=3, length=8, packed=False), cls.Args(sam=False, heads=2, reach=1), "torch")
     v_BLHP = torch.ones(1, 8, 2, 3)
     segments_BL = torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]])
-    y_BLHP = mixer(v_BLHP, Features(v_BLHP[..., 0, :0], v_BLHP[..., 0, :0]), segments_BL)
+    y_BLHP = mixer(v_BLHP, Features(*[v_BLHP[..., 0, :0]] * 3), segments_BL)
     expected = torch.tensor([2, 3, 3, 3, 2, 0, 0, 0]) / 3
     torch.testing.assert_close(y_BLHP, expected[None, :, None, None].expand_as(y_BLHP))
 

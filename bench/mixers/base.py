@@ -30,14 +30,16 @@ class Grant:
 
 @dataclass(frozen=True)
 class Wants:
-    """Feature channels, over all heads, that the mixer asks the shell for; (0, 0) is a data-independent mixer.
+    """Feature channels, over all heads, that the mixer asks the shell for; (0, 0, 0) is a data-independent mixer.
 
-    `conv` channels pass the shell's short convolution, `raw` channels come straight from the in-projection.
-    Neither has an activation: feature maps belong to the mixer.
+    `conv` channels pass the shell's short convolution, `raw` channels come straight from the in-projection. `exact`
+    ones are as `conv`, but autocast never touches them: they come in the parameters' own precision, for what bf16
+    would ruin, such as the frequency of a phase. None has an activation: feature maps belong to the mixer.
     """
 
     conv: int
     raw: int
+    exact: int
 
 
 class Features(NamedTuple):
@@ -45,6 +47,7 @@ class Features(NamedTuple):
 
     conv_BLK: Tensor
     raw_BLK: Tensor
+    exact_BLK: Tensor
 
 
 class Mixer(nn.Module, ABC):

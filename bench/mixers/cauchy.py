@@ -54,7 +54,7 @@ class Cauchy(Mixer):
 
     @property
     def wants(self) -> Wants:
-        return Wants(conv=2 * self.grant.heads * self.args.rank if self.args.sam else 0, raw=0)
+        return Wants(conv=2 * self.grant.heads * self.args.rank if self.args.sam else 0, raw=0, exact=0)
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         shape = self.get_parameter(name).shape

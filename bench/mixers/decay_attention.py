@@ -64,7 +64,7 @@ class DecayAttention(Mixer):
     @property
     def wants(self) -> Wants:
         selective = self.args.decay == "selective"
-        return Wants(conv=2 * self.grant.heads * self.args.rank, raw=self.grant.heads if selective else 0)
+        return Wants(conv=2 * self.grant.heads * self.args.rank, raw=self.grant.heads if selective else 0, exact=0)
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         """The logit of 1 - a."""

@@ -32,7 +32,7 @@ class Dense(Mixer):
 
     @property
     def wants(self) -> Wants:
-        return Wants(conv=0, raw=0)
+        return Wants(conv=0, raw=0, exact=0)
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         shape = self.get_parameter(name).shape

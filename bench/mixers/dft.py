@@ -34,7 +34,7 @@ class DFT(Mixer):
 
     @property
     def wants(self) -> Wants:
-        return Wants(conv=0, raw=0)
+        return Wants(conv=0, raw=0, exact=0)
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         raise KeyError(f"mixer dft has no parameter {name}")

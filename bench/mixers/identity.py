@@ -30,7 +30,7 @@ class Identity(Mixer):
 
     @property
     def wants(self) -> Wants:
-        return Wants(conv=0, raw=0)
+        return Wants(conv=0, raw=0, exact=0)
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         raise KeyError(f"mixer identity has no parameter {name}")

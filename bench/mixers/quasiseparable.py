@@ -69,9 +69,9 @@ class Quasiseparable(Mixer):
     @property
     def wants(self) -> Wants:
         if not self.args.sam:
-            return Wants(conv=0, raw=0)
+            return Wants(conv=0, raw=0, exact=0)
         pairs = 2 * self.directions * self.args.groups * self.args.state
-        return Wants(conv=pairs + self.grant.heads, raw=2 * self.grant.heads)
+        return Wants(conv=pairs + self.grant.heads, raw=2 * self.grant.heads, exact=0)
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         """A = -1, dt log-uniform in [1e-3, 0.1], D = 1 as released; tables standard normal, the diagonal's zero."""

@@ -57,8 +57,8 @@ class Semiseparable(Mixer):
     @property
     def wants(self) -> Wants:
         if not self.args.sam:
-            return Wants(conv=0, raw=0)
-        return Wants(conv=2 * self.args.groups * self.args.state, raw=self.grant.heads)
+            return Wants(conv=0, raw=0, exact=0)
+        return Wants(conv=2 * self.args.groups * self.args.state, raw=self.grant.heads, exact=0)
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         """A = -1, dt log-uniform in [1e-3, 0.1] as released; tables standard normal."""

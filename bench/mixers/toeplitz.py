@@ -45,7 +45,7 @@ class Toeplitz(Mixer):
 
     @property
     def wants(self) -> Wants:
-        return Wants(conv=2 * self.grant.heads if self.sam else 0, raw=0)
+        return Wants(conv=2 * self.grant.heads if self.sam else 0, raw=0, exact=0)
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         shape = self.get_parameter(name).shape
