@@ -34,6 +34,7 @@ OPTIONS = [
     ),
     *(("attention", {"sam": sam, "rank": 4}) for sam in (False, True)),
     *(("cauchy", {"sam": sam, "rank": 4, "bound": 4.0}) for sam in (False, True)),
+    *(("vandermonde", {"sam": sam, "rank": 4, "bound": 0.5}) for sam in (False, True)),
     *(
         ("quasiseparable", {"sam": sam, "state": 4, "groups": groups, "separate": separate})
         for sam in (False, True)
@@ -285,6 +286,8 @@ REFUSED = [
     ("attention", {"rank": 0}, "rank is 0"),
     ("cauchy", {"rank": 0}, "rank is 0"),
     ("cauchy", {"bound": 0.0}, "bound is 0.0; allowed: above 0, at most 20"),
+    ("vandermonde", {"rank": 0}, "rank is 0"),
+    ("vandermonde", {"bound": 0.6}, "bound is 0.6; allowed: above 0, at most 0.5"),
     ("quasiseparable", {"state": 0}, "state is 0"),
     ("quasiseparable", {"groups": 3}, "groups is 3; allowed with 4 heads: 1, 2, 4"),
     ("decay_attention", {"sam": False}, "allowed: true"),

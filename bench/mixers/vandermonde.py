@@ -1,0 +1,151 @@
+"""Vandermonde: M_ij = scale * sum over d of cos(2 pi f_id j) - cos(2 pi g_jd i), frequencies in cycles per token.
+
+f = bound * tanh(q), g = bound * tanh(k); at most half a cycle, beyond which integer places repeat the same cosines.
+i, j are places 1, 2, ... in the token's document: from 0 (both published forms), M_00 = 0 and a document of one token
+would have no mixer. The paper's product q_id * j in the exponent, not a power; its difference, which cancels where
+frequencies are low and a sum (released without sam) would average all tokens; without the released factor 1e-3 on q, k
+(not in the paper), for which entries start at 3e-4. Both levels are the same form: the table Args names is the switch.
+sam: q, k are features, asked for outside autocast (bf16 ones alone err by 44 rad at place 8,192); n is the segment's own
+number of tokens (released: the longest length). Not sam: tables that start standard normal (published: zeros, where
+every gradient is zero too), read over j (published: v_i times the row's sum, so that no token is mixed), n the
+protocol's length, places from the row's start. scale = 1 / sqrt(n R): each term has variance one at spread phases
+(released: 1 / sqrt(2 n R)).
+Axes: B batch, L length, H heads, P head width, R rank (terms d of the sum), K feature channels.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bench import Refusal
+from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment, segment_lengths
+
+
+@dataclass(frozen=True)
+class Args:
+    sam: bool
+    heads: int
+    rank: int
+    bound: float
+
+    def __post_init__(self):
+        for name in ("heads", "rank"):
+            if getattr(self, name) < 1:
+                raise Refusal(f"mixer vandermonde: {name} is {getattr(self, name)}; allowed: 1 or more")
+        if not 0 < self.bound <= 0.5:
+            raise Refusal(f"mixer vandermonde: bound is {self.bound}; allowed: above 0, at most 0.5 cycles per token")
+
+
+class Vandermonde(Mixer):
+    """Channels with sam: exact [q (H, R), k (H, R)]."""
+
+    Args: ClassVar = Args
+    levels: ClassVar = (False, True)
+
+    def __init__(self, grant: Grant, args: Args, backend: str):
+        super().__init__(grant, backend)
+        self.args = args
+        if not args.sam:
+            self.q_LHR = nn.Parameter(torch.empty(grant.length, grant.heads, args.rank))
+            self.k_LHR = nn.Parameter(torch.empty(grant.length, grant.heads, args.rank))
+
+    @property
+    def wants(self) -> Wants:
+        return Wants(conv=0, raw=0, exact=2 * self.grant.heads * self.args.rank if self.args.sam else 0)
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        return torch.randn(self.get_parameter(name).shape, generator=generator, device="cpu")
+
+    def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        f_BHLR, g_BHLR = self.frequencies(features, v_BLHP.shape[1])
+        place_BL = self.places(segments_BL)
+        m_BHLL = SumOfCosines.apply(f_BHLR, place_BL) - SumOfCosines.apply(g_BHLR, place_BL).transpose(2, 3)
+        real_BL11 = real(segments_BL, v_BLHP.dtype)
+        if self.grant.packed:
+            m_BHLL = m_BHLL * same_segment(segments_BL)
+        y_BLHP = torch.einsum("bhij,bjhp->bihp", m_BHLL.to(v_BLHP.dtype), v_BLHP * real_BL11)
+        scale_BL = (self.lengths(segments_BL) * self.args.rank).to(v_BLHP.dtype).rsqrt()
+        return y_BLHP * (real_BL11 * scale_BL[:, :, None, None])
+
+    def places(self, segments_BL: Tensor) -> Tensor:
+        """1, 2, ... in each token's own document, or in the row if data-independent; BL, B = 1 if all rows agree."""
+        if self.args.sam and self.grant.packed:
+            return same_segment(segments_BL)[:, 0].tril().sum(-1)
+        return torch.arange(1, segments_BL.shape[1] + 1, device=segments_BL.device)[None]
+
+    def lengths(self, segments_BL: Tensor) -> Tensor:
+        """n of the scale, BL."""
+        if self.args.sam:
+            return segment_lengths(segments_BL, self.grant.packed)
+        return torch.full_like(segments_BL, self.grant.length)
+
+    def frequencies(self, features: Features, length: int) -> tuple[Tensor, Tensor]:
+        """f, g, each BHLR, at least fp32, within -bound and bound; B = 1 if data-independent."""
+        if self.args.sam:
+            exact_BLK = features.exact_BLK
+            exact_BLK = exact_BLK.to(torch.promote_types(exact_BLK.dtype, torch.float32))
+            x_BLQHR = exact_BLK.unflatten(-1, (2, self.grant.heads, self.args.rank))
+        else:
+            require_length(length, self.grant.length, "vandermonde")
+            x_BLQHR = torch.stack([self.q_LHR[None, :length], self.k_LHR[None, :length]], dim=2)
+        f_BLHR, g_BLHR = (self.args.bound * torch.tanh(x_BLQHR)).unbind(2)
+        return f_BLHR.transpose(1, 2), g_BLHR.transpose(1, 2)
+
+    def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        f_BHLR, g_BHLR = (x.to(v_BLHP.dtype) for x in self.frequencies(features, v_BLHP.shape[1]))
+        place_BL = self.places(segments_BL)
+        at_i_B1L11, at_j_B11L1 = place_BL[:, None, :, None, None], place_BL[:, None, None, :, None]
+        by_i_BHLLR = torch.cos(2 * math.pi * turns(f_BHLR[:, :, :, None], at_j_B11L1))
+        by_j_BHLLR = torch.cos(2 * math.pi * turns(g_BHLR[:, :, None], at_i_B1L11))
+        scale_BL = (self.lengths(segments_BL) * self.args.rank).to(v_BLHP.dtype).rsqrt()
+        m_BHLL = (by_i_BHLLR - by_j_BHLLR).sum(-1) * scale_BL[:, None, :, None]
+        return m_BHLL.masked_fill(~same_segment(segments_BL), 0.0)
+
+    @property
+    def state_size(self) -> None:
+        return None
+
+    def flops(self, length: int) -> int:
+        """Eight operations for each of two cosines of a term (a phase in two parts, its reduction, the sum)."""
+        return self.grant.heads * length**2 * (16 * self.args.rank + 2 * self.grant.head_width)
+
+
+def turns(frequency: Tensor, place: Tensor) -> Tensor:
+    """frequency * place less whole turns, broadcast, in the dtype of the frequency, at least fp32.
+
+    The frequency's first eleven binary places give a product that is exact, at fp32 up to place 16,384; the rest is
+    below four turns there. So what remains at place 8,192 is 3e-7 turns, and what the frequency itself was rounded by:
+    in fp32 near half a cycle per token 1.5e-8, or 1.2e-4 turns (8e-4 rad).
+    """
+    place = place.to(frequency.dtype)
+    coarse = (frequency * 2048).round() / 2048
+    whole = coarse * place
+    return (whole - whole.round()) + (frequency - coarse) * place
+
+
+class SumOfCosines(torch.autograd.Function):
+    """c_BHLL = sum over d of cos(2 pi f_id place_j), one d at a time in both passes.
+
+    Autograd alone would keep every term for the backward pass: R matrices of L x L. Places have no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, f_BHLR: Tensor, place_BL: Tensor) -> Tensor:
+        ctx.save_for_backward(f_BHLR, place_BL)
+        c_BHLL = f_BHLR.new_zeros(*f_BHLR.shape[:-1], place_BL.shape[-1])
+        for d in range(f_BHLR.shape[-1]):
+            c_BHLL = c_BHLL + torch.cos(2 * math.pi * turns(f_BHLR[..., d, None], place_BL[:, None, None]))
+        return c_BHLL
+
+    @staticmethod
+    def backward(ctx, grad_BHLL: Tensor) -> tuple[Tensor, None]:
+        f_BHLR, place_BL = ctx.saved_tensors
+        weighted_BHLL = grad_BHLL * (-2 * math.pi * place_BL[:, None, None].to(grad_BHLL.dtype))
+        by_f = []
+        for d in range(f_BHLR.shape[-1]):
+            sine_BHLL = torch.sin(2 * math.pi * turns(f_BHLR[..., d, None], place_BL[:, None, None]))
+            by_f.append((weighted_BHLL * sine_BHLL).sum(-1))
+        return torch.stack(by_f, -1), None
