@@ -28,6 +28,7 @@ MIXERS = {
     "low_rank": {"sam": True, "rank": 3, "feature_map": "silu", "normalise": False},
     "quasiseparable": {"sam": True, "state": 4, "groups": 1, "separate": False},
     "toeplitz": {"sam": True},
+    "vandermonde": {"sam": True, "rank": 3, "bound": 0.05},
 }
 
 
@@ -99,6 +100,34 @@ def test_shell_is_its_formula(width, skip, expand):
     y = 0.7 * torch.einsum("bhij,bjhp->bihp", matrix, v_BLHP) + skip * v_BLHP
     y = F.rms_norm(y.flatten(-2), y.flatten(-2).shape[-1:], layer.norm.weight, SHELL.norm_eps) * F.silu(z)
     torch.testing.assert_close(layer(x, segments), y @ layer.out.weight.T)
+
+
+@pytest.mark.parametrize("width", [3, 0])
+def test_exact_features_are_their_formula_in_the_parameters_precision_whatever_autocast_does(width):
+    layer = model_of(shell_settings=dataclasses.replace(SHELL, conv_width=width), mixer="vandermonde").layers[0].shell
+    x = torch.randn(2, LENGTH, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    segments = (torch.arange(LENGTH) < torch.tensor([[LENGTH], [5]])).long()
+    expected = x @ layer.in_exact.weight.T * (segments > 0)[..., None]
+    if width:
+        taps = layer.conv_exact
+        expected = shell.short_conv(expected, segments, taps.weight_CW, taps.bias_C, False, False)
+    torch.testing.assert_close(layer.mixer_inputs(x, segments)[2].exact_BLK, expected)
+    layer.float()
+    plain = layer.mixer_inputs(x.float(), segments)[2]
+    with torch.autocast("cpu", torch.bfloat16):
+        z, _, half = layer.mixer_inputs(x.float(), segments)
+        low = layer.mixer_inputs(x.bfloat16(), segments)[2]
+    assert z.dtype == torch.bfloat16 and low.exact_BLK.dtype == torch.float32
+    assert half.exact_BLK.dtype == torch.float32 and torch.equal(half.exact_BLK, plain.exact_BLK)
+    assert plain.conv_BLK.shape[-1] == plain.raw_BLK.shape[-1] == 0
+
+
+@pytest.mark.parametrize("mixer", sorted(MIXERS))
+def test_parameters_for_a_kind_of_feature_exist_only_where_it_is_asked_for(mixer):
+    layer = model_of(mixer=mixer).layers[0].shell
+    names, wants = {name.split(".")[0] for name, _ in layer.named_parameters()}, layer.mixer.wants
+    assert ("in_exact" in names) == ("conv_exact" in names) == (wants.exact > 0)
+    assert ("in_features" in names) == (wants.conv + wants.raw > 0) and ("conv_features" in names) == (wants.conv > 0)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first", None])
@@ -228,13 +257,14 @@ def test_calibration_measures_real_tokens_without_dropout_and_leaves_the_scale_u
     assert [gain * scale for (gain, _), scale in zip(again, scales, strict=True)] == pytest.approx([2, 2])
 
 
-def test_shared_digest_sees_each_shared_value_and_no_mixer_value():
-    model = model_of(mixer="low_rank")
+@pytest.mark.parametrize(("mixer", "kind"), [("low_rank", "features"), ("vandermonde", "exact")])
+def test_shared_digest_sees_each_shared_value_and_no_mixer_value(mixer, kind):
+    model = model_of(mixer=mixer)
     before, owned = backbone.shared_digest(model), 0
     for name, parameter in model.named_parameters():
         with torch.no_grad():
             parameter[(0,) * parameter.ndim] += 1
-            mine = name.split(".")[3:4] in (["mixer"], ["in_features"], ["conv_features"])
+            mine = name.split(".")[3:4] in (["mixer"], [f"in_{kind}"], [f"conv_{kind}"])
             assert (backbone.shared_digest(model) == before) == mine, name
             owned += mine
             parameter[(0,) * parameter.ndim] -= 1

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from tests.test_mixers import HEADS, LENGTH, WIDTH, assert_equal_ways, build, full, rank
+from bench.mixers import vandermonde as vandermonde_room
+from bench.mixers.base import Features
+from tests.test_mixers import HEADS, LENGTH, WIDTH, assert_equal_ways, build, full, inputs, rank
 
 
 @pytest.mark.parametrize("length", [12, 15])
@@ -177,3 +179,91 @@ def test_monarch_blocks_have_rank_one_and_the_whole_has_full_rank():
 def test_monarch_keeps_the_size_of_an_uncorrelated_v():
     mixer, v, features, segments = full("monarch", {"sam": False})
     assert 0.7 < float(mixer(v, features, segments).detach().norm() / v.norm()) < 1.4
+
+
+def vandermonde(sam: bool, terms: int = 1, bound: float = 0.5):
+    return full("vandermonde", {"sam": sam, "rank": terms, "bound": bound})
+
+
+@pytest.mark.parametrize("sam", [False, True])
+def test_vandermonde_entries_are_those_of_its_definition_and_not_dft(sam):
+    mixer, v, features, segments = vandermonde(sam, terms=3)
+    m, h = mixer.matrix(v, features, segments)[0], 1
+    x = features.exact_BLK[0].view(LENGTH, 2, HEADS, 3) if sam else torch.stack([mixer.q_LHR, mixer.k_LHR], 1)
+    f, g = (0.5 * torch.tanh(x)).unbind(1)
+    for i, j in ((0, 0), (20, 17), (3, LENGTH - 1)):
+        terms = torch.cos(2 * math.pi * f[i, h] * (j + 1)) - torch.cos(2 * math.pi * g[j, h] * (i + 1))
+        torch.testing.assert_close(m[h, i, j], terms.sum() / (3 * LENGTH) ** 0.5)
+    dft, *given = full("dft", {"sam": False})
+    assert (m - dft.matrix(*given)).norm() > m.norm()
+    assert rank(m) > LENGTH // 2 + 1
+
+
+@pytest.mark.parametrize("sam", [False, True])
+def test_vandermonde_of_one_term_has_a_displacement_that_only_the_border_columns_survive(sam):
+    """2 cos(f) C_ij = C_i,j-1 + C_i,j+1 for its half C_ij = cos(f_i j): D C - C T has rank two, C itself many."""
+    mixer, v, features, segments = vandermonde(sam)
+    with torch.no_grad():  # k = 0: the other half is one everywhere
+        features.exact_BLK[..., HEADS:] = 0
+        if not sam:
+            mixer.k_LHR.fill_(0)
+    c = mixer.matrix(v, features, segments) * LENGTH**0.5 + 1
+    f = mixer.frequencies(features, LENGTH)[0]
+    beside = torch.diag(torch.ones(LENGTH - 1, dtype=torch.float64), 1)
+    displaced = 2 * torch.cos(2 * math.pi * f) * c - c @ (beside + beside.T)
+    assert displaced[..., 1:-1].abs().amax() < 1e-10 and displaced.abs().amax() > 0.1
+    assert int(torch.linalg.matrix_rank(displaced, atol=1e-8).max()) == 2 and rank(c) > 20
+
+
+def test_vandermonde_swaps_sign_when_rows_and_columns_trade_frequencies():
+    mixer, v, features, segments = vandermonde(True, terms=4)
+    swapped = features._replace(exact_BLK=torch.cat(features.exact_BLK.chunk(2, -1)[::-1], -1))
+    m, other = (mixer.matrix(v, x, segments) for x in (features, swapped))
+    torch.testing.assert_close(m, -other.transpose(2, 3))
+
+
+def test_vandermonde_places_and_scale_are_those_of_the_document():
+    mixer = build("vandermonde", {"sam": True, "rank": 4, "bound": 0.5}, True).double()
+    segments = torch.tensor([[1] * 23 + [2] * 17 + [3]])
+    v, features = inputs(mixer, segments)
+    m = mixer.matrix(v, features, segments)
+    for at in (slice(23), slice(23, 40), slice(40, 41)):
+        alone = mixer.matrix(v[:, at], Features(*(x[:, at] for x in features)), torch.ones_like(segments[:, at]))
+        torch.testing.assert_close(m[..., at, at], alone)
+    assert (m[..., 40, 40] != 0).all()
+
+
+def test_vandermonde_phases_are_accurate_at_position_8192():
+    f = 0.5 * torch.tanh(torch.randn(2000, generator=torch.Generator().manual_seed(0)))
+    place = torch.arange(8192 - 8, 8193)
+    found = vandermonde_room.turns(f[:, None], place)
+    expected = f.double()[:, None] * place
+    error = found.double() - expected
+    assert found.dtype == torch.float32 and (error - error.round()).abs().amax() < 4e-7  # a plain product: 2e-4
+    cosine = vandermonde_room.SumOfCosines.apply(f[None, None, :, None], place[None])[0, 0]
+    torch.testing.assert_close(cosine.double(), torch.cos(2 * math.pi * expected), rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+@pytest.mark.parametrize("bound", [0.05, 0.5])
+def test_vandermonde_starts_neither_off_nor_large_nor_equal_for_all_tokens(scale, bound):
+    mixer, v, features, segments = vandermonde(True, terms=16, bound=bound)
+    y = mixer(v, features._replace(exact_BLK=scale * features.exact_BLK), segments)
+    gain, varying = y.norm() / v.norm(), (y - y.mean(1, keepdim=True)).norm() / v.norm()
+    assert 0.5 < gain < 6 and varying > 0.5 * gain  # published: entries of 3e-4
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_vandermonde_keeps_no_matrix_for_each_term(packed):
+    mixer = build("vandermonde", {"sam": True, "rank": 16, "bound": 0.5}, packed)
+    segments, kept = torch.ones(1, LENGTH, dtype=torch.int64), {}
+    v, features = inputs(mixer, segments, torch.float32)
+
+    def keep(x):
+        kept[x.data_ptr()] = x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        y = mixer(v, features._replace(exact_BLK=features.exact_BLK.requires_grad_()), segments)
+    y.sum().backward()
+    assert sum(kept.values()) < 4 * HEADS * LENGTH**2

@@ -1,15 +1,15 @@
-"""Vandermonde: M_ij = scale * sum over d of cos(2 pi f_id j) - cos(2 pi g_jd i), frequencies in cycles per token.
+"""Vandermonde: M_ij = 1 / sqrt(n R) * sum over d of cos(2 pi f_id j) - cos(2 pi g_jd i), f, g in cycles per token.
 
-f = bound * tanh(q), g = bound * tanh(k); at most half a cycle, beyond which integer places repeat the same cosines.
-i, j are places 1, 2, ... in the token's document: from 0 (both published forms), M_00 = 0 and a document of one token
-would have no mixer. The paper's product q_id * j in the exponent, not a power; its difference, which cancels where
-frequencies are low and a sum (released without sam) would average all tokens; without the released factor 1e-3 on q, k
-(not in the paper), for which entries start at 3e-4. Both levels are the same form: the table Args names is the switch.
-sam: q, k are features, asked for outside autocast (bf16 ones alone err by 44 rad at place 8,192); n is the segment's own
-number of tokens (released: the longest length). Not sam: tables that start standard normal (published: zeros, where
-every gradient is zero too), read over j (published: v_i times the row's sum, so that no token is mixed), n the
-protocol's length, places from the row's start. scale = 1 / sqrt(n R): each term has variance one at spread phases
-(released: 1 / sqrt(2 n R)).
+f = bound * tanh(q), g = bound * tanh(k), bound at most 1/2, beyond which cosines at integers repeat. i, j are places
+1, 2, ... in a document: from 0, as published, M_00 = 0 and a lone token has no mixer. From the paper: the exponent is
+the product q_id j, and a difference (released without sam: a sum, which at low frequencies averages all tokens).
+Not taken: the released factor 1e-3 on q, k, absent from the paper, by which entries start at 3e-4 and M nearly off.
+The yaml's bound is 0.05: at 1/2 a phase turns by pi j per unit of q, too steep to learn from on the quick protocols.
+sam: q, k are features computed outside autocast (bf16 alone errs by 44 rad at place 8,192), n the document's own number
+of tokens (released: the longest length). Not sam: the same form from tables that start standard normal (published:
+zeros, where the gradient is zero too), summed over j (published: over the wrong index, so that no token is mixed), with
+n the protocol's length and places from the row's start. With spread phases a term has variance one, hence the scale
+(released: 1 / sqrt(2 n R)); low frequencies agree in sign, so that the gain starts above one.
 Axes: B batch, L length, H heads, P head width, R rank (terms d of the sum), K feature channels.
 """
 
