@@ -132,7 +132,7 @@ def longer(subject: Subject) -> Row:
     if subject.declared.sam:
         y, m = results(mixer, v_BLHP, features, segments_BL)
         figures = {f"{length} tokens": differ(y, torch.einsum("bhij,bjhp->bihp", m, v_BLHP))}
-        return at_most("longer lengths", figures, EXACT, f"SAM: {length} tokens run where {subject.length} were granted")
+        return at_most("longer lengths", figures, EXACT, f"SAM: {length} tokens run, {subject.length} granted")
     for way, name in ((mixer, "forward"), (mixer.matrix, "matrix")):
         try:
             way(v_BLHP, features, segments_BL)

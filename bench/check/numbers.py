@@ -55,10 +55,10 @@ def deterministic(subject: Subject) -> Row:
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     given = v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL
     state = torch.get_rng_state()
-    first, second, third = (gradients(mixer, mixer, *given) for _ in range(3))
+    first, *others = (gradients(mixer, mixer, *given) for _ in range(3))
     if not torch.equal(state, torch.get_rng_state()):
         raise Failed("forward draws random numbers")
-    differing = [key for key in first if not (torch.equal(first[key], second[key]) and torch.equal(first[key], third[key]))]
+    differing = [key for key in first if not all(torch.equal(first[key], other[key]) for other in others)]
     note = "values and gradients, three runs, bit for bit"
     if differing:
         return Row("determinism", float(len(differing)), "fail", f"{note}: {', '.join(differing)} differ")
@@ -100,7 +100,8 @@ def initial(subject: Subject) -> Row:
     if not torch.equal(state, torch.get_rng_state()):
         raise Failed("initial draws from the global generator")
     total = sum(p.numel() for p in mixer.parameters())
-    return Row("initial values", float(total), "pass", f"parameters at {subject.length} tokens; fp32, from the generator alone")
+    note = f"parameters at {subject.length} tokens; fp32, from the generator alone"
+    return Row("initial values", float(total), "pass", note)
 
 
 def state(subject: Subject) -> Row:

@@ -1,4 +1,4 @@
-"""What a check is about: how to make a mixer, what it declares, and inputs for it. Everything is drawn from fixed seeds.
+"""What a check is about: how to make a mixer, what it declares, and inputs for it, all from fixed seeds.
 
 Axes: B batch, L length, H heads, P head width, K feature channels of one kind.
 """
@@ -114,7 +114,9 @@ def pushed(mixer: Mixer, v_1LHP: Tensor, features: Features, segments_1L: Tensor
     return y_BLHP[..., 0].permute(2, 1, 0)
 
 
-def gradients(mixer: Mixer, way: Callable, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> dict[str, Tensor]:
+def gradients(
+    mixer: Mixer, way: Callable, v_BLHP: Tensor, features: Features, segments_BL: Tensor
+) -> dict[str, Tensor]:
     """The value of `way` and all gradients of a fixed random projection of it, by name."""
     leaves = {"v": v_BLHP, **features._asdict()}
     leaves = {key: x.detach().clone().requires_grad_() for key, x in leaves.items()}
@@ -152,7 +154,8 @@ def at_most(property: str, figures: dict[str, float], bound: float, rule: str) -
     """A row that passes if every figure is at most `bound`; the note names the worst (NaN fails)."""
     figure, name = worst(figures)
     good = figure <= bound
-    return Row(property, figure, "pass" if good else "fail", f"{rule}; at most {bound:g}" + ("" if good else f": {name}"))
+    note = f"{rule}; at most {bound:g}" + ("" if good else f": {name}")
+    return Row(property, figure, "pass" if good else "fail", note)
 
 
 def at_least(property: str, figures: dict[str, float], bound: float, rule: str) -> Row:
