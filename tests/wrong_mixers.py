@@ -142,26 +142,46 @@ class Lags(Table):
         return self.t_HK[:, self.lags(v_BLHP.shape[1])].to(v_BLHP.dtype) * same_segment(segments_BL)
 
 
-class ShiftedLagsBoth(Lags):
-    """The published Toeplitz: the own token is lag 1 and the lag that falls off wraps into the corner."""
-
-    def lags(self, length):
-        return (super().lags(length) + 1) % (2 * self.grant.length - 1)
-
-
-class ShiftedLags(ShiftedLagsBoth):
-    """The same in `forward` only."""
-
-    def matrix(self, v_BLHP, features, segments_BL):
-        return Lags.entries(self, v_BLHP, features, segments_BL) if self.right() else None
-
-    def right(self):
-        self.lags = lambda length: Lags.lags(self, length)
-        return True
+class ShiftedLags(Lags):
+    """The published Toeplitz: the own token is lag 1 and the lag that falls off wraps round; `matrix` right."""
 
     def forward(self, v_BLHP, features, segments_BL):
-        self.lags = lambda length: ShiftedLagsBoth.lags(self, length)
-        return super().forward(v_BLHP, features, segments_BL)
+        shifted_HK = self.t_HK.roll(-1, dims=1)
+        m_HLL = shifted_HK[:, self.lags(v_BLHP.shape[1])].to(v_BLHP.dtype)
+        return torch.einsum("bhij,bjhp->bihp", m_HLL * same_segment(segments_BL), v_BLHP)
+
+
+class UnevenLags(Lags):
+    def entries(self, v_BLHP, features, segments_BL):
+        place_L = torch.arange(v_BLHP.shape[1]).to(v_BLHP.dtype)
+        return super().entries(v_BLHP, features, segments_BL) * (1 + 1e-3 * place_L)
+
+
+class EmittedLags(Quadratic):
+    """Token d of a document emits the weights of lag d and -d: a Toeplitz SAM, right."""
+
+    sam = True
+    conv = 2
+    shift = 0
+
+    def structure(self):
+        return ("constant diagonals",)
+
+    def entries(self, v_BLHP, features, segments_BL):
+        length, same_B1LL = v_BLHP.shape[1], same_segment(segments_BL)
+        lag_LL = torch.arange(length)[:, None] - torch.arange(length) + self.shift
+        start_BL, size_BL = same_B1LL[:, 0].int().argmax(-1), same_B1LL[:, 0].sum(-1).clamp(min=1)
+        source_BLL = start_BL[..., None] + lag_LL.abs() % size_BL[..., None]
+        source_BLL = source_BLL.clamp(max=length - 1) + length * (lag_LL < 0)
+        w_BHK = features.conv_BLK.to(v_BLHP.dtype).transpose(1, 2).unflatten(1, (-1, 2)).flatten(2)
+        m_BHK = w_BHK.gather(-1, source_BLL.flatten(1)[:, None].expand(-1, self.grant.heads, -1))
+        return m_BHK.unflatten(-1, (length, length)) * same_B1LL / size_BL[:, None, :, None] ** 0.5
+
+
+class ShiftedEmittedLags(EmittedLags):
+    """The published one, in `matrix` too: the own token is lag 1, so M_00 is emitted by token 1."""
+
+    shift = 1
 
 
 class SwappedOutput(Aligned):

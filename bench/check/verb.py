@@ -39,7 +39,7 @@ def check(name: str, words: list[str], as_json: bool, full: bool) -> int:
     if as_json:
         print(json.dumps({label: [row._asdict() for row in rows] for label, rows in tables.items()}, indent=1))
     else:
-        print(f"{len(makers)} mixers, {sum(map(len, tables.values()))} rows, {len(failed)} fail")
+        print(f"mixers: {len(makers)}, rows: {sum(map(len, tables.values()))}; {len(failed)} fail")
     return int(bool(failed))
 
 
