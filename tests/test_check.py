@@ -89,6 +89,12 @@ def test_a_wrong_mixer_fails_in_the_row_meant_for_it(cls, row):
     assert verdicts(cls)[row] == "fail"
 
 
+def test_the_full_level_passes_a_right_mixer_and_fails_a_wrong_one():
+    assert "fail" not in {row.verdict for row in check_mixer(wrong.Waves, Declared(True, HEADS), full=True)}
+    rows = check_mixer(wrong.CosineInBf16, Declared(True, HEADS), full=True)
+    assert [row.property for row in rows if row.verdict == "fail"] == ["bf16 error"]
+
+
 def test_every_row_has_a_wrong_mixer_that_fails_it():
     """A row that nothing fails would prove nothing."""
     rows = {row.property for cls in RIGHT for row in check_mixer(cls, Declared(sam=cls.sam, heads=HEADS))}
@@ -122,9 +128,10 @@ def test_sequence_alignment_says_which_definition_holds():
             e_BHLL = self.raw(v_BLHP, features).exp() * same_B1LL
             return e_BHLL / (e_BHLL.sum(-1, keepdim=True) + ~same_B1LL.any(-1, keepdim=True))
 
-    assert note(wrong.Aligned).startswith("strict and leading definitions hold;")
-    assert note(wrong.EmittedLags).startswith("leading definition holds;")
-    assert note(Softmax).startswith("strict and leading definitions hold up to one factor a row (its normaliser);")
+    assert note(wrong.Aligned) == "strict: holds; leading: holds"
+    assert re.fullmatch(r"strict: does not hold \(moves .*\); leading: holds", note(wrong.EmittedLags))
+    factor = r"holds up to one factor a row, its normaliser \(.*\)"
+    assert re.fullmatch(f"strict: {factor}; leading: {factor}", note(Softmax))
 
 
 def test_two_names_of_one_matrix_are_found():

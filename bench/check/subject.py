@@ -141,7 +141,8 @@ def differ(x: Tensor, y: Tensor, scale: float = 0.0) -> float:
     same_shape(x, y.shape, "a result")
     if not y.numel():
         return 0.0
-    return float((x.double() - y.double()).abs().amax()) / max(float(y.double().abs().amax()), scale, 1e-300)
+    x, y = x.detach().double(), y.detach().double()
+    return float((x - y).abs().amax()) / max(float(y.abs().amax()), scale, 1e-300)
 
 
 def worst(figures: dict[str, float]) -> tuple[float, str]:

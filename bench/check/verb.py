@@ -6,6 +6,7 @@ A shipped name has its yaml's values, at every level of `sam` that exists; modul
 import importlib
 import itertools
 import json
+import math
 import sys
 import time
 from functools import partial
@@ -37,7 +38,7 @@ def check(name: str, words: list[str], as_json: bool, full: bool) -> int:
             show(ALL, tables[ALL], None)
     failed = [row for rows in tables.values() for row in rows if row.verdict == "fail"]
     if as_json:
-        print(json.dumps({label: [row._asdict() for row in rows] for label, rows in tables.items()}, indent=1))
+        print(json.dumps({label: [plain(row) for row in rows] for label, rows in tables.items()}, indent=1))
     else:
         print(f"mixers: {len(makers)}, rows: {sum(map(len, tables.values()))}; {len(failed)} fail")
     return int(bool(failed))
@@ -103,6 +104,12 @@ def distinct(makers: dict) -> Row:
 def distance(m_LL, n_LL) -> float:
     """Between matrices of norm 1, whatever their sign."""
     return float(min((m_LL - n_LL).norm(), (m_LL + n_LL).norm()))
+
+
+def plain(row: Row) -> dict:
+    """A row as JSON can hold it: a figure that is not finite as text."""
+    finite = row.figure is None or math.isfinite(row.figure)
+    return {**row._asdict(), "figure": row.figure if finite else str(row.figure)}
 
 
 def show(label: str, rows: list[Row], seconds: float | None) -> None:
