@@ -35,7 +35,7 @@ def bf16(subject: Subject) -> Row:
     figures = {}
     for packed in (False, True):
         exact, single = (subject.mixer(subject.long, packed, dtype) for dtype in (torch.float64, torch.float32))
-        segments_BL = layouts(packed, subject.long)
+        segments_BL = layouts(packed, subject.long)[:2]
         v_BLHP, features = subject.inputs(exact, segments_BL)
         half = v_BLHP.bfloat16(), Features(*(x.bfloat16() for x in features))
         with torch.no_grad():
