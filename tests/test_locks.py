@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import backbone, registry, train
+from bench import Refusal, backbone, registry, train
 from bench.compose import ROOT, choices, compose_group, load_yaml, make_run
 from bench.config import Named, resolved
 from bench.record import parse
@@ -75,6 +75,18 @@ def test_a_mixer_gets_only_its_grant():
         task = registry.make_task(run, Places(None, Path()))
         grant = registry.grant(run, task, registry.mixer_args(run))
         assert set(vars(grant)) == {"heads", "head_width", "length", "packed"}
+
+
+@pytest.mark.parametrize("name", [n for n in choices("mixer") if registry.mixer_class(n).levels == (False,)])
+def test_a_mixer_without_a_sequence_aligned_form_is_refused_one(name):
+    with pytest.raises(Refusal, match=f"mixer '{name}' has no form with sam=true; it has: sam=false"):
+        registry.check(an_arm("quick_recall", name, True))
+
+
+@pytest.mark.parametrize("heads", [0, 3, 65])
+def test_heads_that_do_not_divide_the_inner_width_are_refused_and_those_that_do_are_listed(heads):
+    with pytest.raises(Refusal, match=rf"mixer.heads={heads} does not fit 'dense' at inner width 64; allowed: 1, 2, 4"):
+        registry.check(make_run("quick_recall", "dense", {"mixer.heads": heads}, 0, 0))
 
 
 @pytest.mark.parametrize("group", ["protocol", "mixer", "task"])

@@ -277,11 +277,6 @@ def test_yaml_is_total_and_args_have_no_defaults(name):
 
 
 REFUSED = [
-    ("identity", {"sam": True}, "allowed: false"),
-    ("dense", {"sam": True}, "allowed: false"),
-    ("dft", {"sam": True}, "allowed: false"),
-    ("dft", {"heads": 0}, "heads is 0; allowed: 1 or more"),
-    ("dense", {"heads": 0}, "heads is 0; allowed: 1 or more"),
     ("toeplitz", {"heads": -1}, "heads is -1"),
     ("low_rank", {"rank": 0}, "rank is 0"),
     ("low_rank", {"feature_map": "relu"}, "feature_map is relu; allowed: silu, elu1, none"),
@@ -292,8 +287,6 @@ REFUSED = [
     ("quasiseparable", {"state": 0}, "state is 0"),
     ("quasiseparable", {"groups": 3}, "groups is 3; allowed with 4 heads: 1, 2, 4"),
     ("decay_attention", {"sam": False}, "allowed: true"),
-    ("monarch", {"sam": True}, "allowed: false"),
-    ("monarch", {"heads": 0}, "heads is 0; allowed: 1 or more"),
     ("decay_attention", {"rank": 0}, "rank is 0"),
     ("decay_attention", {"decay": "none"}, "decay is none; allowed: fixed, selective"),
     ("decay_attention", {"feature_map": "relu"}, "feature_map is relu; allowed: silu, elu1, none"),

@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench import Refusal
 from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment
 
 
@@ -19,12 +18,6 @@ from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_lengt
 class Args:
     sam: bool
     heads: int
-
-    def __post_init__(self):
-        if self.sam:
-            raise Refusal("mixer dense: sam is true; allowed: false")
-        if self.heads < 1:
-            raise Refusal(f"mixer dense: heads is {self.heads}; allowed: 1 or more")
 
 
 class Dense(Mixer):

@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench import Refusal
 from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length
 
 
@@ -18,12 +17,6 @@ from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_lengt
 class Args:
     sam: bool
     heads: int
-
-    def __post_init__(self):
-        if self.sam:
-            raise Refusal("mixer identity: sam is true; allowed: false")
-        if self.heads < 1:
-            raise Refusal(f"mixer identity: heads is {self.heads}; allowed: 1 or more")
 
 
 class Identity(Mixer):

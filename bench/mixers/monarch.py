@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import Refusal
 from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment
 
 
@@ -24,12 +23,6 @@ from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_lengt
 class Args:
     sam: bool
     heads: int
-
-    def __post_init__(self):
-        if self.sam:
-            raise Refusal("mixer monarch: sam is true; allowed: false")
-        if self.heads < 1:
-            raise Refusal(f"mixer monarch: heads is {self.heads}; allowed: 1 or more")
 
 
 class Monarch(Mixer):
