@@ -183,7 +183,8 @@ def test_json_has_the_rows_of_the_table(call):
     ("words", "said"),
     [
         (["nothing"], "unknown mixer 'nothing'; known: all, attention"),
-        (["identity", "sam=true"], "mixer identity: sam is true; allowed: false"),
+        (["identity", "sam=true"], "mixer 'identity' has no form with sam=true; it has: sam=false"),
+        (["identity", "heads=0"], "mixer 'identity' does not allow heads=0"),
         (["identity", "head=2"], "unknown key 'mixer.head'; allowed: sam, heads"),
         (["all", "heads=2"], "check all takes no key=value words, got: heads"),
         (["bench.nowhere:Mixer"], "cannot import 'bench.nowhere'"),

@@ -13,7 +13,7 @@ from functools import partial
 
 from bench import Refusal
 from bench.check import Declared, Row, check_mixer, subject_of
-from bench.check.subject import documents, pushed
+from bench.check.subject import WIDTH, documents, pushed
 from bench.compose import choices, compose_group, parse_overrides
 from bench.config import build, listed
 from bench.mixers.base import Grant, Mixer
@@ -63,7 +63,10 @@ def of(name: str, changes: dict) -> dict:
     for level in [changes["sam"]] if "sam" in changes else cls.levels:
         args = build(cls.Args, {**values, **changes, "sam": level}, "mixer")
         if args.sam not in cls.levels:
-            raise Refusal(f"mixer '{name}' has no form with sam={args.sam}; it has: {listed(cls.levels)}")
+            levels = listed(f"sam={str(level).lower()}" for level in cls.levels)
+            raise Refusal(f"mixer '{name}' has no form with sam={str(args.sam).lower()}; it has: {levels}")
+        if args.heads not in cls.heads_allowed(args.heads * WIDTH):
+            raise Refusal(f"mixer '{name}' does not allow heads={args.heads}")
         made = partial(make, cls, args)
         found[f"{name} sam={str(args.sam).lower()}"] = (made, Declared(sam=args.sam, heads=args.heads))
     return found
