@@ -21,6 +21,7 @@ VARIANTS = [
     ("decay_attention", {"feature_map": "elu1", "normalise": True, "decay": "fixed"}),
     ("quasiseparable", {"groups": 2, "separate": False}),
     ("semiseparable", {"groups": 4}),
+    ("cauchy", {"rank": 1}),
 ]
 for name, changes in VARIANTS:
     SHIPPED |= {f"{label} {changes}": found for label, found in of(name, changes).items()}

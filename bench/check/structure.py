@@ -57,6 +57,22 @@ def lower_rank(m_BHLL: Tensor, bound: int) -> Found:
     return max(rank_of(m_BHLL[..., c:, : c + 1]) for c in cuts), bound, "rank of blocks on or below the diagonal"
 
 
+def rank_one_blocks(m_BHLL: Tensor, columns: int) -> Found:
+    """Places on a grid of `columns`: fixed read column and written row leave a block of rank one (butterfly, order 2).
+
+    Only whole rows of the grid are looked at.
+    """
+    rows = m_BHLL.shape[-1] // columns
+    whole = m_BHLL[..., : rows * columns, : rows * columns]
+    grid_BHXUYW = whole.unflatten(-1, (rows, columns)).unflatten(-3, (rows, columns))
+    return rank_of(grid_BHXUYW.permute(0, 1, 3, 4, 2, 5)), 1, f"rank of blocks on a grid of {columns} columns"
+
+
+def reciprocal_rank(m_BHLL: Tensor, bound: int) -> Found:
+    """1 / M_ij = a_i + b_j has rank 2: the displacement rank 1 of a Cauchy matrix of one term."""
+    return rank_of(m_BHLL.reciprocal()), bound, "rank of the matrix of 1 / M_ij"
+
+
 PREDICATES = {
     "constant diagonals": constant_diagonals,
     "lower triangular": lower_triangular,
@@ -66,4 +82,6 @@ PREDICATES = {
     "rank": rank,
     "off-diagonal rank": off_diagonal_rank,
     "lower rank": lower_rank,
+    "rank-one blocks": rank_one_blocks,
+    "reciprocal rank": reciprocal_rank,
 }

@@ -101,7 +101,7 @@ class Cauchy(Mixer):
         return m_BHLL.masked_fill(~same_B1LL, 0.0)
 
     def structure(self) -> tuple[str, ...]:
-        return ("positive",)
+        return ("positive", "reciprocal rank 2") if self.args.rank == 1 else ("positive",)
 
     @property
     def state_size(self) -> None:
