@@ -11,6 +11,8 @@ import sys
 import time
 from functools import partial
 
+import torch
+
 from bench import Refusal
 from bench.check import Declared, Row, check_mixer, subject_of
 from bench.check.subject import WIDTH, documents, pushed
@@ -24,6 +26,9 @@ ALL = "all"
 
 def check(name: str, words: list[str], as_json: bool, full: bool) -> int:
     """Print one table (or JSON list) for each mixer that `name` means; 1 if any row fails, else 0."""
+    torch.set_num_threads(
+        1
+    )  # the matrices are small: more threads cost more than they bring, above all on a shared core
     changes = parse_overrides(words)
     makers = everything(changes) if name == ALL else of(name, changes)
     tables = {}
