@@ -49,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
     vocab.add_argument("task", help="a text task of configs/task")
     vocab.add_argument("--size", type=int, required=True, help="entries")
     vocab.add_argument("--out", type=Path, required=True, metavar="FILE")
+    check = verbs.add_parser("check", help="hold a mixer to what every mixer promises: one row a property")
+    check.add_argument("name", help="a name of configs/mixer, module:Class, or all")
+    check.add_argument("--json", action="store_true", help="rows for machines")
+    check.add_argument("--full", action="store_true", help="larger sizes, about a minute a mixer")
+    check.add_argument("words", nargs="*", metavar="key=value", help="the mixer's keys: sam=true heads=4 …")
     for verb in (fetch, vocab):
         verb.add_argument("words", nargs="*", metavar="where.data=…")
     return top
@@ -186,6 +191,12 @@ def data(options: argparse.Namespace) -> int:
     return vocab_verb(options.task, at, options.size, options.out)
 
 
+def check(options: argparse.Namespace) -> int:
+    from bench.check.verb import check as check_verb
+
+    return check_verb(options.name, options.words, options.json, options.full)
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """As argparse does, but key=value words may also stand behind options."""
     top = parser()
@@ -200,7 +211,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> int:
     options = parse(sys.argv[1:])
     try:
-        return {"run": run, "sweep": sweep, "report": report, "merge": merge, "data": data}[options.verb](options)
+        verbs = {"run": run, "sweep": sweep, "report": report, "merge": merge, "data": data, "check": check}
+        return verbs[options.verb](options)
     except Refusal as error:
         print(f"mixerbench: {error}", file=sys.stderr)
         return 2

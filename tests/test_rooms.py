@@ -44,7 +44,8 @@ MAY = {
     "worker": ("", "compose config record run store sweep"),
     "launch": ("", "config store sweep"),
     "report": ("pandas matplotlib seaborn", "report config record store sweep"),
-    "cli": ("", "compose config launch registry report run store sweep tasks worker"),
+    "check": ("torch", "check compose config mixers registry"),
+    "cli": ("", "check compose config launch registry report run store sweep tasks worker"),
 }
 VERBS = "config compose"  # which tasks/verbs.py may import besides: `data fetch` goes from a task's name to its pins
 

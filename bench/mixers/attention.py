@@ -80,6 +80,9 @@ class Attention(Mixer):
         e_BHLL = (s_BHLL - s_BHLL.detach().amax(-1, keepdim=True)).exp() * same_B1LL
         return e_BHLL / torch.where(same_B1LL.any(-1, keepdim=True), e_BHLL.sum(-1, keepdim=True), 1.0)
 
+    def structure(self) -> tuple[str, ...]:
+        return ("rows sum to one", "positive")
+
     @property
     def state_size(self) -> None:
         return None

@@ -90,6 +90,11 @@ class Mixer(nn.Module, ABC):
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         """M_BHLL, exactly what `forward` applies: slow, plain, any device, in the dtype of v (fp32 or fp64)."""
 
+    def structure(self) -> tuple[str, ...]:
+        """What M promises, for the conformance suite to hold it to: names of check/structure.py ('constant diagonals',
+        'rank 4'), and the exceptions 'identity' (does not mix tokens) and 'not linear' (in v)."""
+        return ()
+
     @property
     @abstractmethod
     def state_size(self) -> int | None:

@@ -100,6 +100,9 @@ class Cauchy(Mixer):
             m_BHLL = m_BHLL / self.grant.length**0.5
         return m_BHLL.masked_fill(~same_B1LL, 0.0)
 
+    def structure(self) -> tuple[str, ...]:
+        return ("positive", "reciprocal rank 2") if self.args.rank == 1 else ("positive",)
+
     @property
     def state_size(self) -> None:
         return None

@@ -121,6 +121,10 @@ class DecayAttention(Mixer):
             return m_BHLL / torch.where(same_B1LL.any(-1, keepdim=True), m_BHLL.sum(-1, keepdim=True), 1.0)
         return m_BHLL / (same_B1LL.sum(-1, keepdim=True).clamp(min=1) * self.args.rank).to(dtype).sqrt()
 
+    def structure(self) -> tuple[str, ...]:
+        rank = f"off-diagonal rank {self.args.rank}"
+        return (rank, "rows sum to one", "positive") if self.args.normalise else (rank,)
+
     @property
     def state_size(self) -> int:
         """Of each direction: R * P."""

@@ -65,6 +65,9 @@ class DFT(Mixer):
         m_BHLL = self.cosines(length, v_BLHP).expand(1, heads, -1, -1)
         return m_BHLL.masked_fill(~same_segment(segments_BL), 0.0)
 
+    def structure(self) -> tuple[str, ...]:
+        return ("symmetric", f"rank {self.grant.length // 2 + 1}")
+
     @property
     def state_size(self) -> None:
         return None

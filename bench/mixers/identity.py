@@ -45,6 +45,9 @@ class Identity(Mixer):
         real_BL = (segments_BL > 0).to(v_BLHP.dtype)
         return torch.diag_embed(real_BL)[:, None].repeat(1, v_BLHP.shape[2], 1, 1)
 
+    def structure(self) -> tuple[str, ...]:
+        return ("identity", "symmetric")
+
     @property
     def state_size(self) -> int:
         return 0

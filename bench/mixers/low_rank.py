@@ -116,6 +116,10 @@ class LowRank(Mixer):
             return m_BHLL / (n_B1L1 * self.args.rank).sqrt()
         return m_BHLL / (self.grant.length * self.args.rank) ** 0.5
 
+    def structure(self) -> tuple[str, ...]:
+        rank = f"rank {self.args.rank}"
+        return (rank, "rows sum to one", "positive") if self.args.normalise else (rank,)
+
     @property
     def state_size(self) -> int:
         return self.args.rank * self.grant.head_width

@@ -72,6 +72,9 @@ class Monarch(Mixer):
         m_HLL = self.whole(v_BLHP.dtype)[:, :length, :length]
         return m_HLL.masked_fill(~same_segment(segments_BL), 0.0)
 
+    def structure(self) -> tuple[str, ...]:
+        return (f"rank-one blocks {self.columns}",)
+
     @property
     def state_size(self) -> None:
         return None

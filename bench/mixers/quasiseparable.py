@@ -128,6 +128,9 @@ class Quasiseparable(Mixer):
         m_BHLL = below_BHLL.tril(-1) + above_BHLL.triu(1) + torch.diag_embed(delta_BLH.transpose(1, 2))
         return m_BHLL.masked_fill(~same_segment(segments_BL), 0.0)
 
+    def structure(self) -> tuple[str, ...]:
+        return (f"off-diagonal rank {self.args.state}",)
+
     @property
     def state_size(self) -> int:
         """Of each direction: N * P."""

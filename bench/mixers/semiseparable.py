@@ -99,6 +99,9 @@ class Semiseparable(Mixer):
         m_BHLL = products(rate_BLH) * cb_BHLL * dt_BLH.transpose(1, 2)[:, :, None]
         return m_BHLL.tril().masked_fill(~same_segment(segments_BL), 0.0)
 
+    def structure(self) -> tuple[str, ...]:
+        return ("lower triangular", f"lower rank {self.args.state}")
+
     @property
     def state_size(self) -> int:
         return self.args.state * self.grant.head_width

@@ -109,6 +109,9 @@ class Toeplitz(Mixer):
             rows.append(m_HLL)
         return torch.stack(rows)
 
+    def structure(self) -> tuple[str, ...]:
+        return ("constant diagonals",)
+
     @property
     def state_size(self) -> None:
         return None

@@ -1,0 +1,197 @@
+"""Rows about arithmetic and cost: bf16, determinism, heads, initial values, state, counted operations and memory.
+
+Axes: B batch, L length, H heads, P head width.
+"""
+
+import math
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.check.algebra import EXACT
+from bench.check.structure import PREDICATES
+from bench.check.subject import (
+    WIDTH,
+    Failed,
+    Row,
+    Subject,
+    apply,
+    at_most,
+    by_matrix,
+    differ,
+    documents,
+    gradients,
+    layouts,
+)
+from bench.mixers.base import Features
+
+HALF = 2e-2
+LENGTHS = (128, 256, 512, 1024)
+SLACK = 0.2  # of an exponent, for lower-order terms
+
+
+def bf16(subject: Subject) -> Row:
+    """Under bf16 autocast, with fp32 and with bf16 inputs of the same values, against fp64: error / size."""
+    figures = {}
+    for packed in (False, True):
+        exact, single = (subject.mixer(subject.long, packed, dtype) for dtype in (torch.float64, torch.float32))
+        segments_BL = layouts(packed, subject.long)[:2]
+        v_BLHP, features = subject.inputs(exact, segments_BL)
+        half = v_BLHP.bfloat16(), Features(*(x.bfloat16() for x in features))
+        with torch.no_grad():
+            y = by_matrix(exact, half[0].double(), Features(*(x.double() for x in half[1])), segments_BL)
+            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+                given = half[0].to(dtype), Features(*(x.to(dtype) for x in half[1]))
+                with torch.autocast("cpu", torch.bfloat16):
+                    z = single(*given, segments_BL)
+                figures[f"{name} inputs{', packed' * packed}"] = float((z.double() - y).norm() / y.norm())
+    return at_most("bf16 error", figures, HALF, f"autocast against fp64, {subject.long} tokens")
+
+
+def deterministic(subject: Subject) -> Row:
+    """Two runs of `forward` and of its gradients agree bit for bit, and no global random number is drawn."""
+    segments_BL = layouts(False, subject.length)
+    mixer = subject.mixer(subject.length, False, torch.float32)
+    v_BLHP, features = subject.inputs(mixer, segments_BL)
+    given = v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL
+    state = torch.get_rng_state()
+    first, *others = (gradients(mixer, mixer, *given) for _ in range(3))
+    if not torch.equal(state, torch.get_rng_state()):
+        raise Failed("forward draws random numbers")
+    differing = [key for key in first if not all(torch.equal(first[key], other[key]) for other in others)]
+    note = "values and gradients, three runs, bit for bit"
+    if differing:
+        return Row("determinism", float(len(differing)), "fail", f"{note}: {', '.join(differing)} differ")
+    return Row("determinism", 0.0, "pass", note)
+
+
+def heads(subject: Subject) -> Row:
+    """Built with the declared number of heads, which the class allows, and head h's output reads head h's v only."""
+    count = subject.declared.heads
+    mixer = subject.mixer(subject.length, False)
+    if mixer.grant.heads != count or count not in type(mixer).heads_allowed(count * WIDTH):
+        raise Failed(f"{count} heads declared, {mixer.grant.heads} built")
+    segments_BL = layouts(False, subject.length)
+    v_BLHP, features = subject.inputs(mixer, segments_BL)
+    w_BLHP, _ = subject.inputs(mixer, segments_BL, seed=3)
+    figures = {}
+    with torch.no_grad():
+        y = mixer(v_BLHP, features, segments_BL)
+        for h in range(count):
+            mine = torch.arange(count)[:, None] == h
+            z = mixer(torch.where(mine, v_BLHP, w_BLHP), features, segments_BL)
+            figures[f"head {h}"] = differ(z[:, :, h], y[:, :, h])
+    return at_most("heads", figures, EXACT, f"{count}, as declared; a head reads its own v only")
+
+
+def initial(subject: Subject) -> Row:
+    """`initial` gives each parameter an fp32 CPU value of its shape from the given generator alone; no buffers."""
+    mixer = subject.make(subject.grant(subject.length, False))
+    if list(mixer.buffers()):
+        raise Failed("has buffers: they are not drawn, counted or averaged as parameters are")
+    names = [name for name, _ in mixer.named_parameters()]
+    state = torch.get_rng_state()
+    for name in names:
+        first, second = (mixer.initial(name, torch.Generator().manual_seed(5)) for _ in range(2))
+        if first.shape != mixer.get_parameter(name).shape or first.dtype != torch.float32:
+            raise Failed(f"{name}: {first.dtype} of shape {tuple(first.shape)}")
+        if not torch.equal(first, second) or not first.isfinite().all():
+            raise Failed(f"{name}: not finite, or not a function of its generator")
+    if not torch.equal(state, torch.get_rng_state()):
+        raise Failed("initial draws from the global generator")
+    total = sum(p.numel() for p in mixer.parameters())
+    note = f"parameters at {subject.length} tokens; fp32, from the generator alone"
+    return Row("initial values", float(total), "pass", note)
+
+
+def state(subject: Subject) -> Row:
+    """A declared state bounds the rank of M's blocks strictly below and above the diagonal: rank <= state / P."""
+    mixer = subject.mixer(subject.length, False)
+    if mixer.state_size is None:
+        return Row("state", None, "skip", "declared to grow with the length")
+    segments_BL = documents([[subject.length]], subject.length)
+    m_HLL = mixer.matrix(*subject.inputs(mixer, segments_BL), segments_BL)[0].detach()
+    figures = {}
+    for cut in (subject.length // 3, subject.length // 2):
+        for block, name in ((m_HLL[:, cut:, :cut], "below"), (m_HLL[:, :cut, cut:], "above")):
+            figures[f"{name} {cut}"] = float(torch.linalg.matrix_rank(block, rtol=1e-9).amax())
+    return at_most("state", figures, mixer.state_size / WIDTH, "rank of off-diagonal blocks against state / head width")
+
+
+def exponent(sizes: list[float]) -> float:
+    """Slope of log size over log length from the first to the last length."""
+    return math.log(sizes[-1] / sizes[0]) / math.log(LENGTHS[-1] / LENGTHS[0])
+
+
+def cost(subject: Subject) -> list[Row]:
+    """Growth of counted matrix products and of bytes kept for the backward pass, against the declared `flops`.
+
+    torch's counter sees matrix products (and its fused attention) only, so it may see less than is declared, not more.
+    What is kept is written by some operation, so it cannot grow faster than the operations.
+    """
+    counted, declared, kept = [], [], []
+    for length in LENGTHS:
+        mixer = subject.mixer(length, False, torch.float32)
+        segments_BL = documents([[length]], length)
+        v_BLHP, features = subject.inputs(mixer, segments_BL)
+        given = v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            mixer(*given)
+        counted.append(counter.get_total_flops())
+        declared.append(mixer.flops(length))
+        kept.append(saved_bytes(mixer, *given))
+    if not all(isinstance(n, int) and n >= 0 for n in declared):
+        raise Failed(f"flops must be whole numbers, not negative: {declared}")
+    allowed = max(1.0, exponent(declared)) if min(declared) > 0 else 1.0
+    rule = f"declared {allowed:.2f} over {LENGTHS[0]} to {LENGTHS[-1]} tokens"
+    if min(counted) > 0:
+        order = exponent(counted)
+        ratio = counted[-1] / max(declared[-1], 1)
+        good = order <= allowed + SLACK and ratio <= 1.05
+        note = f"exponent; {rule}; counted / declared {ratio:.2f} (at most 1.05)"
+        flops = Row("FLOPs, counted", order, "pass" if good else "fail", note)
+    else:
+        flops = Row("FLOPs, counted", None, "skip", f"no matrix product to count; {rule}")
+    order = exponent(kept) if min(kept) > 0 else 0.0
+    verdict = "pass" if order <= allowed + SLACK else "fail"
+    note = f"exponent; {rule}; {kept[-1] / 2**20:.2f} MiB at {LENGTHS[-1]}"
+    return [flops, Row("bytes kept for backward", order, verdict, note)]
+
+
+def saved_bytes(mixer, v_BLHP, features: Features, segments_BL) -> int:
+    """Bytes of the distinct storages that autograd keeps of `forward`."""
+    storages = {}
+
+    def pack(x):
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    leaves = [x.detach().requires_grad_() for x in (v_BLHP, *features)]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        y_BLHP = mixer(leaves[0], Features(*leaves[1:]), segments_BL)
+    if not y_BLHP.requires_grad:
+        raise Failed("the output does not depend on v")
+    return sum(storages.values())
+
+
+def structure(subject: Subject) -> list[Row]:
+    """One row for each predicate that the mixer's `structure()` names, on `matrix` of one full row."""
+    names = [name for name in subject.structure() if name not in ("identity", "not linear")]
+    if not names:
+        return [Row("structure", None, "skip", "none declared")]
+    mixer = subject.mixer(subject.length, False)
+    segments_BL = documents([[subject.length]], subject.length)
+    v_BLHP, features = subject.inputs(mixer, segments_BL)
+    with torch.no_grad():
+        m_BHLL = mixer.matrix(v_BLHP, features, segments_BL)
+    same = differ(mixer(v_BLHP, features, segments_BL), apply(m_BHLL, v_BLHP))
+    rows = []
+    for name in names:
+        words = name.split(" ")
+        kind, bound = (" ".join(words[:-1]), int(words[-1])) if words[-1].isdigit() else (name, 0)
+        if kind not in PREDICATES:
+            raise Failed(f"unknown structure '{name}'; known: {', '.join(PREDICATES)}")
+        figure, limit, rule = PREDICATES[kind](m_BHLL, bound)
+        good = figure <= limit and same <= EXACT
+        rows.append(Row(f"structure: {name}", figure, "pass" if good else "fail", f"{rule}; at most {limit:g}"))
+    return rows

@@ -1,0 +1,197 @@
+"""The conformance suite: shipped mixers pass it, and every wrong mixer fails in the row that is meant for it."""
+
+import itertools
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from bench import cli
+from bench.check import ROWS, Declared, check_mixer
+from bench.check.structure import PREDICATES
+from bench.check.verb import distinct, everything, of
+from bench.compose import ROOT
+from tests import wrong_mixers as wrong
+
+SHIPPED = everything({})
+VARIANTS = [
+    ("low_rank", {"feature_map": "elu1", "normalise": True}),
+    ("decay_attention", {"feature_map": "elu1", "normalise": True, "decay": "fixed"}),
+    ("quasiseparable", {"groups": 2, "separate": False}),
+    ("semiseparable", {"groups": 4}),
+    ("cauchy", {"rank": 1}),
+]
+for name, changes in VARIANTS:
+    SHIPPED |= {f"{label} {changes}": found for label, found in of(name, changes).items()}
+HEADS = 2
+
+MUTANTS = [
+    (wrong.ShiftedLags, "forward = matrix v, fp64"),
+    (wrong.RoundedKeys, "forward = matrix v, fp32"),
+    (wrong.Detached, "gradcheck"),
+    (wrong.NoMix, "mixes tokens"),
+    (wrong.DeadStart, "gradients at initialisation"),
+    (wrong.ZeroStart, "gradients at initialisation"),
+    (wrong.DeadChannel, "gradients at initialisation"),
+    (wrong.GlobalDraw, "initial values"),
+    (wrong.SoftmaxOverPadding, "padding invariance"),
+    (wrong.BackwardFromPadding, "padding invariance"),
+    (wrong.SegmentLeak, "segment isolation"),
+    (wrong.BatchNorm, "batch independence"),
+    (wrong.DataDiagonal, "data independence"),
+    (wrong.ValueDiagonal, "data independence"),
+    (wrong.DeclaredSam, "data dependence"),
+    (wrong.Rectified, "linear in v"),
+    (wrong.FrozenLength, "shorter lengths"),
+    (wrong.FrozenAbove, "longer lengths"),
+    (wrong.NoRefusal, "longer lengths"),
+    (wrong.BakedScale, "granted length"),
+    (wrong.Misaligned, "sequence alignment"),
+    (wrong.SwappedFeatures, "sequence alignment"),
+    (wrong.ShiftedEmittedLags, "sequence alignment"),
+    (wrong.UnevenLags, "structure: constant diagonals"),
+    (wrong.WrongRank, "structure: rank 3"),
+    (wrong.ZeroStart, "gain"),
+    (wrong.Huge, "gain"),
+    (wrong.Constant, "gain, varying"),
+    (wrong.CosineInBf16, "bf16 error"),
+    (wrong.ExponentialInBf16, "bf16 error"),
+    (wrong.RandomOrder, "determinism"),
+    (wrong.Dropping, "determinism"),
+    (wrong.SwappedOutput, "heads"),
+    (wrong.SmallState, "state"),
+    (wrong.CheapWord, "FLOPs, counted"),
+    (wrong.KeepsTerms, "bytes kept for backward"),
+]
+RIGHT = [wrong.Table, wrong.Aligned, wrong.Lags, wrong.EmittedLags, wrong.BackwardScan, wrong.Waves]
+
+
+def verdicts(cls) -> dict[str, str]:
+    return {row.property: row.verdict for row in check_mixer(cls, Declared(sam=cls.sam, heads=HEADS))}
+
+
+@pytest.mark.parametrize("label", SHIPPED)
+def test_a_shipped_mixer_passes(label):
+    rows = check_mixer(*SHIPPED[label])
+    assert len(rows) >= len(ROWS)
+    assert not [row for row in rows if row.verdict == "fail"]
+
+
+@pytest.mark.parametrize("cls", RIGHT)
+def test_a_right_mixer_passes(cls):
+    """What the wrong ones are made from: so that each fails for its own defect."""
+    assert "fail" not in verdicts(cls).values()
+
+
+@pytest.mark.parametrize(("cls", "row"), MUTANTS)
+def test_a_wrong_mixer_fails_in_the_row_meant_for_it(cls, row):
+    assert verdicts(cls)[row] == "fail"
+
+
+def test_the_full_level_passes_a_right_mixer_and_fails_a_wrong_one():
+    assert "fail" not in {row.verdict for row in check_mixer(wrong.Waves, Declared(True, HEADS), full=True)}
+    rows = check_mixer(wrong.CosineInBf16, Declared(True, HEADS), full=True)
+    assert [row.property for row in rows if row.verdict == "fail"] == ["bf16 error"]
+
+
+def test_every_row_has_a_wrong_mixer_that_fails_it():
+    """A row that nothing fails would prove nothing."""
+    rows = {row.property for cls in RIGHT for row in check_mixer(cls, Declared(sam=cls.sam, heads=HEADS))}
+    assert rows - {row for _, row in MUTANTS} <= {"structure"}  # the line that says that none is declared
+
+
+@pytest.mark.parametrize("kind", PREDICATES)
+def test_every_structure_is_refused_to_a_random_matrix(kind):
+    m_BHLL = torch.randn(2, 2, 20, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    figure, limit, _ = PREDICATES[kind](m_BHLL, 3)
+    assert figure > limit
+
+
+def test_an_unknown_structure_is_named():
+    class Misspelt(wrong.Table):
+        def structure(self):
+            return ("constant diagonal",)
+
+    (row,) = [row for row in check_mixer(Misspelt, Declared(False, HEADS)) if row.property == "structure"]
+    assert row.verdict == "fail" and "'constant diagonal'; known: constant diagonals, lower" in row.note
+
+
+def test_sequence_alignment_says_which_definition_holds():
+    def note(cls, heads=HEADS):
+        (row,) = [row for row in check_mixer(cls, Declared(True, heads)) if row.property == "sequence alignment"]
+        return row.note
+
+    class Softmax(wrong.Aligned):
+        def entries(self, v_BLHP, features, segments_BL):
+            same_B1LL = wrong.same_segment(segments_BL)
+            e_BHLL = self.raw(v_BLHP, features).exp() * same_B1LL
+            return e_BHLL / (e_BHLL.sum(-1, keepdim=True) + ~same_B1LL.any(-1, keepdim=True))
+
+    assert note(wrong.Aligned) == "strict: holds; leading: holds"
+    assert re.fullmatch(r"strict: does not hold \(moves .*\); leading: holds", note(wrong.EmittedLags))
+    factor = r"holds up to one factor a row, its normaliser \(.*\)"
+    assert re.fullmatch(f"strict: {factor}; leading: {factor}", note(Softmax))
+
+
+def test_two_names_of_one_matrix_are_found():
+    """A copy under another name and of another size, as the released Vandermonde arm was an identity."""
+
+    class Scaled(wrong.Table):
+        def entries(self, v_BLHP, features, segments_BL):
+            return -3 * super().entries(v_BLHP, features, segments_BL)
+
+    made = {cls.__name__: (cls, Declared(cls.sam, HEADS)) for cls in (wrong.Table, wrong.Aligned, Scaled)}
+    row = distinct(made)
+    assert row.verdict == "fail" and row.note.endswith("Table and Scaled")
+    assert distinct(dict(itertools.islice(made.items(), 2))).verdict == "pass"
+    assert distinct(everything({})).verdict == "pass"
+
+
+# The verb
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["mixerbench", *words])
+        return cli.main(), *capsys.readouterr()
+
+    return call
+
+
+def test_the_mixer_of_the_readme_passes_and_a_wrong_one_has_exit_code_1(call, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "window_of_readme.py").write_text(code)
+    (tmp_path / "window_too_wide.py").write_text(code.replace("<= self.args.reach", "<= 3 * self.args.reach"))
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("sam=false", "heads=2", "reach=2")
+    status, out, _ = call("check", "window_of_readme:Window", *words)
+    assert status == 0 and " 0 fail" in out and "pass  structure: constant diagonals" in out
+    status, out, _ = call("check", "window_too_wide:Window", *words)
+    assert status == 1 and re.search(r"fail  state +6 ", out)
+
+
+def test_json_has_the_rows_of_the_table(call):
+    status, out, _ = call("check", "identity", "--json", "heads=2")
+    (rows,) = json.loads(out).values()
+    assert status == 0 and {row["verdict"] for row in rows} == {"pass", "skip"}
+    assert {"property", "figure", "verdict", "note"} == set(rows[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nothing"], "unknown mixer 'nothing'; known: all, attention"),
+        (["identity", "sam=true"], "mixer 'identity' has no form with sam=true; it has: sam=false"),
+        (["identity", "heads=0"], "mixer 'identity' does not allow heads=0"),
+        (["identity", "head=2"], "unknown key 'mixer.head'; allowed: sam, heads"),
+        (["all", "heads=2"], "check all takes no key=value words, got: heads"),
+        (["bench.nowhere:Mixer"], "cannot import 'bench.nowhere'"),
+        (["bench.config:Run"], "'Run' of bench.config is not a class of mixers"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused_with_exit_code_2(call, words, said):
+    status, out, err = call("check", *words)
+    assert (status, out) == (2, "") and said in err
