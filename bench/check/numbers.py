@@ -37,11 +37,12 @@ def bf16(subject: Subject) -> Row:
         exact, single = (subject.mixer(subject.long, packed, dtype) for dtype in (torch.float64, torch.float32))
         segments_BL = layouts(packed, subject.long)[:2]
         v_BLHP, features = subject.inputs(exact, segments_BL)
-        half = v_BLHP.bfloat16(), Features(*(x.bfloat16() for x in features))
+        half = v_BLHP.bfloat16(), Features(*(x.bfloat16() for x in features))._replace(exact_BLK=features.exact_BLK)
         with torch.no_grad():
             y = by_matrix(exact, half[0].double(), Features(*(x.double() for x in half[1])), segments_BL)
             for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-                given = half[0].to(dtype), Features(*(x.to(dtype) for x in half[1]))
+                rough = Features(*(x.to(dtype) for x in half[1]))
+                given = half[0].to(dtype), rough._replace(exact_BLK=half[1].exact_BLK.float())  # exact stays fp32
                 with torch.autocast("cpu", torch.bfloat16):
                     z = single(*given, segments_BL)
                 figures[f"{name} inputs{', packed' * packed}"] = float((z.double() - y).norm() / y.norm())
