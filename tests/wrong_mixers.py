@@ -28,7 +28,7 @@ class Quadratic(Mixer):
 
     @property
     def wants(self):
-        return Wants(conv=self.conv * self.grant.heads, raw=0)
+        return Wants(conv=self.conv * self.grant.heads, raw=0, exact=0)
 
     def initial(self, name, generator):
         return torch.randn(self.get_parameter(name).shape, generator=generator) / self.grant.length**0.5
