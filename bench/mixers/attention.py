@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import Refusal
-from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment
+from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,7 @@ class Args:
     rank: int
 
     def __post_init__(self):
-        for name in ("heads", "rank"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"mixer attention: {name} is {getattr(self, name)}; allowed: 1 or more")
+        at_least_one("attention", self, ("heads", "rank"))
 
 
 class Attention(Mixer):

@@ -13,6 +13,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bench import Refusal
+
 
 @dataclass(frozen=True)
 class Grant:
@@ -103,6 +105,13 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def flops(self, length: int) -> int:
         """Floating-point operations of `forward` for one sequence (a multiply-add is two), leading terms."""
+
+
+def at_least_one(mixer: str, args, names: tuple[str, ...]) -> None:
+    """Refuse arguments that count something and are below 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise Refusal(f"mixer {mixer}: {name} is {getattr(args, name)}; allowed: 1 or more")
 
 
 def same_segment(segments_BL: Tensor) -> Tensor:

@@ -17,7 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from bench import Refusal
-from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment, segment_lengths
+from bench.mixers.base import (
+    Features,
+    Grant,
+    Mixer,
+    Wants,
+    at_least_one,
+    real,
+    require_length,
+    same_segment,
+    segment_lengths,
+)
 
 
 @dataclass(frozen=True)
@@ -28,9 +38,7 @@ class Args:
     bound: float
 
     def __post_init__(self):
-        for name in ("heads", "rank"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"mixer cauchy: {name} is {getattr(self, name)}; allowed: 1 or more")
+        at_least_one("cauchy", self, ("heads", "rank"))
         if not 0 < self.bound <= 20:
             # exp(20)^2, which the gradient holds, is far from the largest fp32; its inverse too.
             raise Refusal(f"mixer cauchy: bound is {self.bound}; allowed: above 0, at most 20")

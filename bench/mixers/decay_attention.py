@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import Refusal
-from bench.mixers.base import Features, Grant, Mixer, Wants, real, same_segment, segment_lengths
+from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, same_segment, segment_lengths
 from bench.mixers.scan import Terms, chunk_of, chunked_scan, products
 
 MAPS = {"silu": F.silu, "elu1": lambda x: F.elu(x) + 1, "none": lambda x: x}
@@ -37,9 +37,7 @@ class Args:
     def __post_init__(self):
         if not self.sam:
             raise Refusal("mixer decay_attention: sam is false; allowed: true")
-        for name in ("heads", "rank"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"mixer decay_attention: {name} is {getattr(self, name)}; allowed: 1 or more")
+        at_least_one("decay_attention", self, ("heads", "rank"))
         if self.decay not in DECAYS:
             raise Refusal(f"mixer decay_attention: decay is {self.decay}; allowed: {', '.join(DECAYS)}")
         if self.feature_map not in MAPS:

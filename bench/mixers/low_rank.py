@@ -15,7 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import Refusal
-from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment, segment_lengths
+from bench.mixers.base import (
+    Features,
+    Grant,
+    Mixer,
+    Wants,
+    at_least_one,
+    real,
+    require_length,
+    same_segment,
+    segment_lengths,
+)
 
 MAPS = {"silu": F.silu, "elu1": lambda x: F.elu(x) + 1, "none": lambda x: x}
 
@@ -29,9 +39,7 @@ class Args:
     normalise: bool
 
     def __post_init__(self):
-        for name in ("heads", "rank"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"mixer low_rank: {name} is {getattr(self, name)}; allowed: 1 or more")
+        at_least_one("low_rank", self, ("heads", "rank"))
         if self.feature_map not in MAPS:
             raise Refusal(f"mixer low_rank: feature_map is {self.feature_map}; allowed: {', '.join(MAPS)}")
         if self.normalise and self.feature_map != "elu1":

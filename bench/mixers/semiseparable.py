@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import Refusal
-from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment
+from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
 from bench.mixers.scan import chunk_decay, chunk_of, cut, products, weigh
 
 
@@ -30,9 +30,7 @@ class Args:
     groups: int
 
     def __post_init__(self):
-        for name in ("heads", "state", "groups"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"mixer semiseparable: {name} is {getattr(self, name)}; allowed: 1 or more")
+        at_least_one("semiseparable", self, ("heads", "state", "groups"))
         if self.heads % self.groups:
             allowed = ", ".join(str(g) for g in range(1, self.heads + 1) if self.heads % g == 0)
             raise Refusal(f"mixer semiseparable: groups is {self.groups}; allowed with {self.heads} heads: {allowed}")

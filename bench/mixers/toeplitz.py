@@ -14,8 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import Refusal
-from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment, segment_lengths
+from bench.mixers.base import (
+    Features,
+    Grant,
+    Mixer,
+    Wants,
+    at_least_one,
+    real,
+    require_length,
+    same_segment,
+    segment_lengths,
+)
 
 SHORT = 1024
 """Up to this length the L x L matrix is faster than Fourier transforms on a GPU (sam: equal near 1,700 on an H200)."""
@@ -27,8 +36,7 @@ class Args:
     heads: int
 
     def __post_init__(self):
-        if self.heads < 1:
-            raise Refusal(f"mixer toeplitz: heads is {self.heads}; allowed: 1 or more")
+        at_least_one("toeplitz", self, ("heads",))
 
 
 class Toeplitz(Mixer):

@@ -21,7 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from bench import Refusal
-from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment, segment_lengths
+from bench.mixers.base import (
+    Features,
+    Grant,
+    Mixer,
+    Wants,
+    at_least_one,
+    real,
+    require_length,
+    same_segment,
+    segment_lengths,
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +42,7 @@ class Args:
     bound: float
 
     def __post_init__(self):
-        for name in ("heads", "rank"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"mixer vandermonde: {name} is {getattr(self, name)}; allowed: 1 or more")
+        at_least_one("vandermonde", self, ("heads", "rank"))
         if not 0 < self.bound <= 0.5:
             raise Refusal(f"mixer vandermonde: bound is {self.bound}; allowed: above 0, at most 0.5 cycles per token")
 
