@@ -169,7 +169,9 @@ CHAIN = ("protocol.backbone.", "protocol.shell.")  # what a child shares with it
 
 # A key added after the first committed record has one neutral value here, at which it is left out of the hashed JSON,
 # so that old evidence keeps its ids. Append only.
-NEUTRAL: dict[str, object] = {}
+NEUTRAL: dict[str, object] = {
+    "protocol.task.pieces": 0,  # masked_lm: all pieces of a document
+}
 
 
 def resolved(run: Run) -> dict:

@@ -31,14 +31,14 @@ def where(tmp_path) -> Where:
 
 
 def shrunk(run: Run) -> Run:
-    """A copy with one layer, width 32, two steps of two examples (or of one augmentation group each)."""
+    """A copy with one layer, width 32 (or the next multiple of its heads), two steps of two examples (or groups)."""
     group = registry.make_task(run, Places(None, Path())).spec().group
-    protocol = run.protocol
+    protocol, heads = run.protocol, run.mixer.args["heads"]
     return dataclasses.replace(
         run,
         protocol=dataclasses.replace(
             protocol,
-            backbone=dataclasses.replace(protocol.backbone, layers=1, width=32),
+            backbone=dataclasses.replace(protocol.backbone, layers=1, width=-(-32 // heads) * heads),
             budget=dataclasses.replace(protocol.budget, steps=2, batch=2 * group),
         ),
     )

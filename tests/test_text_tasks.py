@@ -71,6 +71,7 @@ def masked_args(places: Places, texts: list[str], words=WORDS, **changes) -> Mas
         length=32,
         documents=0,
         packed=False,
+        pieces=0,
         mask_rate=0.3,
         mask_rate_held_out=0.15,
         short=4,
@@ -170,7 +171,7 @@ def test_too_little_text_for_a_vocabulary_is_refused():
 def test_pieces_cover_each_document_but_for_short_tails_and_fit_their_rows(packed, short):
     totals = np.random.default_rng(1).integers(0, 70, 300)
     offsets = np.concatenate([[0], np.cumsum(totals)])
-    cut = cut_rows(offsets, 16, short, packed)
+    cut = cut_rows(offsets, 16, short, packed, 0)
     pieces = [set(range(s, s + c)) for s, c in zip(cut["start"], cut["count"], strict=True)]
     covered = list(itertools.chain.from_iterable(sorted(piece) for piece in pieces))
     assert covered == sorted(set(covered)) and min(cut["count"]) >= 1
@@ -203,6 +204,23 @@ def test_packed_rows_number_their_pieces(places):
         [CLS, 11, 12, SEP, CLS, 13, SEP] + [PAD] * 5,
     ]
     assert batch["segments"].tolist() == [[1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3], [1, 1, 1, 1, 2, 2, 2] + [0] * 5]
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_document_gives_its_first_pieces_and_no_others(pieces):
+    offsets = np.concatenate([[0], np.cumsum(np.random.default_rng(1).integers(0, 70, 300))])
+    every, first = cut_rows(offsets, 16, 4, False, 0), cut_rows(offsets, 16, 4, False, pieces)
+    place = every["start"] - offsets[np.searchsorted(offsets, every["start"], side="right") - 1]
+    assert (place >= 14 * pieces).any()
+    for name in ("start", "count"):
+        assert first[name].tolist() == every[name][place < 14 * pieces].tolist()
+    assert first["first"].tolist() == list(range(len(first["start"]) + 1))
+
+
+def test_a_truncated_document_is_one_row_that_ends_with_sep(places):
+    task = masked(places, ["w0 w1 w2 w3 w4 w5 w6 w7 w8", "w9", ""], length=8, short=4, pieces=1)
+    batch = next(task.held_out_batches("validation", 8))
+    assert plain(task, batch).tolist() == [[CLS, 5, 6, 7, 8, 9, 10, SEP], [CLS, 14, SEP, PAD, PAD, PAD, PAD, PAD]]
 
 
 def test_only_the_first_documents_are_used(places):
@@ -318,6 +336,8 @@ def test_masked_loss_outcomes_and_metrics_against_closed_forms(places):
         ({"mask_rate_held_out": 1.0}, "mask_rate_held_out"),
         ({"documents": -1}, "documents"),
         ({"short": 31}, "short"),
+        ({"pieces": -1}, "pieces"),
+        ({"pieces": 1, "packed": True}, "pieces"),
     ],
 )
 def test_settings_out_of_range_are_refused_without_data(places, changes, message):

@@ -29,6 +29,7 @@ class Args:
     length: int  # tokens of a row, [CLS] and [SEP] included
     documents: int  # train on the first so many documents of the training split; 0: all
     packed: bool  # pieces of successive documents fill a row as segments 1, 2, ...; else one piece a row (`cut_rows`)
+    pieces: int  # of a document that are used, from its start; 0: all. 1 truncates documents to one row each
     mask_rate: float  # share of the ordinary tokens of a row that is chosen, in training
     mask_rate_held_out: float
     short: int  # a document's last piece is dropped if it has fewer tokens than this, unless it is the only one
@@ -67,6 +68,9 @@ class MaskedLM(Task):
                 raise Refusal(f"task.{name} is {rate}; it must lie between 0 and 1")
         if args.documents < 0:
             raise Refusal(f"task.documents is {args.documents}; it must be 0 (all) or more")
+        if args.pieces < 0 or (args.packed and args.pieces):
+            allowed = "0 (all) with packed rows" if args.packed else "0 (all) or more"
+            raise Refusal(f"task.pieces is {args.pieces}; it must be {allowed}")
         if not 0 <= args.short <= args.length - 2:
             raise Refusal(f"task.short is {args.short}; it must lie between 0 and task.length - 2 = {args.length - 2}")
         self.rows: dict[str, Rows] = {}
@@ -104,9 +108,11 @@ class MaskedLM(Task):
 
         text = cached(self.places, json.dumps([*key, "tokens"]), tokenise)
         # Rows are an entry of their own, so that a sweep over lengths tokenises once.
-        key += ["rows", code_digest(Path(__file__)), args.length, args.short, args.packed]
+        key += ["rows", code_digest(Path(__file__)), args.length, args.short, args.packed, args.pieces]
         cut = cached(
-            self.places, json.dumps(key), lambda: cut_rows(text["offsets"], args.length, args.short, args.packed)
+            self.places,
+            json.dumps(key),
+            lambda: cut_rows(text["offsets"], args.length, args.short, args.packed, args.pieces),
         )
         if len(cut["first"]) < 2:
             raise Refusal(f"data set {args.data.name}: split {split} has no text in column {args.column}")
@@ -198,23 +204,25 @@ def capacity(length: int, rate: float) -> int:
     return max(1, int(np.rint(rate * length)))
 
 
-def cut_rows(offsets: np.ndarray, length: int, short: int, packed: bool) -> dict[str, np.ndarray]:
+def cut_rows(offsets: np.ndarray, length: int, short: int, packed: bool, pieces: int) -> dict[str, np.ndarray]:
     """The pieces of documents offsets[i] .. offsets[i + 1] - 1 and how they fill rows of `length`, as in `Rows`.
 
     Unpacked: pieces have length - 2 tokens, the last one of a document the rest. Packed: a document begins in what the
     row before has left (after [CLS] and [SEP]), if all of it or at least `short` tokens fit there, and goes on in the
-    next rows; each piece is a segment. Either way a last piece below `short` is dropped, unless the only one.
+    next rows; each piece is a segment. Either way a last piece below `short` is dropped, unless the only one. With
+    `pieces` above 0 (unpacked only), what follows a document's first so many pieces is left out.
     """
     if packed:
         return _cut_packed(offsets.tolist(), length, short)
     most = length - 2
     total = np.diff(offsets)
-    pieces = -(-total // most)
-    rest = total - (pieces - 1) * most
-    pieces = np.where((pieces > 1) & (rest < short), pieces - 1, pieces)
-    within = ranges(np.zeros_like(pieces), pieces) * most
-    count = np.minimum(np.repeat(total, pieces) - within, most)
-    return {"start": np.repeat(offsets[:-1], pieces) + within, "count": count, "first": np.arange(len(count) + 1)}
+    used = -(-total // most)
+    rest = total - (used - 1) * most
+    used = np.where((used > 1) & (rest < short), used - 1, used)
+    used = np.minimum(used, pieces) if pieces else used
+    within = ranges(np.zeros_like(used), used) * most
+    count = np.minimum(np.repeat(total, used) - within, most)
+    return {"start": np.repeat(offsets[:-1], used) + within, "count": count, "first": np.arange(len(count) + 1)}
 
 
 def _cut_packed(offsets: list[int], length: int, short: int) -> dict[str, np.ndarray]:
