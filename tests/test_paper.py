@@ -47,7 +47,7 @@ TABLE2 = {
 CAUSES = {
     # a learned gain of each feature channel for one constant
     ("cauchy", True): 2 * 192 - 1,
-    # the diagonal's feature, from the width and convolved, for a map of the inner channels; dt's bias for each direction
+    # the diagonal as a feature of the stream, convolved, for a map of the inner channels; dt's bias for each direction
     ("quasiseparable", True): (768 + TAPS + 1) * 12 - 1536 * 12 + 12,
     # the diagonal's table for a map of the inner channels; dt's bias for each direction
     ("quasiseparable", False): LENGTH * 24 - 1536 * 24 + 24,
