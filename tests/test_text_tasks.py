@@ -218,7 +218,7 @@ def test_a_document_gives_its_first_pieces_and_no_others(pieces):
 
 
 def test_a_truncated_document_is_one_row_that_ends_with_sep(places):
-    task = masked(places, ["w0 w1 w2 w3 w4 w5 w6 w7 w8", "w9", ""], length=8, short=4, pieces=1)
+    task = masked(places, ["w0 w1 w2 w3 w4 w5 w6 w7 w8 w9 w10", "w9", ""], length=8, short=4, pieces=1)
     batch = next(task.held_out_batches("validation", 8))
     assert plain(task, batch).tolist() == [[CLS, 5, 6, 7, 8, 9, 10, SEP], [CLS, 14, SEP, PAD, PAD, PAD, PAD, PAD]]
 
