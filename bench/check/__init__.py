@@ -5,7 +5,7 @@ Call it from your own tests; `mixerbench check` prints its rows. A row that rais
 
 from collections.abc import Callable
 
-from bench.check import algebra, aligned, isolation, numbers
+from bench.check import algebra, aligned, cost, isolation, numbers
 from bench.check.subject import Declared, Failed, Row, Subject
 from bench.mixers.base import Grant, Mixer
 
@@ -32,8 +32,8 @@ ROWS = (
     ("bf16 error", numbers.bf16),
     ("determinism", numbers.deterministic),
     ("heads", numbers.heads),
-    ("state", numbers.state),
-    ("cost", numbers.cost),
+    ("state", cost.state),
+    ("cost", cost.cost),
 )
 
 

@@ -1,12 +1,9 @@
-"""Rows about arithmetic and cost: bf16, determinism, heads, initial values, state, counted operations and memory.
+"""Rows about arithmetic: bf16, determinism, heads, initial values, declared structure.
 
 Axes: B batch, L length, H heads, P head width.
 """
 
-import math
-
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.check.algebra import EXACT
 from bench.check.structure import PREDICATES
@@ -26,8 +23,6 @@ from bench.check.subject import (
 from bench.mixers.base import Features
 
 HALF = 2e-2
-LENGTHS = (128, 256, 512, 1024)
-SLACK = 0.2  # of an exponent, for lower-order terms
 
 
 def bf16(subject: Subject) -> Row:
@@ -103,76 +98,6 @@ def initial(subject: Subject) -> Row:
     total = sum(p.numel() for p in mixer.parameters())
     note = f"parameters at {subject.length} tokens; fp32, from the generator alone"
     return Row("initial values", float(total), "pass", note)
-
-
-def state(subject: Subject) -> Row:
-    """A declared state bounds the rank of M's blocks strictly below and above the diagonal: rank <= state / P."""
-    mixer = subject.mixer(subject.length, False)
-    if mixer.state_size is None:
-        return Row("state", None, "skip", "declared to grow with the length")
-    segments_BL = documents([[subject.length]], subject.length)
-    m_HLL = mixer.matrix(*subject.inputs(mixer, segments_BL), segments_BL)[0].detach()
-    figures = {}
-    for cut in (subject.length // 3, subject.length // 2):
-        for block, name in ((m_HLL[:, cut:, :cut], "below"), (m_HLL[:, :cut, cut:], "above")):
-            figures[f"{name} {cut}"] = float(torch.linalg.matrix_rank(block, rtol=1e-9).amax())
-    return at_most("state", figures, mixer.state_size / WIDTH, "rank of off-diagonal blocks against state / head width")
-
-
-def exponent(sizes: list[float]) -> float:
-    """Slope of log size over log length from the first to the last length."""
-    return math.log(sizes[-1] / sizes[0]) / math.log(LENGTHS[-1] / LENGTHS[0])
-
-
-def cost(subject: Subject) -> list[Row]:
-    """Growth of counted matrix products and of bytes kept for the backward pass, against the declared `flops`.
-
-    torch's counter sees matrix products (and its fused attention) only, so it may see less than is declared, not more.
-    What is kept is written by some operation, so it cannot grow faster than the operations.
-    """
-    counted, declared, kept = [], [], []
-    for length in LENGTHS:
-        mixer = subject.mixer(length, False, torch.float32)
-        segments_BL = documents([[length]], length)
-        v_BLHP, features = subject.inputs(mixer, segments_BL)
-        given = v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            mixer(*given)
-        counted.append(counter.get_total_flops())
-        declared.append(mixer.flops(length))
-        kept.append(saved_bytes(mixer, *given))
-    if not all(isinstance(n, int) and n >= 0 for n in declared):
-        raise Failed(f"flops must be whole numbers, not negative: {declared}")
-    allowed = max(1.0, exponent(declared)) if min(declared) > 0 else 1.0
-    rule = f"declared {allowed:.2f} over {LENGTHS[0]} to {LENGTHS[-1]} tokens"
-    if min(counted) > 0:
-        order = exponent(counted)
-        ratio = counted[-1] / max(declared[-1], 1)
-        good = order <= allowed + SLACK and ratio <= 1.05
-        note = f"exponent; {rule}; counted / declared {ratio:.2f} (at most 1.05)"
-        flops = Row("FLOPs, counted", order, "pass" if good else "fail", note)
-    else:
-        flops = Row("FLOPs, counted", None, "skip", f"no matrix product to count; {rule}")
-    order = exponent(kept) if min(kept) > 0 else 0.0
-    verdict = "pass" if order <= allowed + SLACK else "fail"
-    note = f"exponent; {rule}; {kept[-1] / 2**20:.2f} MiB at {LENGTHS[-1]}"
-    return [flops, Row("bytes kept for backward", order, verdict, note)]
-
-
-def saved_bytes(mixer, v_BLHP, features: Features, segments_BL) -> int:
-    """Bytes of the distinct storages that autograd keeps of `forward`."""
-    storages = {}
-
-    def pack(x):
-        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    leaves = [x.detach().requires_grad_() for x in (v_BLHP, *features)]
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        y_BLHP = mixer(leaves[0], Features(*leaves[1:]), segments_BL)
-    if not y_BLHP.requires_grad:
-        raise Failed("the output does not depend on v")
-    return sum(storages.values())
 
 
 def structure(subject: Subject) -> list[Row]:

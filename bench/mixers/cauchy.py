@@ -100,7 +100,8 @@ class Cauchy(Mixer):
 
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         a_BHLR, b_BHLR = (x.to(v_BLHP.dtype) for x in self.nodes(features, v_BLHP.shape[1]))
-        m_BHLL = (2 / (a_BHLR[:, :, :, None] + b_BHLR[:, :, None])).mean(-1)
+        terms = zip(a_BHLR.unbind(-1), b_BHLR.unbind(-1), strict=True)
+        m_BHLL = sum(2 / (a_BHL[..., None] + b_BHL[:, :, None]) for a_BHL, b_BHL in terms) / self.args.rank
         same_B1LL = same_segment(segments_BL)
         if self.args.sam:
             m_BHLL = m_BHLL / same_B1LL.sum(-1, keepdim=True).clamp(min=1).to(m_BHLL.dtype).sqrt()
@@ -132,8 +133,8 @@ class MeanOfInverses(torch.autograd.Function):
         rank = a_BHLR.shape[-1]
         m_BHLL = a_BHLR.new_zeros(*a_BHLR.shape[:-1], b_BHLR.shape[-2])
         for d in range(rank):
-            m_BHLL = m_BHLL + (a_BHLR[..., d, None] + b_BHLR[..., None, :, d]).reciprocal()
-        return m_BHLL * (2 / rank)
+            m_BHLL += (a_BHLR[..., d, None] + b_BHLR[..., None, :, d]).reciprocal_()
+        return m_BHLL.mul_(2 / rank)
 
     @staticmethod
     def backward(ctx, grad_BHLL: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,8 +142,8 @@ class MeanOfInverses(torch.autograd.Function):
         rank = a_BHLR.shape[-1]
         by_a, by_b = [], []
         for d in range(rank):
-            inverse_BHLL = (a_BHLR[..., d, None] + b_BHLR[..., None, :, d]).reciprocal()
-            slope_BHLL = grad_BHLL * inverse_BHLL * inverse_BHLL
+            inverse_BHLL = (a_BHLR[..., d, None] + b_BHLR[..., None, :, d]).reciprocal_()
+            slope_BHLL = inverse_BHLL.square_().mul_(grad_BHLL)
             by_a.append(slope_BHLL.sum(-1))
             by_b.append(slope_BHLL.sum(-2))
         return torch.stack(by_a, -1) * (-2 / rank), torch.stack(by_b, -1) * (-2 / rank)

@@ -103,14 +103,15 @@ class Vandermonde(Mixer):
         return f_BLHR.transpose(1, 2), g_BLHR.transpose(1, 2)
 
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        f_BHLR, g_BHLR = (x.to(v_BLHP.dtype) for x in self.frequencies(features, v_BLHP.shape[1]))
-        place_BL = self.places(segments_BL)
-        at_i_B1L11, at_j_B11L1 = place_BL[:, None, :, None, None], place_BL[:, None, None, :, None]
-        by_i_BHLLR = torch.cos(2 * math.pi * turns(f_BHLR[:, :, :, None], at_j_B11L1))
-        by_j_BHLLR = torch.cos(2 * math.pi * turns(g_BHLR[:, :, None], at_i_B1L11))
-        scale_BL = (self.lengths(segments_BL) * self.args.rank).to(v_BLHP.dtype).rsqrt()
-        m_BHLL = (by_i_BHLLR - by_j_BHLLR).sum(-1) * scale_BL[:, None, :, None]
-        return m_BHLL.masked_fill(~same_segment(segments_BL), 0.0)
+        """Phases in fp64 whatever the dtype of v, so that they need no reduction."""
+        f_BHLR, g_BHLR = (2 * math.pi * x.double() for x in self.frequencies(features, v_BLHP.shape[1]))
+        place_BL = self.places(segments_BL).double()
+        at_i_B1L1, at_j_B11L = place_BL[:, None, :, None], place_BL[:, None, None]
+        m_BHLL = 0.0
+        for f_BHL, g_BHL in zip(f_BHLR.unbind(-1), g_BHLR.unbind(-1), strict=True):
+            m_BHLL = m_BHLL + (f_BHL[..., None] * at_j_B11L).cos() - (g_BHL[:, :, None] * at_i_B1L1).cos()
+        m_BHLL = m_BHLL * (self.lengths(segments_BL) * self.args.rank).double().rsqrt()[:, None, :, None]
+        return m_BHLL.to(v_BLHP.dtype).masked_fill(~same_segment(segments_BL), 0.0)
 
     @property
     def state_size(self) -> None:
@@ -129,9 +130,9 @@ def turns(frequency: Tensor, place: Tensor) -> Tensor:
     in fp32 near half a cycle per token 1.5e-8, or 1.2e-4 turns (8e-4 rad).
     """
     place = place.to(frequency.dtype)
-    coarse = (frequency * 2048).round() / 2048
-    whole = coarse * place
-    return (whole - whole.round()) + (frequency - coarse) * place
+    coarse = (frequency * 2048).round_().div_(2048)
+    whole = coarse * place  # in place from here on: on a CPU, fresh memory costs more than arithmetic
+    return whole.sub_(whole.round()).add_((frequency - coarse) * place)
 
 
 class SumOfCosines(torch.autograd.Function):
@@ -145,7 +146,7 @@ class SumOfCosines(torch.autograd.Function):
         ctx.save_for_backward(f_BHLR, place_BL)
         c_BHLL = f_BHLR.new_zeros(*f_BHLR.shape[:-1], place_BL.shape[-1])
         for d in range(f_BHLR.shape[-1]):
-            c_BHLL = c_BHLL + torch.cos(2 * math.pi * turns(f_BHLR[..., d, None], place_BL[:, None, None]))
+            c_BHLL += turns(f_BHLR[..., d, None], place_BL[:, None, None]).mul_(2 * math.pi).cos_()
         return c_BHLL
 
     @staticmethod
@@ -154,6 +155,6 @@ class SumOfCosines(torch.autograd.Function):
         weighted_BHLL = grad_BHLL * (-2 * math.pi * place_BL[:, None, None].to(grad_BHLL.dtype))
         by_f = []
         for d in range(f_BHLR.shape[-1]):
-            sine_BHLL = torch.sin(2 * math.pi * turns(f_BHLR[..., d, None], place_BL[:, None, None]))
-            by_f.append((weighted_BHLL * sine_BHLL).sum(-1))
+            sine_BHLL = turns(f_BHLR[..., d, None], place_BL[:, None, None]).mul_(2 * math.pi).sin_()
+            by_f.append(sine_BHLL.mul_(weighted_BHLL).sum(-1))
         return torch.stack(by_f, -1), None
