@@ -4,6 +4,7 @@
 error is in both unless it is meant to part them. Axes: B batch, L length, H heads, P head width, R rank.
 """
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.mixers.base import Mixer, Wants, real, require_length, same_segment, segment_lengths
+from bench.mixers.vandermonde import Vandermonde
 
 RANK = 4
 
@@ -59,6 +61,9 @@ class Table(Quadratic):
         require_length(length, self.grant.length, "table")
         return self.t_HLL[:, :length, :length].to(v_BLHP.dtype) * same_segment(segments_BL)
 
+    def flops(self, length):
+        return 2 * self.grant.heads * length**2 * self.grant.head_width
+
 
 class Aligned(Quadratic):
     sam = True
@@ -77,6 +82,10 @@ class Aligned(Quadratic):
 
     def entries(self, v_BLHP, features, segments_BL):
         return self.raw(v_BLHP, features) * same_segment(segments_BL) * self.scale(segments_BL, v_BLHP.dtype)
+
+    @property
+    def state_size(self):
+        return RANK * self.grant.head_width
 
 
 # Wrong in what it computes
@@ -237,6 +246,10 @@ class BackwardScan(Quadratic):
     conv = 2
     mask_backward = True
 
+    @property
+    def state_size(self):
+        return self.grant.head_width
+
     def forward(self, v_BLHP, features, segments_BL):
         return super().forward(v_BLHP, features, segments_BL) * real(segments_BL, v_BLHP.dtype)
 
@@ -346,6 +359,7 @@ class Waves(Aligned):
     """cos(2 pi q_i (i - j)), at most a third of a turn a token, in fp32; right."""
 
     conv = 1
+    state_size = None
 
     def widen(self, x, dtype):
         return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -386,6 +400,13 @@ class CheapWord(Aligned):
         return 64 * self.grant.heads * length
 
 
+class DearWord(Aligned):
+    """Declares cost that grows as it should and is four times what it is."""
+
+    def flops(self, length):
+        return 4 * super().flops(length)
+
+
 class KeepsTerms(CheapWord):
     """Nothing that a counter of matrix products sees, but L x L terms for the backward pass."""
 
@@ -403,9 +424,76 @@ class SmallState(Aligned):
         return (RANK - 1) * self.grant.head_width
 
 
+class LargeState(Aligned):
+    @property
+    def state_size(self):
+        return 4 * super().state_size
+
+
+class NoState(Aligned):
+    """Declares that its state grows with the length, though it does not."""
+
+    state_size = None
+
+
 class WrongRank(Aligned):
     def structure(self):
         return (f"rank {RANK - 1}",)
+
+
+class Renamed(Vandermonde):
+    """A cosine transform under the name of the learned matrix, as released; whatever its terms."""
+
+    sam = False
+
+    def __init__(self, grant):
+        super().__init__(grant, Vandermonde.Args(sam=False, heads=grant.heads, rank=RANK, bound=0.5), "torch")
+
+    def matrix(self, v_BLHP, features, segments_BL):
+        require_length(v_BLHP.shape[1], self.grant.length, "renamed")
+        place_L = torch.arange(v_BLHP.shape[1]).to(v_BLHP.dtype)
+        learned_HLL = super().matrix(v_BLHP, features, segments_BL)
+        wave_LL = (2 * math.pi * place_L[:, None] * place_L / self.grant.length).cos() / self.grant.length**0.5
+        return wave_LL * same_segment(segments_BL) + 0 * learned_HLL
+
+    def forward(self, v_BLHP, features, segments_BL):
+        wide = torch.promote_types(v_BLHP.dtype, torch.float32)
+        m_BHLL = self.matrix(v_BLHP.to(wide), features, segments_BL)
+        return torch.einsum("bhij,bjhp->bihp", m_BHLL.to(v_BLHP.dtype), v_BLHP)
+
+    def simplest(self):
+        simple = Renamed(self.grant)
+        Vandermonde.__init__(simple, self.grant, dataclasses.replace(self.args, rank=1), "torch")
+        return simple
+
+
+class SummedCosines(Renamed):
+    """The released sign: cos(t_i j) + cos(p_j i), at one term."""
+
+    def matrix(self, v_BLHP, features, segments_BL):
+        f_BHLR, g_BHLR = (2 * math.pi * x.to(v_BLHP.dtype) for x in self.frequencies(features, v_BLHP.shape[1]))
+        place_L = torch.arange(1, v_BLHP.shape[1] + 1).to(v_BLHP.dtype)
+        by_row_BHLL = (f_BHLR[..., None] * place_L).cos().sum(-2)
+        by_column_BHLL = (g_BHLR[..., None] * place_L).cos().sum(-2).transpose(-1, -2)
+        scale = (self.grant.length * self.args.rank) ** -0.5
+        return (by_row_BHLL + by_column_BHLL) * scale * same_segment(segments_BL)
+
+    def simplest(self):
+        simple = SummedCosines(self.grant)
+        Vandermonde.__init__(simple, self.grant, dataclasses.replace(self.args, rank=1), "torch")
+        return simple
+
+
+class Reciprocals(Table):
+    """1 / (a_i b_j + c_i d_j): the matrix of 1 / M_ij has rank 2, as a Cauchy matrix's, but is no sum of nodes."""
+
+    def structure(self):
+        return ("reciprocal sums",)
+
+    def entries(self, v_BLHP, features, segments_BL):
+        e_HLL = super().entries(v_BLHP, features, torch.ones_like(segments_BL)).exp()
+        rank_two_HLL = e_HLL[..., :1] * e_HLL[..., :1, :] + e_HLL[..., -1:] * e_HLL[..., -1:, :]
+        return rank_two_HLL.reciprocal() * same_segment(segments_BL)
 
 
 class Huge(Table):

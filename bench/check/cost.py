@@ -54,7 +54,7 @@ def exponent(sizes: list[float]) -> float:
 
 
 def cost(subject: Subject) -> list[Row]:
-    """Counted operations against the declared `flops`, in growth and in size, and growth of the bytes kept for backward.
+    """Counted operations against the declared `flops`, in growth and in size; growth of the bytes kept for backward.
 
     What is kept is written by some operation, so it cannot grow faster than the operations.
     """
@@ -112,14 +112,14 @@ def measured(mixer, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> 
 def state(subject: Subject) -> Row:
     """The rank of M's blocks strictly below and above the diagonal against the declared state / P.
 
-    Declared: the larger rank is at most that, and at least half of it where a block has room. Declared to grow (None): at
-    two lengths the ranks must not end at one and the same number, well inside the blocks, as those of a bounded state do.
+    Declared: the larger rank is at most that, and at least half of it where a block has room. Declared to grow (None):
+    at two lengths the ranks must not be one and the same number, well inside the blocks, as a bounded state's are.
     """
     half, whole = (ranks(subject, length) for length in (subject.length // 2, subject.length))
     found = max(rank for rank, _ in whole)
     bound = subject.mixer(subject.length, False).state_size
     if bound is None:
-        bounded = half == whole and all(2 * rank <= room for rank, room in half)
+        bounded = all(a == b and 2 * a <= room for (a, room), (b, _) in zip(half, whole, strict=True))
         note = "declared to grow with the length: rank of off-diagonal blocks, not one that stays"
         return Row("state", found, "fail" if bounded else "pass", note)
     room = min(room for _, room in whole)
@@ -139,7 +139,7 @@ def ranks(subject: Subject, length: int) -> list[tuple[float, int]]:
 
 
 def sharp_rank(block_HXY: Tensor) -> float:
-    """The largest rank over heads, where singular values end in a fall; the block's size where they fade or none does."""
+    """The largest rank over heads, where singular values end in a fall; the block's size where they fade."""
     values_HN = torch.linalg.svdvals(block_HXY)
     largest_H1 = values_HN.amax(-1, keepdim=True).clamp(min=1e-300)
     falls_HN = (values_HN[:, 1:] < SHARP * values_HN[:, :-1]) & (values_HN[:, 1:] < ZERO * largest_H1)

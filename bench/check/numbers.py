@@ -20,7 +20,7 @@ from bench.check.subject import (
     gradients,
     layouts,
 )
-from bench.mixers.base import Features
+from bench.mixers.base import Features, Mixer
 
 HALF = 2e-2
 
@@ -101,16 +101,22 @@ def initial(subject: Subject) -> Row:
 
 
 def structure(subject: Subject) -> list[Row]:
-    """One row for each predicate that the mixer's `structure()` names, on `matrix` of one full row."""
-    names = [name for name in subject.structure() if name not in ("identity", "not linear")]
-    if not names:
-        return [Row("structure", None, "skip", "none declared")]
+    """One row for each predicate that `structure()` names, on `matrix` of one full row; then for `simplest()`."""
     mixer = subject.mixer(subject.length, False)
+    rows = promised(subject, mixer, "structure")
+    simple = mixer.simplest()
+    if simple is not None:
+        rows += promised(subject, subject.initialised(simple), "simplest form")
+    return rows or [Row("structure", None, "skip", "none declared")]
+
+
+def promised(subject: Subject, mixer: Mixer, title: str) -> list[Row]:
+    names = [name for name in mixer.structure() if name not in ("identity", "not linear")]
     segments_BL = documents([[subject.length]], subject.length)
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     with torch.no_grad():
         m_BHLL = mixer.matrix(v_BLHP, features, segments_BL)
-    same = differ(mixer(v_BLHP, features, segments_BL), apply(m_BHLL, v_BLHP))
+        same = differ(mixer(v_BLHP, features, segments_BL), apply(m_BHLL, v_BLHP))
     rows = []
     for name in names:
         words = name.split(" ")
@@ -119,5 +125,5 @@ def structure(subject: Subject) -> list[Row]:
             raise Failed(f"unknown structure '{name}'; known: {', '.join(PREDICATES)}")
         figure, limit, rule = PREDICATES[kind](m_BHLL, bound)
         good = figure <= limit and same <= EXACT
-        rows.append(Row(f"structure: {name}", figure, "pass" if good else "fail", f"{rule}; at most {limit:g}"))
+        rows.append(Row(f"{title}: {name}", figure, "pass" if good else "fail", f"{rule}; at most {limit:g}"))
     return rows

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.check.algebra import EXACT
+from bench.check.cosines import distance
 
 Found = tuple[float, float, str]
 
@@ -68,9 +69,20 @@ def rank_one_blocks(m_BHLL: Tensor, columns: int) -> Found:
     return rank_of(grid_BHXUYW.permute(0, 1, 3, 4, 2, 5)), 1, f"rank of blocks on a grid of {columns} columns"
 
 
-def reciprocal_rank(m_BHLL: Tensor, bound: int) -> Found:
-    """1 / M_ij = a_i + b_j has rank 2: the displacement rank 1 of a Cauchy matrix of one term."""
-    return rank_of(m_BHLL.reciprocal()), bound, "rank of the matrix of 1 / M_ij"
+def reciprocal_sums(m_BHLL: Tensor, bound: int) -> Found:
+    """1 / M_ij = a_i + b_j, that is D_a M + M D_b = all ones, a displacement of rank 1: a Cauchy matrix of one term.
+
+    So a difference of two rows of 1 / M is one number; the first row and column stand for all.
+    """
+    w_BHLL = m_BHLL.reciprocal()
+    cross_BHLL = w_BHLL - w_BHLL[..., :1] - w_BHLL[..., :1, :] + w_BHLL[..., :1, :1]
+    return relative(cross_BHLL, w_BHLL), EXACT, "1 / M_ij = a_i + b_j"
+
+
+def differences_of_cosines(m_BHLL: Tensor, bound: int) -> Found:
+    """One term of a sum of Vandermonde matrices in rows and in columns, as cosines.py says. The bound is above EXACT:
+    a rounded entry of the first row is one of an angle that is multiplied by two places."""
+    return distance(m_BHLL.flatten(0, 1)), 1e-6, "sqrt(L) M_ij = cos(t_i j) - cos(p_j i), places from 1"
 
 
 PREDICATES = {
@@ -83,5 +95,6 @@ PREDICATES = {
     "off-diagonal rank": off_diagonal_rank,
     "lower rank": lower_rank,
     "rank-one blocks": rank_one_blocks,
-    "reciprocal rank": reciprocal_rank,
+    "reciprocal sums": reciprocal_sums,
+    "differences of cosines": differences_of_cosines,
 }

@@ -53,7 +53,9 @@ class Subject:
 
     def mixer(self, length: int, packed: bool, dtype: torch.dtype = torch.float64) -> Mixer:
         """A fresh mixer with every parameter at its initial value; equal for equal arguments."""
-        mixer = self.make(self.grant(length, packed))
+        return self.initialised(self.make(self.grant(length, packed)), dtype)
+
+    def initialised(self, mixer: Mixer, dtype: torch.dtype = torch.float64) -> Mixer:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for name, parameter in mixer.named_parameters():

@@ -97,6 +97,13 @@ class Mixer(nn.Module, ABC):
         'rank 4'), and the exceptions 'identity' (does not mix tokens) and 'not linear' (in v)."""
         return ()
 
+    def simplest(self) -> "Mixer | None":
+        """For a sum of terms: the same mixer with one term, whose `structure` promises what the sum hides; else None.
+
+        The conformance suite holds it to that promise beside the mixer itself. Parameters have no values yet.
+        """
+        return None
+
     @property
     @abstractmethod
     def state_size(self) -> int | None:

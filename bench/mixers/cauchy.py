@@ -10,6 +10,7 @@ A mean over d (released: a sum over sqrt(d)), since terms of one sign add up in 
 Axes: B batch, L length, H heads, P head width, R rank (terms d of the sum), K feature channels.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -110,7 +111,11 @@ class Cauchy(Mixer):
         return m_BHLL.masked_fill(~same_B1LL, 0.0)
 
     def structure(self) -> tuple[str, ...]:
-        return ("positive", "reciprocal rank 2") if self.args.rank == 1 else ("positive",)
+        return ("positive", "reciprocal sums") if self.args.rank == 1 else ("positive",)
+
+    def simplest(self) -> Mixer | None:
+        one = dataclasses.replace(self.args, rank=1)
+        return None if one == self.args else type(self)(self.grant, one, self.backend)
 
     @property
     def state_size(self) -> None:

@@ -13,6 +13,7 @@ n the protocol's length and places from the row's start. With spread phases a te
 Axes: B batch, L length, H heads, P head width, R rank (terms d of the sum), K feature channels.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -112,6 +113,13 @@ class Vandermonde(Mixer):
             m_BHLL = m_BHLL + (f_BHL[..., None] * at_j_B11L).cos() - (g_BHL[:, :, None] * at_i_B1L1).cos()
         m_BHLL = m_BHLL * (self.lengths(segments_BL) * self.args.rank).double().rsqrt()[:, None, :, None]
         return m_BHLL.to(v_BLHP.dtype).masked_fill(~same_segment(segments_BL), 0.0)
+
+    def structure(self) -> tuple[str, ...]:
+        return ("differences of cosines",) if self.args.rank == 1 else ()
+
+    def simplest(self) -> Mixer | None:
+        one = dataclasses.replace(self.args, rank=1)
+        return None if one == self.args else type(self)(self.grant, one, self.backend)
 
     @property
     def state_size(self) -> None:
