@@ -66,6 +66,12 @@ MUTANTS = [
     (wrong.RandomOrder, "determinism"),
     (wrong.Dropping, "determinism"),
     (wrong.SwappedOutput, "heads"),
+    (wrong.PairedHeads, "heads allowed"),
+    (wrong.NoDivisors, "heads allowed"),
+    (wrong.HalfWidths, "odd grants"),
+    (wrong.WrongInSilence, "odd grants"),
+    (wrong.NoReason, "odd grants"),
+    (wrong.UnfitEverywhere, "odd grants"),
     (wrong.SmallState, "state"),
     (wrong.LargeState, "state"),
     (wrong.NoState, "state"),
@@ -78,7 +84,8 @@ RIGHT = [wrong.Table, wrong.Aligned, wrong.Lags, wrong.EmittedLags, wrong.Backwa
 
 @functools.cache
 def verdicts(cls) -> dict[str, str]:
-    return {row.property: row.verdict for row in check_mixer(cls, Declared(sam=cls.sam, heads=HEADS))}
+    declared = Declared(cls.sam, HEADS, functools.partial(cls.unfit, args=None))
+    return {row.property: row.verdict for row in check_mixer(cls, declared)}
 
 
 @pytest.mark.parametrize("label", SHIPPED)
@@ -116,6 +123,16 @@ def test_every_structure_is_refused_to_a_random_matrix(kind):
     m_BHLL = torch.randn(2, 2, 20, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     figure, limit, _ = PREDICATES[kind](m_BHLL, 3)
     assert figure > limit
+
+
+def test_a_mixer_may_refuse_a_setting_that_it_calls_unfit():
+    class Refusing(wrong.WrongInSilence):
+        def __init__(self, grant):
+            if grant.head_width == 1:
+                raise ValueError("a head of width 1")
+            super().__init__(grant)
+
+    assert verdicts(Refusing)["odd grants"] == verdicts(Refusing)["heads allowed"] == "pass"
 
 
 def test_an_unknown_structure_is_named():

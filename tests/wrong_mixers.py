@@ -496,6 +496,51 @@ class Reciprocals(Table):
         return rank_two_HLL.reciprocal() * same_segment(segments_BL)
 
 
+class HalfWidths(Aligned):
+    """Takes a head apart in two halves; a width of one has none."""
+
+    def forward(self, v_BLHP, features, segments_BL):
+        halves = v_BLHP.unflatten(-1, (2, self.grant.head_width // 2)).unbind(-2)
+        return torch.cat([super(HalfWidths, self).forward(x, features, segments_BL) for x in halves], dim=-1)
+
+
+class WrongInSilence(Aligned):
+    """Calls itself unfit for a head of width one, and returns zeros there."""
+
+    @classmethod
+    def unfit(cls, grant, args):
+        return "a head of width 1 has no halves" if grant.head_width == 1 else ""
+
+    def forward(self, v_BLHP, features, segments_BL):
+        return super().forward(v_BLHP, features, segments_BL) * (self.grant.head_width > 1)
+
+
+class NoReason(Aligned):
+    @classmethod
+    def unfit(cls, grant, args):
+        return " " if grant.length == 7 else ""
+
+
+class UnfitEverywhere(Aligned):
+    @classmethod
+    def unfit(cls, grant, args):
+        return "not today"
+
+
+class PairedHeads(Aligned):
+    """Takes heads two by two, but allows any number."""
+
+    def forward(self, v_BLHP, features, segments_BL):
+        v_BLHP.unflatten(2, (self.grant.heads // 2, 2))
+        return super().forward(v_BLHP, features, segments_BL)
+
+
+class NoDivisors(Aligned):
+    @classmethod
+    def heads_allowed(cls, width):
+        return tuple(range(1, width + 1))
+
+
 class Huge(Table):
     def initial(self, name, generator):
         return super().initial(name, generator) * 1e9

@@ -5,7 +5,7 @@ Call it from your own tests; `mixerbench check` prints its rows. A row that rais
 
 from collections.abc import Callable
 
-from bench.check import algebra, aligned, cost, isolation, numbers
+from bench.check import algebra, aligned, cost, grants, isolation, numbers
 from bench.check.subject import Declared, Failed, Row, Subject
 from bench.mixers.base import Grant, Mixer
 
@@ -32,6 +32,8 @@ ROWS = (
     ("bf16 error", numbers.bf16),
     ("determinism", numbers.deterministic),
     ("heads", numbers.heads),
+    ("heads allowed", grants.heads_allowed),
+    ("odd grants", grants.odd),
     ("state", cost.state),
     ("cost", cost.cost),
 )

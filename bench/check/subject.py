@@ -30,12 +30,17 @@ class Failed(Exception):
     """A property that does not hold although no number says so (a wrong shape, a missing refusal)."""
 
 
+def always_fit(grant: Grant) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Declared:
-    """What a mixer says of itself: `sam`, built from the tokens, and its number of heads."""
+    """What a mixer says of itself: `sam`, built from the tokens; its number of heads; why it is unfit for a grant."""
 
     sam: bool
     heads: int
+    unfit: Callable[[Grant], str] = always_fit
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Subject:
         """Standard normal v and features in fp64."""
         generator = torch.Generator().manual_seed(seed)
         widths = [getattr(mixer.wants, field.name) for field in dataclasses.fields(mixer.wants)]
-        shapes = [(self.declared.heads, WIDTH), *((width,) for width in widths)]
+        shapes = [(mixer.grant.heads, mixer.grant.head_width), *((width,) for width in widths)]
         v, *kinds = (
             torch.randn(*segments_BL.shape, *shape, generator=generator, dtype=torch.float64) for shape in shapes
         )

@@ -3,6 +3,7 @@
 A shipped name has its yaml's values, at every level of `sam` that exists; module:Class has those of the command line.
 """
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -73,12 +74,16 @@ def of(name: str, changes: dict) -> dict:
         if args.heads not in cls.heads_allowed(args.heads * WIDTH):
             raise Refusal(f"mixer '{name}' does not allow heads={args.heads}")
         made = partial(make, cls, args)
-        found[f"{name} sam={str(args.sam).lower()}"] = (made, Declared(sam=args.sam, heads=args.heads))
+        found[f"{name} sam={str(args.sam).lower()}"] = (
+            made,
+            Declared(args.sam, args.heads, partial(cls.unfit, args=args)),
+        )
     return found
 
 
 def make(cls: type[Mixer], args, grant: Grant) -> Mixer:
-    return cls(grant, args, cls.backends[0])
+    """With the arguments' own number of heads, unless the grant is for another."""
+    return cls(grant, dataclasses.replace(args, heads=grant.heads), cls.backends[0])
 
 
 def outside(name: str) -> type[Mixer]:
