@@ -13,10 +13,11 @@ from bench import cli
 from bench.check import ROWS, Declared, check_mixer
 from bench.check.structure import PREDICATES
 from bench.check.verb import distinct, everything, of
-from bench.compose import ROOT
+from bench.compose import ROOT, make_where
 from tests import wrong_mixers as wrong
 
-SHIPPED = everything({})
+CPU = make_where({"where.device": "cpu"})
+SHIPPED = everything({}, CPU)
 VARIANTS = [
     ("low_rank", {"feature_map": "elu1", "normalise": True}),
     ("decay_attention", {"feature_map": "elu1", "normalise": True, "decay": "fixed"}),
@@ -26,7 +27,7 @@ VARIANTS = [
     ("vandermonde", {"rank": 1}),
 ]
 for name, changes in VARIANTS:
-    SHIPPED |= {f"{label} {changes}": found for label, found in of(name, changes).items()}
+    SHIPPED |= {f"{label} {changes}": found for label, found in of(name, changes, CPU).items()}
 HEADS = 2
 
 MUTANTS = [
@@ -172,7 +173,7 @@ def test_two_names_of_one_matrix_are_found():
     row = distinct(made)
     assert row.verdict == "fail" and row.note.endswith("Table and Scaled")
     assert distinct(dict(itertools.islice(made.items(), 2))).verdict == "pass"
-    assert distinct(everything({})).verdict == "pass"
+    assert distinct(everything({}, CPU)).verdict == "pass"
 
 
 # The verb
@@ -213,7 +214,10 @@ def test_json_has_the_rows_of_the_table(call):
         (["identity", "sam=true"], "mixer 'identity' has no form with sam=true; it has: sam=false"),
         (["identity", "heads=0"], "mixer 'identity' does not allow heads=0"),
         (["identity", "head=2"], "unknown key 'mixer.head'; allowed: sam, heads"),
-        (["all", "heads=2"], "check all takes no key=value words, got: heads"),
+        (["all", "heads=2"], "check all takes no keys of a mixer, got: heads"),
+        (["identity", "where.threads=2"], "check does not take where.threads; allowed: where.device, where.backend"),
+        (["identity", "where.backend=cublas"], "where.backend must be one of auto, torch, mamba_ssm"),
+        (["identity", "where.backend=mamba_ssm"], "where.backend=mamba_ssm needs a CUDA device; on cpu use: torch"),
         (["bench.nowhere:Mixer"], "cannot import 'bench.nowhere'"),
         (["bench.config:Run"], "'Run' of bench.config is not a class of mixers"),
     ],

@@ -5,7 +5,7 @@ Call it from your own tests; `mixerbench check` prints its rows. A row that rais
 
 from collections.abc import Callable
 
-from bench.check import algebra, aligned, cost, grants, isolation, numbers
+from bench.check import algebra, aligned, backends, cost, grants, isolation, numbers
 from bench.check.subject import Declared, Failed, Row, Subject
 from bench.mixers.base import Grant, Mixer
 
@@ -30,6 +30,8 @@ ROWS = (
     ("structure", numbers.structure),
     ("gain", algebra.gain),
     ("bf16 error", numbers.bf16),
+    ("bf16 gradients", backends.half_gradients),
+    ("backends", backends.backends),
     ("determinism", numbers.deterministic),
     ("heads", numbers.heads),
     ("heads allowed", grants.heads_allowed),
@@ -39,17 +41,20 @@ ROWS = (
 )
 
 
-def subject_of(make: Callable[[Grant], Mixer], declared: Declared, full: bool) -> Subject:
+def subject_of(make: Callable[[Grant], Mixer], declared: Declared, full: bool, device: str = "cpu") -> Subject:
     """The sizes of the quick level (at most 10 s a mixer on two cores) and of the full one (60 s)."""
-    return Subject(make, declared, length=300 if full else 150, long=1024 if full else 200, slow_gradcheck=full)
+    length, long = (300, 1024) if full else (150, 200)
+    return Subject(make, declared, length, long, slow_gradcheck=full, device=device)
 
 
-def check_mixer(make: Callable[[Grant], Mixer], declared: Declared, full: bool = False) -> list[Row]:
-    """All rows for the mixer that `make(grant)` builds (parameters need no values: `initial` gives them).
+def check_mixer(
+    make: Callable[[Grant], Mixer], declared: Declared, full: bool = False, device: str = "cpu"
+) -> list[Row]:
+    """All rows for the mixer that `make(grant)` builds (parameters need no values: `initial` gives them), on a device.
 
     Nothing is raised for a wrong mixer; a row's verdict is 'fail'.
     """
-    subject = subject_of(make, declared, full)
+    subject = subject_of(make, declared, full, device)
     rows = []
     for name, measure in ROWS:
         try:

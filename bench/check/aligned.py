@@ -6,7 +6,7 @@ Axes: B batch, L length, H heads; batch row k has the features of token k change
 import torch
 from torch import Tensor
 
-from bench.check.subject import Row, Subject, documents
+from bench.check.subject import Row, Subject
 from bench.mixers.base import Features
 
 LENGTH = 9
@@ -25,15 +25,15 @@ def aligned(subject: Subject) -> Row:
     if not subject.declared.sam:
         return Row("sequence alignment", None, "skip", "not SAM")
     mixer = subject.mixer(LENGTH, False)
-    segments_BL = documents([[LENGTH]] * LENGTH, LENGTH)
+    segments_BL = subject.documents([[LENGTH]] * LENGTH, LENGTH)
     v_BLHP, features = subject.inputs(mixer, segments_BL[:1])
     others = subject.inputs(mixer, segments_BL[:1], seed=3)[1]
-    here_BL1 = torch.eye(LENGTH, dtype=torch.bool)[:, :, None]
+    here_BL1 = torch.eye(LENGTH, dtype=torch.bool, device=subject.device)[:, :, None]
     changed = Features(*(torch.where(here_BL1, o, x) for x, o in zip(features, others, strict=True)))
     with torch.no_grad():
         m_1HLL = mixer.matrix(v_BLHP, features, segments_BL[:1])
         n_BHLL = mixer.matrix(v_BLHP.expand(LENGTH, -1, -1, -1), changed, segments_BL)
-    k, i, j = torch.meshgrid(*[torch.arange(LENGTH)] * 3, indexing="ij")
+    k, i, j = torch.meshgrid(*[torch.arange(LENGTH, device=subject.device)] * 3, indexing="ij")
     outside = {
         "strict": (k < torch.minimum(i, j)) | (k > torch.maximum(i, j)),
         "leading": k > torch.maximum(i, j),

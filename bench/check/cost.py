@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bench.check.subject import WIDTH, Failed, Row, Subject, documents
+from bench.check.subject import WIDTH, Failed, Row, Subject
 from bench.mixers.base import Features
 
 LENGTHS = (128, 256, 512, 1024)
@@ -61,7 +61,7 @@ def cost(subject: Subject) -> list[Row]:
     counted, declared, kept = [], [], []
     for length in LENGTHS:
         mixer = subject.mixer(length, False, torch.float32)
-        segments_BL = documents([[length]], length)
+        segments_BL = subject.documents([[length]], length)
         v_BLHP, features = subject.inputs(mixer, segments_BL)
         operations, saved = measured(mixer, v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL)
         counted.append(operations)
@@ -131,7 +131,7 @@ def state(subject: Subject) -> Row:
 def ranks(subject: Subject, length: int) -> list[tuple[float, int]]:
     """The rank of the blocks below and above the diagonal, and the size of the smaller half of the row."""
     mixer = subject.mixer(length, False)
-    segments_BL = documents([[length]], length)
+    segments_BL = subject.documents([[length]], length)
     with torch.no_grad():
         m_HLL = mixer.matrix(*subject.inputs(mixer, segments_BL), segments_BL)[0]
     cut = length // 2

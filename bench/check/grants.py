@@ -4,7 +4,7 @@ import torch
 
 from bench import Refusal
 from bench.check.algebra import EXACT
-from bench.check.subject import WIDTH, Failed, Row, Subject, at_most, by_matrix, differ, documents
+from bench.check.subject import WIDTH, Failed, Row, Subject, at_most, by_matrix, differ
 from bench.mixers.base import Grant
 
 LENGTHS = (1, 2, 7, 31)
@@ -49,7 +49,7 @@ def error(subject: Subject, grant: Grant) -> float:
     """How far `forward` is from `matrix` v there, on a whole row, a shorter one and an empty one."""
     mixer = subject.initialised(subject.make(grant))
     n = grant.length
-    segments_BL = documents([[n // 2, n - n // 2] if grant.packed else [n], [(n + 1) // 2], []], n)
+    segments_BL = subject.documents([[n // 2, n - n // 2] if grant.packed else [n], [(n + 1) // 2], []], n)
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     with torch.no_grad():
         y_BLHP = mixer(v_BLHP, features, segments_BL)

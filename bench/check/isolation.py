@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.check.algebra import EXACT
-from bench.check.subject import Failed, Row, Subject, at_most, differ, documents, layouts
+from bench.check.subject import Failed, Row, Subject, at_most, differ
 from bench.mixers.base import Features, Mixer
 
 
@@ -30,7 +30,7 @@ def padding(subject: Subject) -> Row:
     figures = {}
     for packed in (False, True):
         tag, mixer = ", packed" * packed, subject.mixer(subject.length, packed)
-        segments_BL = layouts(packed, subject.length)
+        segments_BL = subject.layouts(packed, subject.length)
         given, other = subject.inputs(mixer, segments_BL), subject.inputs(mixer, segments_BL, seed=7)
         real_BL = segments_BL > 0
         y, m = results(mixer, *given, segments_BL)
@@ -42,11 +42,12 @@ def padding(subject: Subject) -> Row:
         figures[f"content, matrix{tag}"] = differ(n, m)
         short = subject.length // 2 - 4
         rows = [[short - 9, 9] if packed else [short]]
+        filled = subject.documents(rows, subject.length)
         for way, name in ((mixer, "forward"), (mixer.matrix, "matrix")):
             alone = tuple(x[:1, :short] for x in (given[0], *given[1]))
             figures[f"amount, {name}{tag}"] = differ(
-                call(way, (given[0][:1], Features(*(x[:1] for x in given[1]))), documents(rows, subject.length), short),
-                call(way, (alone[0], Features(*alone[1:])), documents(rows, short), short),
+                call(way, (given[0][:1], Features(*(x[:1] for x in given[1]))), filled, short),
+                call(way, (alone[0], Features(*alone[1:])), subject.documents(rows, short), short),
             )
     return at_most("padding invariance", figures, EXACT, "content and amount of padding change nothing")
 
@@ -60,7 +61,7 @@ def call(way: Callable, given: tuple[Tensor, Features], segments_BL: Tensor, n: 
 
 def segments(subject: Subject) -> Row:
     """No document's result changes with the content of another document of the row."""
-    mixer, segments_BL = subject.mixer(subject.length, True), layouts(True, subject.length)
+    mixer, segments_BL = subject.mixer(subject.length, True), subject.layouts(True, subject.length)
     given, other = subject.inputs(mixer, segments_BL), subject.inputs(mixer, segments_BL, seed=7)
     y, m = results(mixer, *given, segments_BL)
     apart_BLL = segments_BL[:, :, None] != segments_BL[:, None]
@@ -78,7 +79,7 @@ def batch(subject: Subject) -> Row:
     """A row alone gives what it gives in company, whatever the company holds."""
     figures = {}
     for packed in (False, True):
-        mixer, segments_BL = subject.mixer(subject.length, packed), layouts(packed, subject.length)
+        mixer, segments_BL = subject.mixer(subject.length, packed), subject.layouts(packed, subject.length)
         given, other = subject.inputs(mixer, segments_BL), subject.inputs(mixer, segments_BL, seed=7)
         y, m = results(mixer, *given, segments_BL)
         for b in range(len(segments_BL)):
@@ -98,7 +99,7 @@ def data_dependence(subject: Subject) -> Row:
     """Not SAM: nothing the tokens hold changes M, its diagonal included. SAM: the features do change it."""
     figures = {}
     for packed in (False, True):
-        mixer, segments_BL = subject.mixer(subject.length, packed), layouts(packed, subject.length)
+        mixer, segments_BL = subject.mixer(subject.length, packed), subject.layouts(packed, subject.length)
         (v, f), (w, g) = (subject.inputs(mixer, segments_BL, seed=seed) for seed in (1, 3))
         (y, m), (z, n) = results(mixer, v, f, segments_BL), results(mixer, w, g, segments_BL)
         both, _ = results(mixer, v + w, f, segments_BL)
@@ -117,7 +118,7 @@ def shorter(subject: Subject) -> Row:
     figures = {}
     mixer = subject.mixer(subject.length, False)
     for length in (1, 2, 7, subject.length // 2, subject.length - 1):
-        segments_BL = documents([[length]], length)
+        segments_BL = subject.documents([[length]], length)
         v_BLHP, features = subject.inputs(mixer, segments_BL)
         y, m = results(mixer, v_BLHP, features, segments_BL)
         figures[f"{length} tokens"] = differ(y, torch.einsum("bhij,bjhp->bihp", m, v_BLHP))
@@ -127,7 +128,7 @@ def shorter(subject: Subject) -> Row:
 def longer(subject: Subject) -> Row:
     """SAM: longer rows than granted run. Not SAM: `forward` and `matrix` refuse them with a ValueError."""
     length = subject.length + 50
-    mixer, segments_BL = subject.mixer(subject.length, False), documents([[length]], length)
+    mixer, segments_BL = subject.mixer(subject.length, False), subject.documents([[length]], length)
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     if subject.declared.sam:
         y, m = results(mixer, v_BLHP, features, segments_BL)
@@ -151,7 +152,7 @@ def granted_length(subject: Subject) -> Row:
     for packed in (False, True):
         short, long = (subject.mixer(length, packed) for length in (n, 3 * n))
         long.load_state_dict(short.state_dict())
-        segments_BL = documents([[n - 20, 20] if packed else [n]], n)
+        segments_BL = subject.documents([[n - 20, 20] if packed else [n]], n)
         given = subject.inputs(short, segments_BL)
         (y, m), (z, k) = results(short, *given, segments_BL), results(long, *given, segments_BL)
         figures[f"forward{', packed' * packed}"] = differ(z, y)

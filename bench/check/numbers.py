@@ -16,9 +16,7 @@ from bench.check.subject import (
     at_most,
     by_matrix,
     differ,
-    documents,
     gradients,
-    layouts,
 )
 from bench.mixers.base import Features, Mixer
 
@@ -30,7 +28,7 @@ def bf16(subject: Subject) -> Row:
     figures = {}
     for packed in (False, True):
         exact, single = (subject.mixer(subject.long, packed, dtype) for dtype in (torch.float64, torch.float32))
-        segments_BL = layouts(packed, subject.long)[:2]
+        segments_BL = subject.layouts(packed, subject.long)[:2]
         v_BLHP, features = subject.inputs(exact, segments_BL)
         half = v_BLHP.bfloat16(), Features(*(x.bfloat16() for x in features))._replace(exact_BLK=features.exact_BLK)
         with torch.no_grad():
@@ -38,7 +36,7 @@ def bf16(subject: Subject) -> Row:
             for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
                 rough = Features(*(x.to(dtype) for x in half[1]))
                 given = half[0].to(dtype), rough._replace(exact_BLK=half[1].exact_BLK.float())  # exact stays fp32
-                with torch.autocast("cpu", torch.bfloat16):
+                with torch.autocast(subject.device, torch.bfloat16):
                     z = single(*given, segments_BL)
                 figures[f"{name} inputs{', packed' * packed}"] = float((z.double() - y).norm() / y.norm())
     return at_most("bf16 error", figures, HALF, f"autocast against fp64, {subject.long} tokens")
@@ -46,7 +44,7 @@ def bf16(subject: Subject) -> Row:
 
 def deterministic(subject: Subject) -> Row:
     """Two runs of `forward` and of its gradients agree bit for bit, and no global random number is drawn."""
-    segments_BL = layouts(False, subject.length)
+    segments_BL = subject.layouts(False, subject.length)
     mixer = subject.mixer(subject.length, False, torch.float32)
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     given = v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL
@@ -67,14 +65,14 @@ def heads(subject: Subject) -> Row:
     mixer = subject.mixer(subject.length, False)
     if mixer.grant.heads != count or count not in type(mixer).heads_allowed(count * WIDTH):
         raise Failed(f"{count} heads declared, {mixer.grant.heads} built")
-    segments_BL = layouts(False, subject.length)
+    segments_BL = subject.layouts(False, subject.length)
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     w_BLHP, _ = subject.inputs(mixer, segments_BL, seed=3)
     figures = {}
     with torch.no_grad():
         y = mixer(v_BLHP, features, segments_BL)
         for h in range(count):
-            mine = torch.arange(count)[:, None] == h
+            mine = torch.arange(count, device=subject.device)[:, None] == h
             z = mixer(torch.where(mine, v_BLHP, w_BLHP), features, segments_BL)
             figures[f"head {h}"] = differ(z[:, :, h], y[:, :, h])
     return at_most("heads", figures, EXACT, f"{count}, as declared; a head reads its own v only")
@@ -112,7 +110,7 @@ def structure(subject: Subject) -> list[Row]:
 
 def promised(subject: Subject, mixer: Mixer, title: str) -> list[Row]:
     names = [name for name in mixer.structure() if name not in ("identity", "not linear")]
-    segments_BL = documents([[subject.length]], subject.length)
+    segments_BL = subject.documents([[subject.length]], subject.length)
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     with torch.no_grad():
         m_BHLL = mixer.matrix(v_BLHP, features, segments_BL)

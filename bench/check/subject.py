@@ -36,11 +36,16 @@ def always_fit(grant: Grant) -> str:
 
 @dataclass(frozen=True)
 class Declared:
-    """What a mixer says of itself: `sam`, built from the tokens; its number of heads; why it is unfit for a grant."""
+    """What a mixer says of itself.
+
+    `sam`: built from the tokens; `unfit`: why it cannot run with a grant; `backends`: names of other ways to compute
+    `forward` and what builds the mixer with each.
+    """
 
     sam: bool
     heads: int
     unfit: Callable[[Grant], str] = always_fit
+    backends: tuple[tuple[str, Callable[[Grant], Mixer]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Subject:
     length: int  # of the exact rows; longer than a chunk of a scan
     long: int  # of the rows that measure rounding
     slow_gradcheck: bool
+    device: str  # cpu or cuda
 
     def grant(self, length: int, packed: bool) -> Grant:
         return Grant(heads=self.declared.heads, head_width=WIDTH, length=length, packed=packed)
@@ -65,7 +71,7 @@ class Subject:
         with torch.no_grad():
             for name, parameter in mixer.named_parameters():
                 parameter.copy_(mixer.initial(name, generator))
-        return mixer.to(dtype)
+        return mixer.to(self.device, dtype)
 
     def inputs(self, mixer: Mixer, segments_BL: Tensor, seed: int = 1) -> tuple[Tensor, Features]:
         """Standard normal v and features in fp64."""
@@ -73,9 +79,16 @@ class Subject:
         widths = [getattr(mixer.wants, field.name) for field in dataclasses.fields(mixer.wants)]
         shapes = [(mixer.grant.heads, mixer.grant.head_width), *((width,) for width in widths)]
         v, *kinds = (
-            torch.randn(*segments_BL.shape, *shape, generator=generator, dtype=torch.float64) for shape in shapes
+            torch.randn(*segments_BL.shape, *shape, generator=generator, dtype=torch.float64).to(self.device)
+            for shape in shapes
         )
         return v, Features(*kinds)
+
+    def documents(self, rows: list[list[int]], length: int) -> Tensor:
+        return documents(rows, length).to(self.device)
+
+    def layouts(self, packed: bool, length: int) -> Tensor:
+        return layouts(packed, length).to(self.device)
 
     def structure(self) -> tuple[str, ...]:
         return self.make(self.grant(self.length, False)).structure()
@@ -114,7 +127,7 @@ def by_matrix(mixer: Mixer, v_BLHP: Tensor, features: Features, segments_BL: Ten
 def pushed(mixer: Mixer, v_1LHP: Tensor, features: Features, segments_1L: Tensor) -> Tensor:
     """M_HLL of one row as `forward` applies it: the unit vectors pushed through, so `matrix` has no say."""
     length, heads = v_1LHP.shape[1:3]
-    units_BLHP = torch.eye(length, dtype=v_1LHP.dtype)[:, :, None, None].repeat(1, 1, heads, v_1LHP.shape[3])
+    units_BLHP = torch.eye(length).to(v_1LHP)[:, :, None, None].repeat(1, 1, heads, v_1LHP.shape[3])
     repeated = Features(*(x.expand(length, -1, -1) for x in features))
     with torch.no_grad():
         y_BLHP = mixer(units_BLHP, repeated, segments_1L.expand(length, -1))

@@ -17,10 +17,10 @@ import torch
 from bench import Refusal
 from bench.check import Declared, Row, check_mixer, subject_of
 from bench.check.subject import WIDTH, documents, pushed
-from bench.compose import choices, compose_group, parse_overrides
-from bench.config import build, listed
+from bench.compose import choices, compose_group, make_where, parse_overrides
+from bench.config import Where, build, listed
 from bench.mixers.base import Grant, Mixer
-from bench.registry import mixer_class
+from bench.registry import backend, mixer_class
 
 ALL = "all"
 
@@ -30,12 +30,12 @@ def check(name: str, words: list[str], as_json: bool, full: bool) -> int:
     torch.set_num_threads(
         1
     )  # the matrices are small: more threads cost more than they bring, above all on a shared core
-    changes = parse_overrides(words)
-    makers = everything(changes) if name == ALL else of(name, changes)
+    changes, where = split(words)
+    makers = everything(changes, where) if name == ALL else of(name, changes, where)
     tables = {}
     for label, (make, declared) in makers.items():
         start = time.perf_counter()
-        tables[label] = check_mixer(make, declared, full)
+        tables[label] = check_mixer(make, declared, full, where.device)
         if not as_json:
             show(label, tables[label], time.perf_counter() - start)
     if name == ALL:
@@ -50,14 +50,32 @@ def check(name: str, words: list[str], as_json: bool, full: bool) -> int:
     return int(bool(failed))
 
 
-def everything(changes: dict) -> dict:
+def split(words: list[str]) -> tuple[dict, Where]:
+    """The mixer's own keys, and where to run: on the CPU if nothing is said, whatever the machine has."""
+    given = parse_overrides(words)
+    changes = {key: value for key, value in given.items() if not key.startswith("where.")}
+    unknown = set(given) - set(changes) - {"where.device", "where.backend"}
+    if unknown:
+        raise Refusal(f"check does not take {listed(sorted(unknown))}; allowed: where.device, where.backend")
+    where = make_where({"where.device": "cpu"} | {key: given[key] for key in given if key not in changes})
+    if where.device == "auto":
+        where = dataclasses.replace(where, device="cuda" if torch.cuda.is_available() else "cpu")
+    if where.device == "cuda" and not torch.cuda.is_available():
+        raise Refusal("where.device=cuda, but no CUDA device was found; use: cpu")
+    return changes, where
+
+
+def everything(changes: dict, where: Where) -> dict:
     if changes:
-        raise Refusal(f"check all takes no key=value words, got: {listed(changes)}")
-    return {label: found for name in choices("mixer") for label, found in of(name, {}).items()}
+        raise Refusal(f"check all takes no keys of a mixer, got: {listed(changes)}")
+    return {label: found for name in choices("mixer") for label, found in of(name, {}, where).items()}
 
 
-def of(name: str, changes: dict) -> dict:
-    """Label -> (make, declared) for a shipped name or module:Class, one for each level that is asked for."""
+def of(name: str, changes: dict, where: Where) -> dict:
+    """Label -> (make, declared) for a shipped name or module:Class, one for each level that is asked for.
+
+    The first backend is the one under test in all rows; the others that `where` allows have rows of their own.
+    """
     if ":" in name:
         cls, values = outside(name), {}
     else:
@@ -65,6 +83,7 @@ def of(name: str, changes: dict) -> dict:
             raise Refusal(f"unknown mixer '{name}'; known: {listed([ALL, *choices('mixer')])}, or module:Class")
         cls, values = mixer_class(name), compose_group("mixer", name)
         values.pop("name")
+    backend(cls, where.backend, where.device)  # refuses an unknown one, or one that the device cannot run
     found = {}
     for level in [changes["sam"]] if "sam" in changes else cls.levels:
         args = build(cls.Args, {**values, **changes, "sam": level}, "mixer")
@@ -73,17 +92,16 @@ def of(name: str, changes: dict) -> dict:
             raise Refusal(f"mixer '{name}' has no form with sam={str(args.sam).lower()}; it has: {levels}")
         if args.heads not in cls.heads_allowed(args.heads * WIDTH):
             raise Refusal(f"mixer '{name}' does not allow heads={args.heads}")
-        made = partial(make, cls, args)
-        found[f"{name} sam={str(args.sam).lower()}"] = (
-            made,
-            Declared(args.sam, args.heads, partial(cls.unfit, args=args)),
-        )
+        made = partial(make, cls, args, cls.backends[0])
+        others = tuple((b, partial(make, cls, args, b)) for b in cls.backends[1:] if where.backend in ("auto", b))
+        declared = Declared(args.sam, args.heads, partial(cls.unfit, args=args), others)
+        found[f"{name} sam={str(args.sam).lower()}"] = (made, declared)
     return found
 
 
-def make(cls: type[Mixer], args, grant: Grant) -> Mixer:
+def make(cls: type[Mixer], args, way: str, grant: Grant) -> Mixer:
     """With the arguments' own number of heads, unless the grant is for another."""
-    return cls(grant, dataclasses.replace(args, heads=grant.heads), cls.backends[0])
+    return cls(grant, dataclasses.replace(args, heads=grant.heads), way)
 
 
 def outside(name: str) -> type[Mixer]:

@@ -163,5 +163,7 @@ def inner_matrix(c_BCSGN: Tensor, b_BCTGN: Tensor, dt_BCHT: Tensor, sum_BCHT: Te
     # Exponents above 0 are replaced before exp, so that no infinity meets a zero in the gradient.
     log_BCHST = torch.where(below_ST, sum_BCHT[..., :, None] - sum_BCHT[..., None, :], 0.0)
     decay_BCHST = log_BCHST.exp() * below_ST * dt_BCHT[..., None, :]
-    cb_BCGST = torch.einsum("bcsgn,bctgn->bcgst", c_BCSGN, b_BCTGN)
+    # In fp32: rounded to bf16 here, scores put errors into the gradient of A_log, a sum over all tokens that cancels.
+    with torch.autocast(c_BCSGN.device.type, enabled=False):
+        cb_BCGST = torch.einsum("bcsgn,bctgn->bcgst", c_BCSGN, b_BCTGN)
     return (cb_BCGST[:, :, :, None] * decay_BCHST.unflatten(2, (groups, -1))).flatten(2, 3)

@@ -1,0 +1,63 @@
+"""Rows about other ways to compute `forward`: in bf16 with all gradients, and by each backend beside the plain one.
+
+Axes as in `bench.mixers.base`.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from bench.check.subject import Row, Subject, at_most, by_matrix, gradients
+from bench.mixers.base import Features, Grant, Mixer
+
+HALF = 3e-2  # bf16, values and all gradients
+SINGLE = 1e-2  # a backend in fp32, which may multiply as TF32
+LEAST = 0.05  # a gradient's norm counts as at least so much of that of the values: sums over tokens may cancel
+
+
+def half_gradients(subject: Subject) -> Row:
+    """Under bf16 autocast, values and all gradients against `matrix` in fp64: error / size."""
+    figures = {}
+    for packed in (False, True):
+        figures |= errors(subject, subject.make, packed, subject.long, True)
+    return at_most("bf16 gradients", figures, HALF, f"autocast against fp64, {subject.long} tokens")
+
+
+def backends(subject: Subject) -> list[Row]:
+    """Each declared backend in fp32 and in bf16, padded and packed, at two lengths, values and all gradients."""
+    if not subject.declared.backends:
+        return [Row("backends", None, "skip", "only the plain one")]
+    rows = []
+    for name, make in subject.declared.backends:
+        if subject.device == "cpu":
+            rows.append(Row(f"backend {name}", None, "skip", "needs a CUDA device: where.device=cuda"))
+            continue
+        for half, bound in ((False, SINGLE), (True, HALF)):
+            figures = {}
+            for length in (37, subject.long):
+                for packed in (False, True):
+                    figures |= errors(subject, make, packed, length, half)
+            rows.append(at_most(f"backend {name}, {'bf16' if half else 'fp32'}", figures, bound, "against fp64"))
+    return rows
+
+
+def errors(subject: Subject, make: Callable[[Grant], Mixer], packed: bool, length: int, half: bool) -> dict[str, float]:
+    """Norm of the difference over the norm, by name: what `make` builds, in fp32 or bf16, against `matrix` in fp64."""
+    exact = subject.mixer(length, packed)
+    mixer = subject.initialised(make(subject.grant(length, packed)), torch.float32)
+    if length > 128:
+        segments_BL = subject.layouts(packed, length)
+    else:
+        segments_BL = subject.documents([[length - 9, 9] if packed else [length]], length)
+    v_BLHP, features = subject.inputs(exact, segments_BL)
+
+    def fast(*given):
+        with torch.autocast(subject.device, torch.bfloat16, enabled=half):
+            return mixer(*given)
+
+    found = gradients(mixer, fast, v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL)
+    wanted = gradients(exact, lambda *given: by_matrix(exact, *given), v_BLHP, features, segments_BL)
+    least = LEAST * float(wanted["value"].norm())
+    where = f"{length} tokens{', packed' * packed}"
+    sizes = {key: max(float(x.norm()), least) for key, x in wanted.items()}
+    return {f"{key}, {where}": float((found[key] - wanted[key]).norm()) / sizes[key] for key in wanted}
