@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bench import cli
-from bench.check import ROWS, Declared, check_mixer
+from bench.check import ROWS, Declared, check_mixer, subject_of
+from bench.check.backends import HALF, SINGLE, errors
 from bench.check.structure import PREDICATES
 from bench.check.verb import distinct, everything, of
 from bench.compose import ROOT, make_where
@@ -64,6 +65,7 @@ MUTANTS = [
     (wrong.Constant, "gain, varying"),
     (wrong.CosineInBf16, "bf16 error"),
     (wrong.ExponentialInBf16, "bf16 error"),
+    (wrong.CoarseGradient, "bf16 gradients"),
     (wrong.RandomOrder, "determinism"),
     (wrong.Dropping, "determinism"),
     (wrong.SwappedOutput, "heads"),
@@ -80,6 +82,30 @@ MUTANTS = [
     (wrong.DearWord, "FLOPs, size"),
     (wrong.KeepsTerms, "bytes kept for backward"),
 ]
+KNOWN = {
+    "contraction that mixes no tokens": [(wrong.NoMix, "mixes tokens")],
+    "zero initialisation with dead gradients": [
+        (wrong.DeadStart, "gradients at initialisation"),
+        (wrong.ZeroStart, "gradients at initialisation"),
+    ],
+    "Toeplitz off by one, with a wrapped corner": [
+        (wrong.ShiftedLags, "forward = matrix v, fp64"),
+        (wrong.ShiftedEmittedLags, "sequence alignment"),
+    ],
+    "swapped head and length axes": [(wrong.SwappedOutput, "heads"), (wrong.SwappedFeatures, "sequence alignment")],
+    "DFT under the name Vandermonde": [(wrong.Renamed, "simplest form: differences of cosines")],
+    "softmax over padding": [(wrong.SoftmaxOverPadding, "padding invariance")],
+    "backward scan from inside the padding": [(wrong.BackwardFromPadding, "padding invariance")],
+    "data-dependent diagonal without SAM": [
+        (wrong.DataDiagonal, "data independence"),
+        (wrong.ValueDiagonal, "data independence"),
+    ],
+    "frozen length": [(wrong.FrozenLength, "shorter lengths"), (wrong.FrozenAbove, "longer lengths")],
+    "cosine in bf16": [(wrong.CosineInBf16, "bf16 error")],
+    "scale baked to the training length": [(wrong.BakedScale, "granted length")],
+    "segment leak": [(wrong.SegmentLeak, "segment isolation")],
+    "sum in an order of chance": [(wrong.RandomOrder, "determinism")],
+}
 RIGHT = [wrong.Table, wrong.Aligned, wrong.Lags, wrong.EmittedLags, wrong.BackwardScan, wrong.Waves]
 
 
@@ -107,6 +133,18 @@ def test_a_wrong_mixer_fails_in_the_row_meant_for_it(cls, row):
     assert verdicts(cls)[row] == "fail"
 
 
+@pytest.mark.parametrize("defect", KNOWN)
+def test_a_defect_of_released_code_fails_in_the_row_meant_for_it(defect):
+    assert all(verdicts(cls)[row] == "fail" for cls, row in KNOWN[defect])
+
+
+def test_a_wrong_backend_is_measured():
+    """The row needs a GPU; what it measures does not."""
+    subject = subject_of(wrong.Lags, Declared(False, HEADS), full=False)
+    assert max(errors(subject, wrong.Lags, False, 37, half=True).values()) < HALF
+    assert max(errors(subject, wrong.ShiftedLags, False, 37, half=True).values()) > SINGLE
+
+
 def test_the_full_level_passes_a_right_mixer_and_fails_a_wrong_one():
     assert "fail" not in {row.verdict for row in check_mixer(wrong.Waves, Declared(True, HEADS), full=True)}
     rows = check_mixer(wrong.CosineInBf16, Declared(True, HEADS), full=True)
@@ -116,7 +154,7 @@ def test_the_full_level_passes_a_right_mixer_and_fails_a_wrong_one():
 def test_every_row_has_a_wrong_mixer_that_fails_it():
     """A row that nothing fails would prove nothing."""
     rows = {row for cls in RIGHT for row in verdicts(cls)}
-    assert rows - {row for _, row in MUTANTS} <= {"structure"}  # the line that says that none is declared
+    assert rows - {row for _, row in MUTANTS} <= {"structure", "backends"}  # lines that say: none declared
 
 
 @pytest.mark.parametrize("kind", PREDICATES)
@@ -160,6 +198,20 @@ def test_sequence_alignment_says_which_definition_holds():
     assert re.fullmatch(r"strict: does not hold \(moves .*\); leading: holds", note(wrong.EmittedLags))
     factor = r"holds up to one factor a row, its normaliser \(.*\)"
     assert re.fullmatch(f"strict: {factor}; leading: {factor}", note(Softmax))
+
+
+@pytest.mark.parametrize("name", ["low_rank", "quasiseparable", "toeplitz"])
+def test_the_misaligned_control_depends_on_the_tokens_but_is_not_aligned(name):
+    (found,) = of(name, {"sam": "misaligned"}, CPU).values()
+    rows = check_mixer(*found)
+    assert not [row for row in rows if row.verdict == "fail"]
+    figures = {row.property: row.figure for row in rows}
+    assert figures["data dependence"] > 1e-3 and figures["sequence alignment"] > 1e-2
+
+
+def test_a_control_that_is_aligned_after_all_fails():
+    rows = check_mixer(wrong.Aligned, Declared(True, HEADS, aligned=False))
+    assert [row.property for row in rows if row.verdict == "fail"] == ["sequence alignment"]
 
 
 def test_two_names_of_one_matrix_are_found():
@@ -212,6 +264,7 @@ def test_json_has_the_rows_of_the_table(call):
     [
         (["nothing"], "unknown mixer 'nothing'; known: all, attention"),
         (["identity", "sam=true"], "mixer 'identity' has no form with sam=true; it has: sam=false"),
+        (["identity", "sam=misaligned"], "mixer 'identity' has no form with sam=misaligned; it has: sam=false"),
         (["identity", "heads=0"], "mixer 'identity' does not allow heads=0"),
         (["identity", "head=2"], "unknown key 'mixer.head'; allowed: sam, heads"),
         (["all", "heads=2"], "check all takes no keys of a mixer, got: heads"),

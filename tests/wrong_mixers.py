@@ -393,6 +393,26 @@ class RoundedKeys(Aligned):
         return q_BLHR, k_BLHR.bfloat16().to(k_BLHR.dtype) if k_BLHR.dtype == torch.float32 else k_BLHR
 
 
+class Coarse(torch.autograd.Function):
+    """Three binary places of the gradient, if autocast is on."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.half = torch.is_autocast_enabled("cpu")
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        mantissa, power = torch.frexp(grad)
+        return torch.ldexp((mantissa * 8).round() / 8, power) if ctx.half else grad
+
+
+class CoarseGradient(Aligned):
+    def queries_keys(self, v_BLHP, features):
+        q_BLHR, k_BLHR = super().queries_keys(v_BLHP, features)
+        return q_BLHR, Coarse.apply(k_BLHR)
+
+
 class CheapWord(Aligned):
     """Declares linear cost."""
 

@@ -11,6 +11,7 @@ from bench.mixers.base import Features
 
 LENGTH = 9
 SAME = 1e-9
+BROKEN = 1e-2
 
 
 def aligned(subject: Subject) -> Row:
@@ -20,7 +21,8 @@ def aligned(subject: Subject) -> Row:
     leading: an upper left block is built from its own tokens, so M_ij moves only for k up to the larger of i and j.
     A normaliser sees the whole row. So a definition also counts as held up to one factor a row: for each k and row i,
     the entries that must not move may all change by one common factor. The row fails only if a SAM mixer holds neither
-    definition even so. The figure is the largest forbidden move, relative to M's largest entry, in the best reading.
+    definition even so; a control that is declared not aligned fails if it holds one. The figure is the largest
+    forbidden move, relative to M's largest entry, in the best reading.
     """
     if not subject.declared.sam:
         return Row("sequence alignment", None, "skip", "not SAM")
@@ -48,6 +50,9 @@ def aligned(subject: Subject) -> Row:
         else:
             said.append(f"{name}: does not hold (moves {plain:.1e})")
         moves.append(min(plain, scaled))
+    if not subject.declared.aligned:
+        verdict = "pass" if min(moves) > BROKEN else "fail"
+        return Row("sequence alignment", min(moves), verdict, f"a control, must not hold; {'; '.join(said)}")
     verdict = "pass" if min(moves) <= SAME else "fail"
     return Row("sequence alignment", min(moves), verdict, "; ".join(said))
 

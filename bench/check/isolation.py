@@ -25,15 +25,21 @@ def results(mixer: Mixer, v_BLHP: Tensor, features: Features, segments_BL: Tenso
         return mixer(v_BLHP, features, segments_BL), mixer.matrix(v_BLHP, features, segments_BL)
 
 
+def settled(subject: Subject, packed: bool):
+    """Mixer, segments, inputs and results of the usual layout: what rows vary, computed once for all of them."""
+    if packed not in subject.results:
+        mixer, segments_BL = subject.mixer(subject.length, packed), subject.layouts(packed, subject.length)
+        given = subject.inputs(mixer, segments_BL)
+        subject.results[packed] = mixer, segments_BL, given, results(mixer, *given, segments_BL)
+    return subject.results[packed]
+
+
 def padding(subject: Subject) -> Row:
     """Neither what stands on padding nor how much of it there is changes a real token's row; padding's rows are 0."""
     figures = {}
     for packed in (False, True):
-        tag, mixer = ", packed" * packed, subject.mixer(subject.length, packed)
-        segments_BL = subject.layouts(packed, subject.length)
-        given, other = subject.inputs(mixer, segments_BL), subject.inputs(mixer, segments_BL, seed=7)
-        real_BL = segments_BL > 0
-        y, m = results(mixer, *given, segments_BL)
+        tag, (mixer, segments_BL, given, (y, m)) = ", packed" * packed, settled(subject, packed)
+        other, real_BL = subject.inputs(mixer, segments_BL, seed=7), segments_BL > 0
         z, n = results(mixer, *swap(real_BL, given, other), segments_BL)
         figures[f"output on padding{tag}"] = float(y[~real_BL].abs().amax())
         unseen_BLL = ~(real_BL[:, :, None] & real_BL[:, None])
@@ -61,9 +67,8 @@ def call(way: Callable, given: tuple[Tensor, Features], segments_BL: Tensor, n: 
 
 def segments(subject: Subject) -> Row:
     """No document's result changes with the content of another document of the row."""
-    mixer, segments_BL = subject.mixer(subject.length, True), subject.layouts(True, subject.length)
-    given, other = subject.inputs(mixer, segments_BL), subject.inputs(mixer, segments_BL, seed=7)
-    y, m = results(mixer, *given, segments_BL)
+    mixer, segments_BL, given, (y, m) = settled(subject, True)
+    other = subject.inputs(mixer, segments_BL, seed=7)
     apart_BLL = segments_BL[:, :, None] != segments_BL[:, None]
     figures = {"matrix between documents": float((m * apart_BLL[:, None]).abs().amax())}
     for number in range(1, int(segments_BL.max()) + 1):
@@ -79,9 +84,8 @@ def batch(subject: Subject) -> Row:
     """A row alone gives what it gives in company, whatever the company holds."""
     figures = {}
     for packed in (False, True):
-        mixer, segments_BL = subject.mixer(subject.length, packed), subject.layouts(packed, subject.length)
-        given, other = subject.inputs(mixer, segments_BL), subject.inputs(mixer, segments_BL, seed=7)
-        y, m = results(mixer, *given, segments_BL)
+        mixer, segments_BL, given, (y, m) = settled(subject, packed)
+        other = subject.inputs(mixer, segments_BL, seed=7)
         for b in range(len(segments_BL)):
             mine = given[0][b : b + 1], Features(*(x[b : b + 1] for x in given[1]))
             z, n = results(mixer, *mine, segments_BL[b : b + 1])
@@ -99,9 +103,9 @@ def data_dependence(subject: Subject) -> Row:
     """Not SAM: nothing the tokens hold changes M, its diagonal included. SAM: the features do change it."""
     figures = {}
     for packed in (False, True):
-        mixer, segments_BL = subject.mixer(subject.length, packed), subject.layouts(packed, subject.length)
-        (v, f), (w, g) = (subject.inputs(mixer, segments_BL, seed=seed) for seed in (1, 3))
-        (y, m), (z, n) = results(mixer, v, f, segments_BL), results(mixer, w, g, segments_BL)
+        mixer, segments_BL, (v, f), (y, m) = settled(subject, packed)
+        w, g = subject.inputs(mixer, segments_BL, seed=3)
+        z, n = results(mixer, w, g, segments_BL)
         both, _ = results(mixer, v + w, f, segments_BL)
         tag = ", packed" * packed
         figures[f"matrix{tag}"] = differ(n, m)

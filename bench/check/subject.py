@@ -5,7 +5,7 @@ Axes: B batch, L length, H heads, P head width, K feature channels of one kind.
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -39,13 +39,14 @@ class Declared:
     """What a mixer says of itself.
 
     `sam`: built from the tokens; `unfit`: why it cannot run with a grant; `backends`: names of other ways to compute
-    `forward` and what builds the mixer with each.
+    `forward` and what builds the mixer with each; `aligned`: if sam, built from the tokens at an entry's own places.
     """
 
     sam: bool
     heads: int
     unfit: Callable[[Grant], str] = always_fit
     backends: tuple[tuple[str, Callable[[Grant], Mixer]], ...] = ()
+    aligned: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Subject:
     long: int  # of the rows that measure rounding
     slow_gradcheck: bool
     device: str  # cpu or cuda
+    results: dict = field(default_factory=dict, compare=False)  # kept by rows that share them
 
     def grant(self, length: int, packed: bool) -> Grant:
         return Grant(heads=self.declared.heads, head_width=WIDTH, length=length, packed=packed)

@@ -16,6 +16,7 @@ import torch
 
 from bench import Refusal
 from bench.check import Declared, Row, check_mixer, subject_of
+from bench.check.misaligned import Misaligned
 from bench.check.subject import WIDTH, documents, pushed
 from bench.compose import choices, compose_group, make_where, parse_overrides
 from bench.config import Where, build, listed
@@ -23,6 +24,7 @@ from bench.mixers.base import Grant, Mixer
 from bench.registry import backend, mixer_class
 
 ALL = "all"
+MISALIGNED = "misaligned"
 
 
 def check(name: str, words: list[str], as_json: bool, full: bool) -> int:
@@ -86,22 +88,25 @@ def of(name: str, changes: dict, where: Where) -> dict:
     backend(cls, where.backend, where.device)  # refuses an unknown one, or one that the device cannot run
     found = {}
     for level in [changes["sam"]] if "sam" in changes else cls.levels:
-        args = build(cls.Args, {**values, **changes, "sam": level}, "mixer")
+        aligned = level != MISALIGNED
+        args = build(cls.Args, {**values, **changes, "sam": level if aligned else True}, "mixer")
         if args.sam not in cls.levels:
             levels = listed(f"sam={str(level).lower()}" for level in cls.levels)
-            raise Refusal(f"mixer '{name}' has no form with sam={str(args.sam).lower()}; it has: {levels}")
+            raise Refusal(f"mixer '{name}' has no form with sam={str(level).lower()}; it has: {levels}")
         if args.heads not in cls.heads_allowed(args.heads * WIDTH):
             raise Refusal(f"mixer '{name}' does not allow heads={args.heads}")
-        made = partial(make, cls, args, cls.backends[0])
-        others = tuple((b, partial(make, cls, args, b)) for b in cls.backends[1:] if where.backend in ("auto", b))
-        declared = Declared(args.sam, args.heads, partial(cls.unfit, args=args), others)
-        found[f"{name} sam={str(args.sam).lower()}"] = (made, declared)
+        made = partial(make, cls, args, aligned, cls.backends[0])
+        asked = [b for b in cls.backends[1:] if where.backend in ("auto", b)]
+        others = tuple((b, partial(make, cls, args, aligned, b)) for b in asked)
+        declared = Declared(args.sam, args.heads, partial(cls.unfit, args=args), others, aligned)
+        found[f"{name} sam={str(level).lower()}"] = (made, declared)
     return found
 
 
-def make(cls: type[Mixer], args, way: str, grant: Grant) -> Mixer:
+def make(cls: type[Mixer], args, aligned: bool, way: str, grant: Grant) -> Mixer:
     """With the arguments' own number of heads, unless the grant is for another."""
-    return cls(grant, dataclasses.replace(args, heads=grant.heads), way)
+    mixer = cls(grant, dataclasses.replace(args, heads=grant.heads), way)
+    return mixer if aligned else Misaligned(mixer)
 
 
 def outside(name: str) -> type[Mixer]:
