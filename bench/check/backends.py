@@ -46,7 +46,7 @@ def errors(subject: Subject, make: Callable[[Grant], Mixer], packed: bool, lengt
     exact = subject.mixer(length, packed)
     mixer = subject.initialised(make(subject.grant(length, packed)), torch.float32)
     if length > 128:
-        segments_BL = subject.layouts(packed, length)
+        segments_BL = subject.layouts(packed, length)[:2]  # the others hold one token or none, or one border
     else:
         segments_BL = subject.documents([[length - 9, 9] if packed else [length]], length)
     v_BLHP, features = subject.inputs(exact, segments_BL)
