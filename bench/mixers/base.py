@@ -1,7 +1,9 @@
 """The mixer seam: what a mixer is given, what it must offer. No mixer's name occurs here.
 
 A mixer is a linear map of v per head, Y^h = M^h V^h, with M built from feature channels (sequence-aligned,
-`sam: true`) or from free parameters (`sam: false`). It never sees the residual stream, the optimiser or the task.
+`sam: true`) or from free parameters (`sam: false`). It never sees the residual stream, the optimiser or the task, nor
+whether its features are those of its own places: `sam: misaligned` is a `sam: true` mixer whose features the shell
+passes through `misalign`, a control with equal parameters and equal dependence on the data.
 
 Axes: B batch, L length, H heads, P head width, K feature channels of one kind.
 """
@@ -11,9 +13,12 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import Refusal
+
+MASK = 2**31 - 1  # of the hash that `sources` sorts by
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Mixer(nn.Module, ABC):
     """Abstract; concrete mixers are final. `Args` is a frozen dataclass: the keys of the mixer's yaml except `name`."""
 
     Args: ClassVar[type]
-    levels: ClassVar[tuple[bool, ...]]  # values of `sam` that exist
+    levels: ClassVar[tuple[bool, ...]]  # values of `sam` that exist; with True, `misaligned` exists too
     backends: ClassVar[tuple[str, ...]] = ("torch",)  # ways to compute `forward`; the first needs nothing
 
     def __init__(self, grant: Grant, backend: str):
@@ -131,6 +136,47 @@ def segment_lengths(segments_BL: Tensor, packed: bool) -> Tensor:
     if packed:
         return same_segment(segments_BL)[:, 0].sum(-1).clamp(min=1)
     return (segments_BL > 0).sum(-1, keepdim=True).clamp(min=1).expand_as(segments_BL)
+
+
+def segment_starts(segments_BL: Tensor) -> Tensor:
+    """Where each token's own document begins in its row, BL; a place of padding is its own beginning.
+
+    A document is one unbroken stretch of its number.
+    """
+    place_L = torch.arange(segments_BL.shape[1], device=segments_BL.device)
+    before_BL = F.pad(segments_BL, (1, 0))[:, :-1]
+    first_BL = (segments_BL != before_BL) | (segments_BL == 0)
+    return torch.where(first_BL, place_L, 0).cummax(1).values
+
+
+def misalign(features: Features, segments_BL: Tensor, seed: int) -> Features:
+    """The features with each real token's taken from another token of its document, as `sources` pairs them."""
+    source_BL1 = sources(segments_BL, seed)[..., None]
+    return Features(*(x.gather(1, source_BL1.expand(-1, -1, x.shape[-1])) for x in features))
+
+
+def sources(segments_BL: Tensor, seed: int) -> Tensor:
+    """The place in its row from which each token takes its features, BL; padding keeps its own.
+
+    Inside a document of n tokens this is one cycle through all its places, so none of two or more keeps its own; it
+    depends on (seed, n) only: the places are shuffled by an integer hash and each takes from the next one. Hashes of
+    31 bits, of which no step collides, so that there are no ties; computed on the device, with no wait for it.
+    """
+    place_L = torch.arange(segments_BL.shape[1], device=segments_BL.device)
+    start_BL = segment_starts(segments_BL)
+    hash_BL = _mixed(_mixed((place_L - start_BL) ^ (seed & MASK)) ^ (seed >> 31 & MASK))
+    # Sorted by document, then hash: rank r holds a token of the document that stands at place r.
+    token_BL = (start_BL * (MASK + 1) + hash_BL).argsort(1)
+    last_BL = F.pad(start_BL, (0, 1), value=-1)[:, 1:] != start_BL
+    next_BL = torch.where(last_BL, start_BL, place_L + 1)
+    return torch.empty_like(token_BL).scatter(1, token_BL, token_BL.gather(1, next_BL))
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """A permutation of the 31-bit integers; no product leaves the range of int64."""
+    for factor in (0x7FEB352D, 0x6CA68B95):
+        x = (x ^ (x >> 16)) * factor & MASK
+    return x ^ (x >> 16)
 
 
 def require_length(length: int, longest: int, name: str) -> None:
