@@ -63,11 +63,18 @@ class DropPath(nn.Module):
 class Layer(nn.Module):
     """The shell with its residual, and a channel MLP with its own if the protocol has one."""
 
-    def __init__(self, settings: Settings, shell: ShellSettings, drop_path: float, make_mixer: Callable[[], Mixer]):
+    def __init__(
+        self,
+        settings: Settings,
+        shell: ShellSettings,
+        drop_path: float,
+        make_mixer: Callable[[], Mixer],
+        order: int | None,
+    ):
         super().__init__()
         self.pre = settings.norm == "pre"
         self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
-        self.shell = Shell(settings.width, shell, make_mixer)
+        self.shell = Shell(settings.width, shell, make_mixer, order)
         self.drop_path = DropPath(drop_path)
         self.mlp = None
         if settings.channel_mlp:
@@ -102,12 +109,19 @@ class TiedHead(nn.Module):
 
 
 class Backbone(nn.Module):
-    def __init__(self, spec: Spec, settings: Settings, shell: ShellSettings, make_mixer: Callable[[], Mixer]):
+    def __init__(
+        self,
+        spec: Spec,
+        settings: Settings,
+        shell: ShellSettings,
+        make_mixer: Callable[[], Mixer],
+        order: int | None,
+    ):
         super().__init__()
         self.spec, self.settings = spec, settings
         self.embedding = Embedding(spec, settings)
         rates = [settings.drop_path * i / max(1, settings.layers - 1) for i in range(settings.layers)]
-        self.layers = nn.ModuleList(Layer(settings, shell, rate, make_mixer) for rate in rates)
+        self.layers = nn.ModuleList(Layer(settings, shell, rate, make_mixer, order) for rate in rates)
         self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps) if settings.norm == "pre" else nn.Identity()
         self.tied = settings.tied and spec.tied
         if spec.pooled and settings.pooling == "first":
@@ -141,9 +155,12 @@ class Backbone(nn.Module):
         return (x_BLD * real_BL1).sum(1) / real_BL1.sum(1).clamp(min=1)
 
 
-def make(spec: Spec, protocol: Protocol, make_mixer: Callable[[], Mixer]) -> Backbone:
-    """A backbone without values (build under torch.device('meta') to have its shapes only)."""
-    return Backbone(spec, protocol.backbone, protocol.shell, make_mixer)
+def make(spec: Spec, protocol: Protocol, make_mixer: Callable[[], Mixer], order: int | None) -> Backbone:
+    """A backbone without values (build under torch.device('meta') to have its shapes only).
+
+    `order`: None, or what fixes the other token of its document from which each token gets its features (`misalign`).
+    """
+    return Backbone(spec, protocol.backbone, protocol.shell, make_mixer, order)
 
 
 def shared(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

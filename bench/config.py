@@ -23,6 +23,10 @@ class Named:
     args: dict
 
 
+# The third value of a mixer's `sam`: as true, but each token gets the features of another token. Mixers never see it.
+MISALIGNED = "misaligned"
+
+
 @dataclass(frozen=True)
 class Backbone:
     layers: int

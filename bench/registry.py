@@ -9,8 +9,9 @@ import types
 
 from bench import Refusal
 from bench.compose import choices
-from bench.config import Run, build
+from bench.config import MISALIGNED, Run, build
 from bench.mixers.base import Grant, Mixer
+from bench.seeds import Streams
 from bench.tasks.base import Places, Task
 
 
@@ -51,11 +52,17 @@ def make_task(run: Run, places: Places) -> Task:
 
 
 def mixer_args(run: Run):
-    """The mixer's own arguments, strictly typed, with the levels and head counts that it allows checked."""
-    cls = mixer_class(run.mixer.name)
-    args = build(cls.Args, run.mixer.args, "mixer")
+    """The mixer's own arguments, strictly typed, with the levels and head counts that it allows checked.
+
+    For `sam: misaligned` those of `sam: true`: that the features are another token's is for the shell (`order`).
+    """
+    cls, level = mixer_class(run.mixer.name), run.mixer.args.get("sam")
+    none = f"mixer '{run.mixer.name}' has no form with sam={str(level).lower()}; it has: {_levels(cls)}"
+    if isinstance(level, str) and level != MISALIGNED:
+        raise Refusal(none)
+    args = build(cls.Args, aligned(run.mixer.args), "mixer")
     if args.sam not in cls.levels:
-        raise Refusal(f"mixer '{run.mixer.name}' has no form with sam={str(args.sam).lower()}; it has: {_levels(cls)}")
+        raise Refusal(none)
     inner = run.protocol.backbone.width * run.protocol.shell.expand
     if args.heads not in cls.heads_allowed(inner):
         allowed = ", ".join(map(str, cls.heads_allowed(inner)))
@@ -65,8 +72,20 @@ def mixer_args(run: Run):
     return args
 
 
+def aligned(args: dict) -> dict:
+    """A mixer's arguments as its class takes them: `sam: misaligned` is its `sam: true` form."""
+    return {**args, "sam": True} if args.get("sam") == MISALIGNED else args
+
+
 def _levels(cls: type[Mixer]) -> str:
-    return ", ".join(f"sam={str(level).lower()}" for level in cls.levels)
+    known = [str(level).lower() for level in cls.levels] + [MISALIGNED] * (True in cls.levels)
+    return ", ".join(f"sam={level}" for level in known)
+
+
+def order(run: Run) -> int | None:
+    """What fixes which token's features each place gets, None for its own: a matter of the seed alone, so that replicas
+    and children keep the order that their parent learnt with."""
+    return Streams(run.seed, 0).torch_seed("order of features") if run.mixer.args["sam"] == MISALIGNED else None
 
 
 def grant(run: Run, task: Task, args) -> Grant:

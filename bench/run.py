@@ -152,7 +152,7 @@ def build(run: Run, where: Where, device: str) -> Built:
     args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
     backend = registry.backend(cls, where.backend, device)
     granted = registry.grant(run, task, args)
-    model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, backend))
+    model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, backend), registry.order(run))
     streams = Streams(run.seed, run.replica)
     backbone.initialise(model, streams)
     sizes = {name: p.numel() for name, p in model.named_parameters()}

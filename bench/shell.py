@@ -4,7 +4,8 @@
 
 It belongs to the protocol. Parameters that exist only because a mixer asked for features have names of their own
 (`in_features`, `conv_features`; `in_exact`, `conv_exact` for those computed outside autocast), so that all others are
-the same tensors for every mixer. Source: the released block of the reference paper (no biases in the projections,
+the same tensors for every mixer. With an `order` (the level `sam: misaligned`) the mixer gets each token's features at
+another token's place. Source: the released block of the reference paper (no biases in the projections,
 normalisation before the gate).
 Axes: B batch, L length, D width, C inner channels (heads H * head width P), K feature channels, W taps.
 """
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.config import Shell as Settings
-from bench.mixers.base import Features, Mixer
+from bench.mixers.base import Features, Mixer, misalign
 
 OWNED = ("mixer", "in_features", "conv_features", "in_exact", "conv_exact")
 
@@ -69,9 +70,9 @@ def short_conv(
 class Shell(nn.Module):
     """One mixer layer without its residual: BLD -> BLD. Rows of padding hold nothing that a real token can see."""
 
-    def __init__(self, width: int, settings: Settings, make_mixer: Callable[[], Mixer]):
+    def __init__(self, width: int, settings: Settings, make_mixer: Callable[[], Mixer], order: int | None):
         super().__init__()
-        self.settings = settings
+        self.settings, self.order = settings, order
         self.mixer = make_mixer()
         self.packed = self.mixer.grant.packed
         inner, wants = width * settings.expand, self.mixer.wants
@@ -103,7 +104,8 @@ class Shell(nn.Module):
             v_BLC, conv_BLK = self.convolve(v_BLC, conv_BLK, segments_BL)
         v_BLHP = F.silu(v_BLC).unflatten(-1, (grant.heads, grant.head_width))
         exact_BLK = self.exact(x_BLD, segments_BL) if wants.exact else v_BLC[..., :0]
-        return z_BLC, v_BLHP, Features(conv_BLK, raw_BLK, exact_BLK)
+        features = Features(conv_BLK, raw_BLK, exact_BLK)
+        return z_BLC, v_BLHP, features if self.order is None else misalign(features, segments_BL, self.order)
 
     def exact(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
         """The channels that autocast must not touch, in the precision of the parameters."""

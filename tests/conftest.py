@@ -50,7 +50,9 @@ def built(run: Run, device: str = "cpu") -> tuple[backbone.Backbone, object]:
     args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
     granted = registry.grant(run, task, args)
     with torch.device(device):
-        model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, cls.backends[0]))
+        model = backbone.make(
+            task.spec(), run.protocol, lambda: cls(granted, args, cls.backends[0]), registry.order(run)
+        )
     if device != "meta":
         backbone.initialise(model, Streams(run.seed, run.replica))
     example = task.example(run.protocol.budget.batch)

@@ -32,11 +32,13 @@ MIXERS = {
 }
 
 
-def model_of(spec=SPEC, settings=SETTINGS, shell_settings=SHELL, mixer: str = "attention") -> backbone.Backbone:
+def model_of(
+    spec=SPEC, settings=SETTINGS, shell_settings=SHELL, mixer: str = "attention", order=None
+) -> backbone.Backbone:
     cls = registry.mixer_class(mixer)
     args = cls.Args(**{"heads": 2} | MIXERS[mixer])
     grant = Grant(2, WIDTH * shell_settings.expand // 2, spec.length, spec.packed)
-    model = backbone.Backbone(spec, settings, shell_settings, lambda: cls(grant, args, "torch"))
+    model = backbone.Backbone(spec, settings, shell_settings, lambda: cls(grant, args, "torch"), order)
     backbone.initialise(model, Streams(0, 0))
     with torch.no_grad():  # norms and biases that start as 1 and 0 would hide that they are left out
         for name, parameter in model.named_parameters():

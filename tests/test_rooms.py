@@ -31,7 +31,7 @@ MAY = {
     "compose": ("hydra omegaconf", "config"),
     "mixers": ("torch", "mixers"),
     "tasks": ("torch kornia datasets", "tasks seeds"),
-    "registry": ("torch", "config compose mixers tasks"),
+    "registry": ("torch", "config compose mixers seeds tasks"),
     "shell": ("torch", "config mixers"),
     "backbone": ("torch", "config mixers seeds shell tasks"),
     "train": ("torch lightning", "backbone config seeds shell tasks"),

@@ -7,15 +7,26 @@ hold, not on names: protocols key by key, digests of the shared code, hashes of 
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from bench import Refusal
 from bench import sweep as sweeps
-from bench.config import CHAIN, NEUTRAL, digest, resolved
+from bench.config import CHAIN, MISALIGNED, NEUTRAL, digest, resolved
 from bench.record import Record
 from bench.store import Store
 from bench.sweep import Column, Sweep
 
 ABSENT = "absent"
+
+
+class Level(NamedTuple):
+    """How a value of a mixer's `sam` is written."""
+
+    label: str  # after the mixer's name
+    cell: str  # in the column 'SAM'
+
+
+LEVELS = {False: Level("", "no"), True: Level(" SAM", "yes"), MISALIGNED: Level(" misaligned", "misaligned")}
 # Which departures move which fact of a block. An arm is compared with those that share its departures in these groups.
 MOVED_BY = {
     "shared initialisation": ("backbone", "shell", "task"),
@@ -127,7 +138,7 @@ def arms_of(rows: list[Row], sweep: Sweep) -> tuple[tuple[Arm, ...], tuple[str, 
     for key, mixer in mixers.items():
         alike = [m for m in mixers.values() if (m["name"], m["sam"]) == (mixer["name"], mixer["sam"])]
         own = [f"{k} {plain(mixer[k])}" for k in axes if several(k, alike)]
-        label = ", ".join([mixer["name"] + " SAM" * bool(mixer["sam"]), *own])
+        label = ", ".join([f"{mixer['name']}{LEVELS[mixer['sam']].label}", *own])
         declared = departures(sweep, mixer)
         departed = {k: v for d in declared for k, v in d.set.items()}
         arms.append(Arm(key, label, mixer, departed, tuple(d.source for d in declared)))
