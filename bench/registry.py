@@ -63,7 +63,7 @@ def mixer_args(run: Run):
     args = build(cls.Args, aligned(run.mixer.args), "mixer")
     if args.sam not in cls.levels:
         raise Refusal(none)
-    inner = run.protocol.backbone.width * run.protocol.shell.expand
+    inner = run.protocol.inner
     if args.heads not in cls.heads_allowed(inner):
         allowed = ", ".join(map(str, cls.heads_allowed(inner)))
         raise Refusal(
@@ -89,9 +89,8 @@ def order(run: Run) -> int | None:
 
 
 def grant(run: Run, task: Task, args) -> Grant:
-    inner = run.protocol.backbone.width * run.protocol.shell.expand
     spec = task.spec()
-    return Grant(heads=args.heads, head_width=inner // args.heads, length=spec.length, packed=spec.packed)
+    return Grant(heads=args.heads, head_width=run.protocol.inner // args.heads, length=spec.length, packed=spec.packed)
 
 
 def backend(cls: type[Mixer], asked: str, device: str) -> str:

@@ -156,12 +156,12 @@ def build(run: Run, where: Where, device: str) -> Built:
     streams = Streams(run.seed, run.replica)
     backbone.initialise(model, streams)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    one = model.layers[0].shell.mixer
+    mixers = [mixer for mixer, _ in model.parts()]
     capacity = Capacity(
         parameters=sum(sizes.values()),
         mixer_parameters=sum(n for name, n in sizes.items() if owned_by_mixer(name)),
-        flops=one.flops(task.spec().length) * len(model.layers),
-        state_per_head=-1 if one.state_size is None else one.state_size,
+        flops=sum(mixer.flops(task.spec().length) for mixer in mixers),
+        state_per_head=-1 if mixers[0].state_size is None else mixers[0].state_size,
     )
     hashes = Hashes(
         shared_init=backbone.shared_digest(model),
@@ -179,7 +179,7 @@ def calibrated(built: Built, run: Run) -> list[tuple[float, float]]:
     group = built.task.spec().group
     size = min(run.protocol.budget.batch, max(group, CALIBRATION_EXAMPLES // group * group))
     batch = built.task.batch(built.streams, 0, run.protocol.budget.batch, slice(0, size))
-    mixers = [layer.shell.mixer for layer in built.model.layers]
+    mixers = [mixer for mixer, _ in built.model.parts()]
     for mixer in mixers:
         mixer.backend = mixer.backends[0]
     gains = backbone.calibrate(built.model, batch, run.protocol.shell.gain)

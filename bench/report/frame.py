@@ -175,7 +175,7 @@ def check_protocols(table: Table, column: Column) -> None:
             wrong = f"the record of run {row.run_id} is that of run {row.record.id}"
             raise Refusal(f"{title(column)}: {wrong}; delete the copy and run again")
         for key, value in arms[row.arm].departed.items():
-            if not same(value, found := nested(row.record.run["protocol"], key)):
+            if not same(value, found := protocol_value(row.record.run, key)):
                 raise Refusal(
                     f"{title(column)} is not controlled: the sweep declares protocol.{key} = {plain(value)} for "
                     f"{arms[row.arm].label}, its run {row.run_id} has {plain(found)}"
@@ -299,6 +299,12 @@ def plain(value) -> str:
 
 def same(a, b) -> bool:
     return digest({"": a}) == digest({"": b})
+
+
+def protocol_value(run: dict, key: str):
+    """A value of a record's protocol: of a key that is younger than the record, its neutral one."""
+    found = nested(run["protocol"], key)
+    return NEUTRAL.get(f"protocol.{key}", ABSENT) if found is ABSENT else found
 
 
 def nested(values: dict, key: str):
