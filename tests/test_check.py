@@ -17,9 +17,9 @@ from tests import wrong_mixers as wrong
 
 SHIPPED = everything({})
 VARIANTS = [
-    ("low_rank", {"feature_map": "elu1", "normalise": True}),
-    ("decay_attention", {"feature_map": "elu1", "normalise": True, "decay": "fixed"}),
     ("quasiseparable", {"groups": 2, "separate": False}),
+    ("add", {"shift": True, "diagonal": True}),  # equal to another mixer, and so no form of its own
+    ("mult", {"groups": 2, "separate": False}),
     ("semiseparable", {"groups": 4}),
     ("cauchy", {"rank": 1}),
 ]
@@ -44,6 +44,15 @@ MUTANTS = [
     (wrong.ValueDiagonal, "data independence"),
     (wrong.DeclaredSam, "data dependence"),
     (wrong.Rectified, "linear in v"),
+    (wrong.UndeclaredProduct, "linear in v"),
+    (wrong.DeclaredNotLinear, "not linear in v"),
+    (wrong.MovingFactor, "not linear in v"),
+    (wrong.OtherFactor, "forward = matrix v, fp64"),
+    (wrong.UnmixedProduct, "mixes tokens"),
+    (wrong.LeakingFactor, "padding invariance"),
+    (wrong.LeakingFactor, "segment isolation"),
+    (wrong.MisalignedFactor, "sequence alignment"),
+    (wrong.DataFactor, "data independence"),
     (wrong.FrozenLength, "shorter lengths"),
     (wrong.FrozenAbove, "longer lengths"),
     (wrong.NoRefusal, "longer lengths"),
@@ -65,7 +74,7 @@ MUTANTS = [
     (wrong.CheapWord, "FLOPs, counted"),
     (wrong.KeepsTerms, "bytes kept for backward"),
 ]
-RIGHT = [wrong.Table, wrong.Aligned, wrong.Lags, wrong.EmittedLags, wrong.BackwardScan, wrong.Waves]
+RIGHT = [wrong.Table, wrong.Aligned, wrong.Lags, wrong.EmittedLags, wrong.BackwardScan, wrong.Waves, wrong.Product]
 
 
 def verdicts(cls) -> dict[str, str]:

@@ -7,7 +7,19 @@ import torch
 
 from bench.mixers import toeplitz
 from bench.mixers.base import Features
-from tests.test_mixers import CASES, HEADS, OPTIONS, WIDTH, apply, build, gradients, inputs, label, rows, segments_of
+from tests.test_mixers import (
+    CASES,
+    HEADS,
+    OPTIONS,
+    WIDTH,
+    build,
+    by_matrix,
+    gradients,
+    inputs,
+    label,
+    rows,
+    segments_of,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 KERNEL = pytest.mark.skipif(importlib.util.find_spec("mamba_ssm") is None, reason="mamba-ssm is not installed")
@@ -31,7 +43,7 @@ def assert_near(mixer, exact, given, bound: float, autocast: bool) -> None:
             return mixer(*leaves)
 
     def slow(v, features, segments):
-        return apply(exact.matrix(v, features, segments), v)
+        return by_matrix(exact, v, features, segments)
 
     found = gradients(mixer, fast, *on_gpu(*given, torch.float32))
     expected = gradients(exact, slow, *on_gpu(*given))

@@ -15,11 +15,11 @@ from bench.check.subject import (
     Failed,
     Row,
     Subject,
-    apply,
     at_most,
     by_matrix,
     differ,
     documents,
+    factors,
     gradients,
     layouts,
 )
@@ -111,7 +111,7 @@ def state(subject: Subject) -> Row:
     if mixer.state_size is None:
         return Row("state", None, "skip", "declared to grow with the length")
     segments_BL = documents([[subject.length]], subject.length)
-    m_HLL = mixer.matrix(*subject.inputs(mixer, segments_BL), segments_BL)[0].detach()
+    m_HLL = factors(mixer, *subject.inputs(mixer, segments_BL), segments_BL)[0].detach()
     figures = {}
     for cut in (subject.length // 3, subject.length // 2):
         for block, name in ((m_HLL[:, cut:, :cut], "below"), (m_HLL[:, :cut, cut:], "above")):
@@ -184,8 +184,8 @@ def structure(subject: Subject) -> list[Row]:
     segments_BL = documents([[subject.length]], subject.length)
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     with torch.no_grad():
-        m_BHLL = mixer.matrix(v_BLHP, features, segments_BL)
-    same = differ(mixer(v_BLHP, features, segments_BL), apply(m_BHLL, v_BLHP))
+        m_BHLL = factors(mixer, v_BLHP, features, segments_BL)
+    same = differ(mixer(v_BLHP, features, segments_BL), by_matrix(mixer, v_BLHP, features, segments_BL))
     rows = []
     for name in names:
         words = name.split(" ")

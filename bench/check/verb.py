@@ -1,6 +1,7 @@
 """`mixerbench check`: which mixers a word means, the table, and the row that only `all` has.
 
-A shipped name has its yaml's values, at every level of `sam` that exists; module:Class has those of the command line.
+A shipped name has its yaml's values, at every level of `sam` and in every form that its class names, unless the command
+line sets more than `sam`; module:Class has the values of the command line.
 """
 
 import importlib
@@ -56,7 +57,7 @@ def everything(changes: dict) -> dict:
 
 
 def of(name: str, changes: dict) -> dict:
-    """Label -> (make, declared) for a shipped name or module:Class, one for each level that is asked for."""
+    """Label -> (make, declared) for a shipped name or module:Class, one for each level and form that is asked for."""
     if ":" in name:
         cls, values = outside(name), {}
     else:
@@ -65,16 +66,23 @@ def of(name: str, changes: dict) -> dict:
         cls, values = mixer_class(name), compose_group("mixer", name)
         values.pop("name")
     found = {}
-    for level in [changes["sam"]] if "sam" in changes else cls.levels:
-        args = build(cls.Args, {**values, **changes, "sam": level}, "mixer")
+    levels = [changes["sam"]] if "sam" in changes else cls.levels
+    for level, form in itertools.product(levels, cls.forms if set(changes) <= {"sam"} else [{}]):
+        args = build(cls.Args, {**values, **form, **changes, "sam": level}, "mixer")
         if args.sam not in cls.levels:
-            levels = listed(f"sam={str(level).lower()}" for level in cls.levels)
-            raise Refusal(f"mixer '{name}' has no form with sam={str(args.sam).lower()}; it has: {levels}")
+            known = listed(f"sam={plain_word(level)}" for level in cls.levels)
+            raise Refusal(f"mixer '{name}' has no form with sam={plain_word(args.sam)}; it has: {known}")
         if args.heads not in cls.heads_allowed(args.heads * WIDTH):
             raise Refusal(f"mixer '{name}' does not allow heads={args.heads}")
         made = partial(make, cls, args)
-        found[f"{name} sam={str(args.sam).lower()}"] = (made, Declared(sam=args.sam, heads=args.heads))
+        label = " ".join([name, *(f"{key}={plain_word(value)}" for key, value in ({"sam": args.sam} | form).items())])
+        found[label] = (made, Declared(sam=args.sam, heads=args.heads))
     return found
+
+
+def plain_word(value) -> str:
+    """A value as yaml writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def make(cls: type[Mixer], args, grant: Grant) -> Mixer:
