@@ -24,7 +24,7 @@ VARIANTS = [
     ("cauchy", {"rank": 1}),
 ]
 for name, changes in VARIANTS:
-    SHIPPED |= {f"{label} {changes}": found for label, found in of(name, changes).items()}
+    SHIPPED |= of(name, changes)
 HEADS = 2
 
 MUTANTS = [
@@ -156,6 +156,12 @@ def test_two_names_of_one_matrix_are_found():
     assert row.verdict == "fail" and row.note.endswith("Table and Scaled")
     assert distinct(dict(itertools.islice(made.items(), 2))).verdict == "pass"
     assert distinct(everything({})).verdict == "pass"
+
+
+def test_every_form_is_checked_unless_the_words_set_more_than_sam():
+    assert list(of("add", {"sam": True})) == ["add sam=true", "add sam=true diagonal=true", "add sam=true shift=true"]
+    assert len(of("add", {})) == 6
+    assert list(of("add", {"state": 4})) == ["add sam=false state=4", "add sam=true state=4"]
 
 
 # The verb

@@ -154,9 +154,10 @@ def test_the_battery_covers_every_mixer_level_and_form_that_ships():
     shipped = {(name, level) for name, cls in CLASSES.items() for level in cls.levels}
     assert {(name, args["sam"]) for name, args in OPTIONS} == shipped
     for name, level in shipped:
+        values, varied = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()), set().union(*CLASSES[name].forms)
         for form in CLASSES[name].forms:
-            whole = form.items() | {("sam", level)}
-            assert any(name == other and whole <= args.items() for other, args in OPTIONS), (name, level, form)
+            whole = {key: values[key] for key in varied} | form | {"sam": level}
+            assert any(name == other and whole.items() <= args.items() for other, args in OPTIONS), (name, level, form)
 
 
 @pytest.mark.parametrize(("name", "args", "packed"), CASES, ids=label)

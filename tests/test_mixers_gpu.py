@@ -35,7 +35,7 @@ def assert_near(mixer, exact, given, bound: float, autocast: bool) -> None:
     """Values and all gradients of `mixer` against the fp64 matrix: norm of the difference over the norm.
 
     The gradient of a parameter of a few entries is a sum over all tokens that may nearly cancel, so that its norm is
-    taken as at least a twentieth of that of the values.
+    taken as at least a twentieth of that of the values, a quarter if it has one entry a head.
     """
 
     def fast(*leaves):
@@ -47,9 +47,10 @@ def assert_near(mixer, exact, given, bound: float, autocast: bool) -> None:
 
     found = gradients(mixer, fast, *on_gpu(*given, torch.float32))
     expected = gradients(exact, slow, *on_gpu(*given))
-    least = 0.05 * float(expected["value"].norm())
+    whole = float(expected["value"].norm())
     for key in expected:
         error, size = float((found[key].double() - expected[key]).norm()), float(expected[key].norm())
+        least = (0.25 if expected[key].ndim == 1 else 0.05) * whole
         assert error <= bound * max(size, least), (key, error, size)
 
 

@@ -75,7 +75,8 @@ def of(name: str, changes: dict) -> dict:
         if args.heads not in cls.heads_allowed(args.heads * WIDTH):
             raise Refusal(f"mixer '{name}' does not allow heads={args.heads}")
         made = partial(make, cls, args)
-        label = " ".join([name, *(f"{key}={plain_word(value)}" for key, value in ({"sam": args.sam} | form).items())])
+        said = {"sam": args.sam} | form | changes
+        label = " ".join([name, *(f"{key}={plain_word(value)}" for key, value in said.items())])
         found[label] = (made, Declared(sam=args.sam, heads=args.heads))
     return found
 
