@@ -5,10 +5,10 @@ primes for the backward set (both are zero elsewhere):
     i >= j: M_ij = c_i^T A_i A_{i-1} .. A_{j+1} dt_j b_j
     i <= j: M'_ij = c'_i^T A'_i A'_{i+1} .. A'_{j-1} dt'_j b'_j
 Start, sam and not sam: as the quasiseparable mixer has them, without its diagonal. Deliberate: neither scan has a D v
-of its own (the shell's skip has that place), and there is no scale, as published. So |y| / |v| grows with |v| and starts
-small: 4e-4 where the sum of the two scans has 5e-2 (width 768, 128 tokens, maps of deviation 0.02). A protocol that
-calibrates the gain lifts that; one that does not starts this mixer near off. bf16 has the range for it, and the product
-only adds the two scans' relative errors.
+of its own (the shell's skip has that place), and there is no scale, as published. So |y| / |v| grows with |v|, and it
+starts small: 4e-4, where the sum of the two scans has 5e-2 (width 768, 128 tokens, maps of deviation 0.02). A protocol
+that calibrates the gain lifts that; one that does not starts this mixer near off. bf16 has the range for it, and the
+product only adds the two scans' relative errors.
 Axes: B batch, L length, H heads, P head width, N state, G groups, D direction (0 forward, 1 backward; size 1 if both
 share), K feature channels.
 """
