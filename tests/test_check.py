@@ -198,7 +198,7 @@ def test_json_has_the_rows_of_the_table(call):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nothing"], "unknown mixer 'nothing'; known: all, attention"),
+        (["nothing"], "unknown mixer 'nothing'; known: all, add, attention"),
         (["identity", "sam=true"], "mixer 'identity' has no form with sam=true; it has: sam=false"),
         (["identity", "heads=0"], "mixer 'identity' does not allow heads=0"),
         (["identity", "head=2"], "unknown key 'mixer.head'; allowed: sam, heads"),

@@ -79,9 +79,9 @@ def test_a_child_takes_backbone_changes_up_its_chain_and_nothing_else():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["protocol=quick_digits", "mixer=nonsense"], "unknown mixer 'nonsense'; known: attention"),
+        (["protocol=quick_digits", "mixer=nonsense"], "unknown mixer 'nonsense'; known: add, attention"),
         (["protocol=quick_digit", "mixer=dense"], "unknown protocol 'quick_digit'; known: "),
-        (["protocol=quick_digits"], "missing 'mixer=…'; known: attention"),
+        (["protocol=quick_digits"], "missing 'mixer=…'; known: add, attention"),
         (
             ["protocol=quick_digits", "mixer=dense", "protocol.budget.stepz=3"],
             "unknown key 'protocol.budget.stepz': 'stepz' is not one of: steps, batch",
