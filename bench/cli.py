@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     vocab.add_argument("--size", type=int, required=True, help="entries")
     vocab.add_argument("--out", type=Path, required=True, metavar="FILE")
     check = verbs.add_parser("check", help="hold a mixer to what every mixer promises: one row a property")
-    check.add_argument("name", help="a name of configs/mixer, module:Class, or all")
+    check.add_argument("name", help="a mixer's name, module:Class, or all")
     check.add_argument("--json", action="store_true", help="rows for machines")
     check.add_argument("--full", action="store_true", help="larger sizes, about a minute a mixer")
     check.add_argument("words", nargs="*", metavar="key=value", help="the mixer's keys: sam=true heads=4 …")

@@ -1,6 +1,7 @@
 """Names -> classes. A mixer or a task is one file, named like it, with one `Args` dataclass and one concrete class.
 
-The file system is the registry: nothing else lists the names. Loading a class imports torch; config.py does not.
+The file system is the registry of what is shipped, the metadata of installed distributions (plugins.py) that of other
+mixers: nothing else lists the names. Loading a class imports torch; config.py does not.
 """
 
 import importlib
@@ -8,24 +9,31 @@ import inspect
 import types
 
 from bench import Refusal
-from bench.compose import choices
+from bench.compose import choices, claim_of
 from bench.config import MISALIGNED, Run, build
 from bench.mixers.base import Grant, Mixer
+from bench.plugins import Claim
 from bench.seeds import Streams
 from bench.tasks.base import Places, Task
 
 
 def mixer_class(name: str) -> type[Mixer]:
-    return _class_in("mixers", name, Mixer)
+    """The class of a shipped mixer or of one that an installed distribution brings."""
+    claim = claim_of(name)
+    if claim is None:
+        return _class_in(_module("mixers", name), Mixer)
+    try:
+        return _class_in(_brought(claim), Mixer)
+    except Refusal as error:
+        raise claim.broken(str(error)) from None
 
 
 def task_class(name: str) -> type[Task]:
-    return _class_in("tasks", name, Task)
+    return _class_in(_module("tasks", name), Task)
 
 
-def _class_in(room: str, name: str, base: type) -> type:
-    """The one concrete subclass of `base` defined in bench/<room>/<name>.py."""
-    module = _module(room, name)
+def _class_in(module: types.ModuleType, base: type) -> type:
+    """The one concrete subclass of `base` that a module defines."""
     found = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)
@@ -33,7 +41,20 @@ def _class_in(room: str, name: str, base: type) -> type:
     ]
     if len(found) != 1:
         raise Refusal(f"{module.__name__} must define one concrete {base.__name__}, found {len(found)}")
-    return found[0]
+    (cls,) = found
+    if missing := [key for key in inspect.get_annotations(base) if key not in dir(cls)]:
+        raise Refusal(f"{module.__name__}.{cls.__name__} must set {', '.join(missing)}")
+    return cls
+
+
+def _brought(claim: Claim) -> types.ModuleType:
+    """The module of another distribution's mixer; whatever keeps it from loading is that distribution's fault."""
+    try:
+        return importlib.import_module(claim.module)
+    except Exception as error:
+        trace = f"`python -c 'import {claim.module}'` shows where"
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Refusal(f"its module does not load, {why}; {trace}") from None
 
 
 def _module(room: str, name: str) -> types.ModuleType:

@@ -14,12 +14,12 @@ import torch
 import yaml
 
 from bench import Refusal
-from bench.compose import choices
+from bench.compose import shipped
 from bench.mixers import toeplitz
 from bench.mixers.base import Features, Grant, Mixer, Wants
 from bench.registry import mixer_class
 
-CLASSES = {name: mixer_class(name) for name in choices("mixer")}
+CLASSES = {name: mixer_class(name) for name in shipped("mixer")}
 CONFIGS = Path(__file__).parent.parent / "configs" / "mixer"
 HEADS, WIDTH, LENGTH = 2, 3, 150  # three chunks of the scan, the last one not full
 OPTIONS = [

@@ -1,7 +1,7 @@
 """`mixerbench check`: which mixers a word means, the table, and the row that only `all` has.
 
-A shipped name has its yaml's values, at every level of `sam` and in every form that its class names, unless the command
-line sets more than `sam`; module:Class has the values of the command line.
+A name has its yaml's values, at every level of `sam` and in every form that its class names, unless the command line
+sets more than `sam`; module:Class has the values of the command line.
 """
 
 import importlib
@@ -32,7 +32,11 @@ def check(name: str, words: list[str], as_json: bool, full: bool) -> int:
     )  # the matrices are small: more threads cost more than they bring, above all on a shared core
     changes = parse_overrides(words)
     makers = everything(changes) if name == ALL else of(name, changes)
-    tables = {}
+    broken = unusable() if name == ALL else {}
+    tables = {label: [Row("can be used", None, "fail", why)] for label, why in broken.items()}
+    if not as_json:
+        for label, rows in tables.items():
+            show(label, rows, None)
     for label, (make, declared) in makers.items():
         start = time.perf_counter()
         tables[label] = check_mixer(make, declared, full)
@@ -53,11 +57,24 @@ def check(name: str, words: list[str], as_json: bool, full: bool) -> int:
 def everything(changes: dict) -> dict:
     if changes:
         raise Refusal(f"check all takes no key=value words, got: {listed(changes)}")
-    return {label: found for name in choices("mixer") for label, found in of(name, {}).items()}
+    broken = unusable()
+    names = [name for name in choices("mixer") if name not in broken]
+    return {label: found for name in names for label, found in of(name, {}).items()}
+
+
+def unusable() -> dict[str, str]:
+    """Name -> why the mixer cannot even be loaded: it is a failure of its own and keeps no other from its check."""
+    found = {}
+    for name in choices("mixer"):
+        try:
+            of(name, {})
+        except Refusal as error:
+            found[name] = str(error)
+    return found
 
 
 def of(name: str, changes: dict) -> dict:
-    """Label -> (make, declared) for a shipped name or module:Class, one for each level and form that is asked for."""
+    """Label -> (make, declared) for a name or module:Class, one for each level and form that is asked for."""
     if ":" in name:
         cls, values = outside(name), {}
     else:

@@ -221,7 +221,7 @@ def facts(row: Row) -> dict[tuple[str, int], str]:
     record = row.record
     return {
         **{(f"code of {name}", 0): value for name, value in shared_code(record).items()},
-        **{(name, 0): version for name, version in record.environment.packages.items()},
+        **{(name, 0): version for name, version in shared_packages(record).items()},
         ("torch", 0): record.environment.torch,
         ("device", 0): record.environment.device,
         ("precision", 0): record.environment.precision,
@@ -234,6 +234,12 @@ def facts(row: Row) -> dict[tuple[str, int], str]:
 def shared_code(record: Record) -> dict[str, str]:
     """Digests of the files outside the mixers. A file that only one mixer imports has no counterpart to differ from."""
     return {k: v for k, v in record.digests.items() if not k.startswith("mixers/") or k == "mixers/base"}
+
+
+def shared_packages(record: Record) -> dict[str, str]:
+    """Versions of the libraries, but not of the distribution that brought the mixer: that is the mixer's own."""
+    own = {name.split("/")[1] for name in record.digests if name.startswith("mixers/") and name.count("/") > 1}
+    return {name: version for name, version in record.environment.packages.items() if name not in own}
 
 
 def check_metric(table: Table, column: Column) -> None:
