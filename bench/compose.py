@@ -1,7 +1,8 @@
 """From yaml and command-line words to runs: the one reader of yaml, hydra-core's composition, changes, parents.
 
-hydra-core composes the groups under `configs/`, and a mixer of another distribution from its own; the result is built strictly (config.py), so that a misspelt key is
-never ignored. Interpolations are refused before hydra-core could resolve one: a configuration says what it is.
+hydra-core composes the groups under `configs/`, and a mixer of another distribution from its own; the result is built
+strictly (config.py), so that a misspelt key is never ignored. Interpolations are refused before hydra-core could
+resolve one: a configuration says what it is.
 """
 
 import json

@@ -1,5 +1,6 @@
 """A mixer of another distribution: the installed example goes through every verb; a wrong claim is named when used."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from bench import Refusal, cli, compose, plugins, provenance, registry
 from bench.check import verb
 from bench.compose import ROOT
 from bench.mixers.base import Features, Grant
+from bench.report import frame
+from bench.store import read_records
 
 EXAMPLE = ROOT / "examples" / "window"
 SOURCE = (EXAMPLE / "src" / "mixerbench_window" / "window.py").read_text()
@@ -160,6 +163,12 @@ def test_names_and_values_are_found_without_importing_the_package(install):
     assert "sliding" not in sys.modules
 
 
+def test_a_yaml_may_build_on_another_of_its_package(install):
+    files = package(yaml="defaults:\n  - base\n  - _self_\nname: slide\n")
+    install("slides", {"slide": "sliding.slide"}, files | {"sliding/configs/mixer/base.yaml": YAML})
+    assert compose.compose_group("mixer", "slide") == {"name": "slide", "sam": False, "heads": 4, "reach": 2}
+
+
 BROKEN = {
     "no such module": ({"module": None}, "there is no such module"),
     "no class": ({"module": '"""Nothing."""\n'}, "must define one concrete Mixer, found 0"),
@@ -169,6 +178,7 @@ BROKEN = {
     "bad syntax": ({"module": "def\n"}, "SyntaxError"),
     "no yaml": ({"yaml": None}, "slide.yaml"),
     "another name": ({"yaml": YAML}, "must say 'name: slide'"),
+    "interpolation in defaults": ({"yaml": "defaults:\n  - ${oc.env:HOME}\n" + YAML}, "interpolation"),
     "interpolation": ({"yaml": YAML + "at: ${oc.env:HOME}\n"}, "interpolation"),
     "foreign key": ({"yaml": YAML.replace("name: window", "name: slide") + "hop: 1\n"}, "unknown key 'mixer.hop'"),
 }
@@ -181,7 +191,7 @@ def test_a_broken_mixer_is_refused_in_one_line_when_it_is_used(install, fault):
     with pytest.raises(Refusal) as caught:
         registry.check(compose.make_run("quick_recall", "slide", {}, 0, 0))
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    if fault not in ("interpolation", "foreign key"):  # these name the file or the key
+    if fault not in ("interpolation in defaults", "interpolation", "foreign key"):  # these name the file or the key
         assert "mixer 'slide' of slides 1.0 (sliding.slide): " in str(caught.value)
 
 
@@ -244,6 +254,20 @@ def test_digests_follow_the_packages_own_imports_and_the_guard_sees_an_edit(inst
             provenance.code_digests("recall", "slide")
         provenance.code_digests("recall", "low_rank")  # not its file
         monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(site)])
+
+
+def test_the_gate_takes_a_mixers_own_package_for_the_mixers_and_every_other_for_shared():
+    path = next((ROOT / "results").glob("*/records.jsonl"))
+    record = next(iter(read_records(path).values()))
+    own = {"mixers/slides/sliding/slide": "0" * 16}
+    packages = {**record.environment.packages, "slides": "1.0"}
+    brought = dataclasses.replace(
+        record,
+        digests=record.digests | own,
+        environment=dataclasses.replace(record.environment, packages=packages),
+    )
+    assert frame.shared_code(brought) == frame.shared_code(record)
+    assert frame.shared_packages(brought) == frame.shared_packages(record) == record.environment.packages
 
 
 def test_shipped_mixers_have_records_as_before(install):
