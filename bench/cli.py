@@ -54,6 +54,18 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="rows for machines")
     check.add_argument("--full", action="store_true", help="larger sizes, about a minute a mixer")
     check.add_argument("words", nargs="*", metavar="key=value", help="the mixer's keys: sam=true heads=4 …")
+    match = verbs.add_parser("match", help="what mixers cost under a protocol, and the values that meet one budget")
+    rows = (
+        "protocol=…, then mixers: NAME or 'NAME mixer.key=value …' (none: all); protocol.… and mixer.… are for all rows"
+    )
+    match.add_argument("words", nargs="+", metavar="WORD", help=f"{rows}; a list [a,b] is a row each")
+    figures = "parameters, mixer_parameters, flops or state"
+    match.add_argument("--budget", default="", metavar="FIGURE=NUMBER", help=figures)
+    match.add_argument("--like", default="", metavar="MIXER", help="the budget is what this mixer has")
+    match.add_argument("--by", default="", metavar="FIGURE", help=f"of --like: {figures} (usually mixer_parameters)")
+    match.add_argument("--knob", default="", metavar="KEY", help="turn this key (heads too), not the mixer's own first")
+    match.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="write the yaml of those that meet it")
+    match.add_argument("--json", action="store_true", help="rows for machines")
     for verb in (fetch, vocab):
         verb.add_argument("words", nargs="*", metavar="where.data=…")
     return top
@@ -197,11 +209,19 @@ def check(options: argparse.Namespace) -> int:
     return check_verb(options.name, options.words, options.json, options.full)
 
 
+def match(options: argparse.Namespace) -> int:
+    from bench.match.verb import match as match_verb
+
+    asked = (options.budget, options.like, options.by, options.knob)
+    return match_verb(options.words, *asked, options.out, options.json)
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """As argparse does, but key=value words may also stand behind options."""
+    """As argparse does, but key=value words (and, for match, names) may also stand behind options."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
-    if rest and (any("=" not in word or word.startswith("-") for word in rest) or "words" not in options):
+    odd = [word for word in rest if word.startswith("-") or ("=" not in word and options.verb != "match")]
+    if odd or (rest and "words" not in options):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.words = [*options.words, *rest]
@@ -211,8 +231,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> int:
     options = parse(sys.argv[1:])
     try:
-        verbs = {"run": run, "sweep": sweep, "report": report, "merge": merge, "data": data, "check": check}
-        return verbs[options.verb](options)
+        verbs = {"run": run, "sweep": sweep, "report": report, "merge": merge, "data": data}
+        return {**verbs, "check": check, "match": match}[options.verb](options)
     except Refusal as error:
         print(f"mixerbench: {error}", file=sys.stderr)
         return 2

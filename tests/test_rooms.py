@@ -48,7 +48,8 @@ MAY = {
     "launch": ("", "config store sweep"),
     "report": ("pandas matplotlib seaborn", "report config record store sweep"),
     "check": ("torch", "check compose config mixers registry"),
-    "cli": ("", "check compose config launch registry report run store sweep tasks worker"),
+    "match": ("torch", "capacity compose config match record registry tasks"),
+    "cli": ("", "check compose config launch match registry report run store sweep tasks worker"),
 }
 VERBS = "config compose"  # which tasks/verbs.py may import besides: `data fetch` goes from a task's name to its pins
 

@@ -66,6 +66,8 @@ class Mixer(nn.Module, ABC):
     # Variations of its yaml that a table may name: all are checked.
     forms: ClassVar[tuple[dict[str, object], ...]] = ({},)
     backends: ClassVar[tuple[str, ...]] = ("torch",)  # ways to compute `forward`; the first needs nothing
+    # Own integer keys that set the capacity, best first: parameters, FLOPs and state never fall as one of them grows.
+    knobs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, grant: Grant, backend: str):
         super().__init__()

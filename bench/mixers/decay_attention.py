@@ -57,6 +57,7 @@ class DecayAttention(Mixer):
         for decay in ("selective", "fixed")
         for norm in ({}, {"feature_map": "elu1", "normalise": True})
     )
+    knobs: ClassVar = ("rank",)
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)

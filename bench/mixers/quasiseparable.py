@@ -54,6 +54,7 @@ class Quasiseparable(Mixer):
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
     forms: ClassVar = ({}, {"separate": False})
+    knobs: ClassVar = ("state", "groups")
     backends: ClassVar = ("torch", "mamba_ssm")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
