@@ -54,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="rows for machines")
     check.add_argument("--full", action="store_true", help="larger sizes, about a minute a mixer")
     check.add_argument("words", nargs="*", metavar="key=value", help="the mixer's keys: sam=true heads=4 …")
+    add_match(verbs)
+    for verb in (fetch, vocab):
+        verb.add_argument("words", nargs="*", metavar="where.data=…")
+    return top
+
+
+def add_match(verbs: argparse._SubParsersAction) -> None:
     match = verbs.add_parser("match", help="what mixers cost under a protocol, and the values that meet one budget")
     rows = (
         "protocol=…, then mixers: NAME or 'NAME mixer.key=value …' (none: all); protocol.… and mixer.… are for all rows"
@@ -66,9 +73,6 @@ def parser() -> argparse.ArgumentParser:
     match.add_argument("--knob", default="", metavar="KEY", help="turn this key (heads too), not the mixer's own first")
     match.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="write the yaml of those that meet it")
     match.add_argument("--json", action="store_true", help="rows for machines")
-    for verb in (fetch, vocab):
-        verb.add_argument("words", nargs="*", metavar="where.data=…")
-    return top
 
 
 def duration(text: str) -> float:

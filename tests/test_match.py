@@ -240,6 +240,13 @@ def test_a_mixer_that_names_a_knob_it_does_not_have_is_refused(monkeypatch):
         matched_all(table(SMALL, {}, [Arm("low_rank", {})]), Budget("state", 128, ""), "")
 
 
+def test_mixers_may_stand_behind_options_and_elsewhere_a_bare_word_is_still_refused(call, capsys):
+    code, out, _ = call(f"protocol={SMALL}", "--json", "dense", "mixer.heads=2", "dft")
+    assert code == 0 and [row["name"] for row in json.loads(out)["rows"]] == ["dense", "dft"]
+    with pytest.raises(SystemExit):
+        cli.parse(["check", "dense", "--json", "dft"])
+
+
 # What is shown and written ------------------------------------------------------------------------------------------
 
 

@@ -133,7 +133,7 @@ def matched(run: Run, row: Row, budget: Budget, asked: str) -> Row:
             return figure_of(figures(turned(run, knob, value), task), budget.figure)
 
         values = values_allowed(run, task, knob)
-        if len({figure(value) for value in (values if knob == HEADS else (values[0], values[-1]))}) == 1:
+        if len({figure(value) for value in (values if knob == HEADS else values[:1] + values[-1:])}) < 2:
             note = f"{knob} does not change its {budget.figure}"
         else:
             run = turned(run, knob, nearest(values, figure, budget.value, rising=knob != HEADS))

@@ -81,7 +81,7 @@ def show(rows: list[Row], budget: Budget | None) -> None:
 
     drawn = Table(title=Text(title(rows, budget)), title_justify="left")
     for name, at in zip(head, right, strict=True):
-        drawn.add_column(name, justify="right" if at else "left")
+        drawn.add_column(name, justify="right" if at else "left", no_wrap=at)
     for line in lines:
         drawn.add_row(*map(Text, line))  # not as markup: labels hold brackets
     Console().print(drawn)
