@@ -101,6 +101,15 @@ def test_figures_never_fall_as_a_knob_grows_and_one_of_them_rises(name, level, k
     assert counts[-1].mixer_parameters > counts[0].mixer_parameters
 
 
+@pytest.mark.parametrize("arm", ARMS, ids=str)
+def test_an_integer_key_that_sets_the_capacity_is_a_knob(arm):
+    run = a_run(arm[0], sam=arm[1], heads=8)
+    before, knobs = figures(run, task_of(run)), registry.mixer_class(arm[0]).knobs
+    for key in (k for k, v in run.mixer.args.items() if type(v) is int and k not in (HEADS, *knobs)):
+        more = min(value for value in values_allowed(run, task_of(run), key) if value > run.mixer.args[key])
+        assert figures(turned(run, key, more), task_of(run)) == before, f"{arm[0]}.{key} belongs to its knobs"
+
+
 def test_every_shipped_mixer_is_in_the_table_at_each_of_its_levels_and_needs_no_data(rows):
     found = rows("protocol=mini_mlm")
     assert [(row["name"], row["args"]["sam"]) for row in found] == ARMS
