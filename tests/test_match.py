@@ -222,7 +222,9 @@ def test_a_list_is_a_row_each_for_one_mixer_or_for_all_and_the_protocol_may_vary
         *(("semiseparable", f"{SMALL}[shell.expand={e}]", s) for e in (1, 2) for s in (8, 16)),
     ]
     assert found[1]["capacity"]["parameters"] < found[3]["capacity"]["parameters"]
-    assert f"{SMALL}[shell.expand=2]" in call(*words)[1]
+    title, *lines = call(*words)[1].splitlines()
+    assert title == f"{SMALL}: 24 tokens" and f"| {SMALL}[shell.expand=2] |" in lines[-1]
+    assert call(*words[:2], "protocol.shell.expand=1")[1].startswith(f"{SMALL}[shell.expand=1]: 24 tokens\n")
     found = rows(f"protocol={SMALL}", "low_rank", "dense", "mixer.rank=[4,8]", "mixer.sam=false")
     assert [row["args"].get("rank") for row in found] == [4, 8, None]
 

@@ -39,7 +39,9 @@ RIGHT = ("parameters", "mixer's own", "FLOPs", "state/head", "gap")
 
 def title(rows: list[Row], budget: Budget | None) -> str:
     lengths = listed(sorted({row.length for row in rows if row.length}))
-    first = f"{listed(dict.fromkeys(row.protocol for row in rows))}: {lengths} tokens"
+    labels = list(dict.fromkeys(row.protocol for row in rows))
+    # Where several stand in a column of their own, the title has what they share.
+    first = f"{labels[0] if len(labels) == 1 else labels[0].split('[')[0]}: {lengths} tokens"
     if budget is None:
         return first
     source = f", as {budget.like}" if budget.like else ""
