@@ -52,6 +52,7 @@ class Add(Mixer):
 
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
+    knobs: ClassVar = ("state", "groups")
     forms: ClassVar = ({}, {"diagonal": True}, {"shift": True})  # both: the quasiseparable mixer
 
     def __init__(self, grant: Grant, args: Args, backend: str):

@@ -43,6 +43,7 @@ class Mult(Mixer):
 
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
+    knobs: ClassVar = ("state", "groups")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
