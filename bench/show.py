@@ -29,6 +29,7 @@ from bench.run import calibrated, load_parent, results
 from bench.store import Store
 from bench.tasks.base import Batch, Spec, Task
 
+ID = "[0-9a-f]{12}"
 AGREE = 1e-6  # of the largest output: forward and matrix @ v are the same map in fp64
 READ_AT_ONCE = 64  # held-out examples of a batch while looking for one
 
@@ -60,9 +61,8 @@ def show(words: list[str], wanted: Wanted, out: Path | None) -> list[Path]:
     matrices = materialise(model, batch, wanted.layers, wanted.heads)
     about = {"trained": not wanted.fresh, "input": text, **about_run(run)}
     matrices = dataclasses.replace(matrices, names_L=names(task, batch), about=about | matrices.about)
-    folder = out or store.root / "show" / run.id
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / (name + ("-fresh" if wanted.fresh else "") + ("-skip" if wanted.with_skip else ""))
+    name += ("-fresh" if wanted.fresh else "") + ("-skip" if wanted.with_skip else "")
+    stem = (out or store.root / "show" / run.id) / name
     figures = draw(matrices, stem, wanted.with_skip)
     save(matrices, stem.with_name(stem.name + ".npz"))
     return [stem.with_name(stem.name + ".npz"), *figures]
@@ -73,7 +73,7 @@ def show(words: list[str], wanted: Wanted, out: Path | None) -> list[Path]:
 
 def asked(words: list[str], fresh: bool) -> tuple[Run, Where]:
     """The run that words of the verb `run` mean, or the id of a record (with where.… words)."""
-    ids = [word for word in words if re.fullmatch("[0-9a-f]{12}", word)]
+    ids = [word for word in words if re.fullmatch(ID, word)]
     if not ids:
         run, where = parse_run(words)
         return run, dataclasses.replace(where, backend="auto", device="cpu")
@@ -150,16 +150,15 @@ def require_weights(run: Run, store: Store, words: list[str]) -> None:
     record = store.record(run.id)
     if record is not None and record.outcome != "ok":
         raise Refusal(f"run {run.id} has no weights: {record.outcome}: {record.reason}; --fresh shows it untrained")
-    words = words_of(run) if record is not None and "=" not in words[0] else words
-    if not words:
-        raise Refusal(f"no weights of run {run.id} in {store.folder(run.id)}; --fresh shows it untrained")
     if record is None:
         raise Refusal(f"no weights of run {run.id}; train it: {command(words)}; or show it untrained: --fresh")
-    elsewhere = command([*(w for w in words if not w.startswith("where.results=")), "where.results=retrained"])
-    raise Refusal(
-        f"run {run.id} has a record, but its weights are not in {store.folder(run.id)}; train it anew: {elsewhere}; "
-        "then show it with where.results=retrained; or untrained: --fresh"
-    )
+    missing = f"run {run.id} has a record, but its weights are not in {store.folder(run.id)}"
+    own = words_of(run)
+    if not own:
+        raise Refusal(f"{missing}; show it untrained: --fresh")
+    own += [word for word in words if word.startswith("where.") and not word.startswith("where.results=")]
+    anew = command([*own, "where.results=retrained"])
+    raise Refusal(f"{missing}; train it anew: {anew}; and show that, with where.results=retrained; or this: --fresh")
 
 
 def command(words: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of what a mixer does: its matrices as a grid of heat maps, layers down, heads across. Reads one .npz, no torch.
+"""What a mixer does, drawn: its matrices as a grid of heat maps, layers down, heads across. Reads one .npz, no torch.
 
 The file holds all that the picture says, so a figure can be drawn again anywhere. The same file, the same bytes.
 Axes: N layers, H heads, L real tokens (padding is left out); row i of a matrix is the output token, column j the input.
@@ -18,11 +18,13 @@ from bench.report.plots import METADATA, NARROW, SETTINGS, WIDTH
 from bench.store import replace_whole
 
 COLOURS = "RdBu_r"  # diverging, white at 0, told apart with every common kind of colour blindness
-COVERED = 0.995  # share of a layer's entries other than 0 that the colours cover; the others take the last colour
+COVERED = 0.995  # share of a layer's entries off the diagonal that the colours cover; the others take the last colour
+NOTHING = 1e-6  # of a layer's largest entry: smaller ones are 0 to the colours
 ACROSS, TALL, PAGES = 8, 8.6, 12  # heads side by side; inches of panels on a page; pages of one figure
 LARGEST = 2.6  # inches of a panel, unless names of tokens need more
-NAME_POINTS, NAME_LETTERS = 4.2, 12  # least height of a token's name, and how much of it is written
-ABOVE = 0.17  # inches over a panel, for its head and its largest entry
+NAME_POINTS, NAME_LETTERS = 3.8, 12  # least height of a token's name, and how much of it is written
+SHRUNK = 0.8  # what panels may lose so that all layers fit on one page
+ABOVE, BESIDE, BAR = 0.17, 0.06, 0.46  # inches over a panel (its head and largest entry), right of it, for colour bars
 ABOUT = ("id", "label", "mixer", "sam", "seed", "trained", "input", "skip")  # what a picture says of its run
 
 
@@ -129,26 +131,26 @@ def grid(matrices: Matrices) -> Grid:
     layers, heads, length, _ = matrices.m_NHLL.shape
     across = -(-heads // -(-heads // ACROSS))
     letters = min(NAME_LETTERS, max(map(len, matrices.names_L), default=0))
-    points, panel, margin = 0.0, 0.0, 0.28
-    room = (WIDTH - 0.62 - margin) / across - 0.06
-    if letters:
-        margin = 0.2 + letters * 0.6 * 5 / 72
-        named = (WIDTH - 0.62 - margin) / across - 0.06
-        if named / length * 72 >= NAME_POINTS:
-            panel = min(named, max(LARGEST, NAME_POINTS * 1.1 * length / 72))
-            points = min(5.0, 0.95 * panel * 72 / length)
-    if not points:
-        panel, margin = min(room, LARGEST), 0.45
-        panel = min(panel, (WIDTH - 0.62 - margin) / across - 0.06)
-    most = max(1, int(TALL // (panel + ABOVE)))
-    down = -(-layers // -(-layers // most))
-    return Grid(panel, margin, margin - 0.1 if points else 0.2, across, down, points)
+    named = 0.2 + letters * 0.6 * 5 / 72
+    panel = (WIDTH - BAR - named) / across - BESIDE
+    if letters and panel / length * 72 >= NAME_POINTS:
+        panel = min(panel, max(LARGEST, NAME_POINTS * 1.1 * length / 72))
+        points, left = min(5.0, 0.95 * panel * 72 / length), named
+        below = 0.1 + letters * 0.6 * points / 72
+    else:
+        points, left, below = 0.0, 0.4, 0.17
+        panel = min((WIDTH - BAR - left) / across - BESIDE, LARGEST)
+        fitting = TALL / layers - ABOVE
+        panel = min(panel, fitting) if fitting >= SHRUNK * panel else panel
+    most = max(1, int(TALL / (panel + ABOVE) + 1e-9))
+    return Grid(panel, left, below, across, -(-layers // -(-layers // most)), points)
 
 
 def draw(matrices: Matrices, stem: Path, with_skip: bool) -> list[Path]:
     """Write stem.png and stem.pdf (further pages: stem.page2.png, ...), each whole; the paths.
 
-    `with_skip` draws what the shell adds too, + I; a Refusal if it adds nothing, or for more panels than a figure holds.
+    `with_skip` draws what the shell adds too, + I. Refuses that where it adds nothing, more panels than a figure holds,
+    and a folder that cannot be made.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -160,6 +162,7 @@ def draw(matrices: Matrices, stem: Path, with_skip: bool) -> list[Path]:
     if len(pages) > PAGES:
         there = f"{len(matrices.layers_N)} layers x {len(matrices.heads_H)} heads"
         raise Refusal(f"{there} need {len(pages)} pages, a figure has at most {PAGES}; choose with --layers, --heads")
+    made(stem.parent)
     written = []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -176,6 +179,13 @@ def draw(matrices: Matrices, stem: Path, with_skip: bool) -> list[Path]:
         if old not in written and old.suffix in METADATA:
             old.unlink()
     return written
+
+
+def made(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"folder {folder} cannot be made: {error.strerror}; name another with --out") from None
 
 
 def write(figure, path: Path) -> None:
@@ -200,16 +210,19 @@ def shown(m_HLL: np.ndarray, with_skip: bool) -> np.ndarray:
 
 
 def limit(m_HLL: np.ndarray) -> float:
-    """Where a layer's colours end: they cover the given share of the entries that are not 0."""
-    sizes = np.abs(m_HLL[m_HLL != 0])
-    return float(np.quantile(sizes, COVERED, method="higher")) if len(sizes) else 1.0
+    """Where a layer's colours end. The diagonal does not count, or a large one would hide what lies beside it."""
+    sizes = np.abs(m_HLL)
+    largest = sizes.max(initial=0.0)
+    beside = sizes[:, ~np.eye(m_HLL.shape[-1], dtype=bool)]
+    beside = beside[beside > NOTHING * largest]
+    return float(np.quantile(beside, COVERED, method="higher")) if len(beside) else float(largest or 1.0)
 
 
 def compose(figure, page: Matrices, sizes: Grid, limits: dict[int, float], with_skip: bool) -> None:
     """One page, every panel at its place in inches."""
-    layers, heads, length, _ = page.m_NHLL.shape
-    panels = sizes.left + heads * (sizes.panel + 0.06)
-    width = WIDTH if panels + 0.62 > NARROW else NARROW
+    layers, heads = page.m_NHLL.shape[:2]
+    panels = sizes.left + heads * (sizes.panel + BESIDE)
+    width = max(NARROW, panels + BAR)
     letters = int(width * 72 / 3.05)
     head = textwrap.wrap(title(page.about), letters, break_long_words=True)
     foot = textwrap.wrap(caption(page, with_skip), letters)
@@ -221,13 +234,13 @@ def compose(figure, page: Matrices, sizes: Grid, limits: dict[int, float], with_
     for row, (layer, m_HLL) in enumerate(zip(*layers_of(page), strict=True)):
         y = tall - top - (row + 1) * (sizes.panel + ABOVE)
         for column, m_LL in enumerate(shown(m_HLL, with_skip)):
-            x = sizes.left + column * (sizes.panel + 0.06)
+            x = sizes.left + column * (sizes.panel + BESIDE)
             ax = figure.add_axes((x / width, y / tall, sizes.panel / width, sizes.panel / tall))
             image = panel(ax, m_LL, limits[int(layer)], page, sizes, column == 0, row == layers - 1)
             ax.set_title(f"head {page.heads_H[column]}", loc="left", size=5.5, pad=2)
             ax.set_title(f"max {np.abs(m_LL).max():.2g}", loc="right", size=5.5, pad=2)
         figure.text(0.05 / width, (y + sizes.panel / 2) / tall, f"layer {layer}", rotation=90, va="center", size=6.5)
-        bar = figure.add_axes(((panels + 0.03) / width, y / tall, 0.07 / width, sizes.panel / tall))
+        bar = figure.add_axes(((panels + 0.02) / width, y / tall, 0.07 / width, sizes.panel / tall))
         beyond = np.abs(shown(m_HLL, with_skip)).max() > limits[int(layer)]
         colour_bar(figure, image, bar, "both" if beyond else "neither")
 
@@ -283,5 +296,5 @@ def caption(page: Matrices, with_skip: bool) -> str:
     if page.about["skip"]:
         what += ", with the shell's skip (+ I)" if with_skip else "; the shell's skip (+ I) is left out"
     text = f"Drawn: {what}. Row: output token, column: input token. Colours are common to a layer and cover"
-    text += f" {100 * COVERED:g} % of its entries other than 0; max: largest |entry| of a panel."
+    text += f" {100 * COVERED:g} % of its entries off the diagonal; max: largest |entry| of a panel."
     return text + (" Lines: borders of documents." if len(np.unique(page.segments_L)) > 1 else "")
