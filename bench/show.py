@@ -21,6 +21,7 @@ from bench import Refusal, registry
 from bench.backbone import Backbone
 from bench.compose import make_where, parse_overrides, parse_run
 from bench.config import NEUTRAL, Named, Protocol, Run, Where, build, listed, resolved
+from bench.mixers.base import Mixer
 from bench.provenance import code_digests
 from bench.record import Record
 from bench.report.matrices import Matrices, arrays_of, draw, places, save
@@ -188,8 +189,8 @@ def model_of(run: Run, where: Where, store: Store, fresh: bool) -> tuple[Backbon
         path = store.weights(run.id)
         try:
             built.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            first = str(error).splitlines()[0]
+        except (pickle.UnpicklingError, EOFError, RuntimeError, TypeError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
             raise Refusal(
                 f"{path} does not hold the weights of this run ({first}); delete it and train again"
             ) from None
@@ -284,42 +285,38 @@ def materialise(model: Backbone, batch: Batch, layers: list[int] | None, heads: 
 
     Raises Refusal for a mixer that is no linear map of v, and for one whose `forward` is not its `matrix`.
     """
-    mixers = [layer.shell.mixer for layer in model.layers]
-    if "not linear" in mixers[0].structure():
+    mixers = [(layer.shell.mixer, float(layer.shell.scale)) for layer in model.layers]
+    first, _ = mixers[0]
+    if "not linear" in first.structure():
         raise Refusal("this mixer is not linear in v, so it has no matrix to show")
     layers = places("layer", layers, list(range(len(mixers))))
-    heads = places("head", heads, list(range(mixers[0].grant.heads)))
+    heads = places("head", heads, list(range(first.grant.heads)))
     real_L = batch["segments"][0] > 0
-    found: dict[int, Tensor] = {}
+    found: dict[Mixer, Tensor] = {}
     errors: list[float] = []
 
-    def caught(number: int):
-        def hook(mixer, inputs: tuple, y_BLHP: Tensor) -> None:
-            v_BLHP, features, segments_BL = inputs
-            m_BHLL = mixer.matrix(v_BLHP, features, segments_BL)
-            again_BLHP = torch.einsum("bhij,bjhp->bihp", m_BHLL, v_BLHP)
-            errors.append(float((again_BLHP - y_BLHP).abs().max() / y_BLHP.abs().max().clamp(min=1e-300)))
-            m_HLL = m_BHLL[0, heads] * model.layers[number].shell.scale
-            found[number] = m_HLL[:, real_L][:, :, real_L]
+    def caught(mixer: Mixer, inputs: tuple, y_BLHP: Tensor) -> None:
+        m_BHLL = mixer.matrix(*inputs)
+        again_BLHP = torch.einsum("bhij,bjhp->bihp", m_BHLL, inputs[0])
+        errors.append(float((again_BLHP - y_BLHP).abs().max() / y_BLHP.abs().max().clamp(min=1e-300)))
+        found[mixer] = m_BHLL[0, heads][:, real_L][:, :, real_L]
 
-        return hook
-
-    handles = [mixers[number].register_forward_hook(caught(number)) for number in layers]
+    wanted = [mixers[number] for number in layers]
+    handles = [mixer.register_forward_hook(caught) for mixer, _ in wanted]
     with torch.no_grad():
         model.hidden({key: value.double() if key == "patches" else value for key, value in batch.items()})
     for handle in handles:
         handle.remove()
     if not max(errors) < AGREE:
         raise Refusal(f"the mixer's forward is not its matrix (they differ by {max(errors):.1e}); see mixerbench check")
-    scales = [float(model.layers[number].shell.scale) for number in layers]
     item = {"item": int(batch["items"][0])} if "items" in batch else {}
     return Matrices(
-        m_NHLL=torch.stack([found[number] for number in layers]).numpy(),
+        m_NHLL=torch.stack([found[mixer] * scale for mixer, scale in wanted]).numpy(),
         layers_N=np.array(layers, dtype=np.int64),
         heads_H=np.array(heads, dtype=np.int64),
         segments_L=batch["segments"][0][real_L].numpy(),
         names_L=np.array([], dtype=np.str_),
-        about={"scales": scales, "agreement": max(errors), **item},
+        about={"scales": [scale for _, scale in wanted], "agreement": max(errors), **item},
     )
 
 

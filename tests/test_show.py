@@ -1,4 +1,4 @@
-"""`mixerbench show`: what is drawn is what the shell applies; files repeat bit for bit; what cannot be shown is one line."""
+"""`mixerbench show`: what is drawn is what the shell applies, files repeat bit for bit, a wrong input is one line."""
 
 import dataclasses
 import json
@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from bench import Refusal, cli, registry
 from bench import show as showing
@@ -259,8 +262,9 @@ def test_damaged_weights_are_one_line(trained, tmp_path):
     for text in (b"", b"no weights", store.weights(run.id).read_bytes()[:2000]):
         other.weights(run.id).write_bytes(text)
         assert str(other.weights(run.id)) in refusal(show, words, PLAIN, None)
-    torch.save({"layers.0": torch.ones(1)}, other.weights(run.id))
-    assert "does not hold the weights of this run" in refusal(show, words, PLAIN, None)
+    for wrong in ({"layers.0": torch.ones(1)}, torch.ones(3)):
+        torch.save(wrong, other.weights(run.id))
+        assert "does not hold the weights of this run" in refusal(show, words, PLAIN, None)
 
 
 def test_the_run_of_a_record_is_the_run_and_knows_its_parent(tmp_path, monkeypatch):
@@ -324,7 +328,7 @@ def test_colours_are_not_those_of_the_diagonal():
 
 
 def test_pages_of_an_earlier_figure_go_and_too_many_are_refused(tmp_path):
-    written = draw(made(9, 9, 4), tmp_path / "x", False)
+    written = draw(made(2, 9, 4), tmp_path / "x", False)
     assert [p.name for p in written] == ["x.png", "x.pdf", "x.page2.png", "x.page2.pdf"]
     (tmp_path / "y.page2.png").touch()
     assert [p.name for p in draw(made(), tmp_path / "x", False)] == ["x.png", "x.pdf"]
@@ -349,6 +353,22 @@ def test_any_text_can_stand_at_the_ticks(tmp_path):
     names = ["$x$", "a\nb", "字", "_{", "a-very-long-token", "\\alpha"]
     draw(made(names=names), tmp_path / "x", False)
     assert [matrices.drawable(n) for n in names[1:3]] == ["a□b", "□"] and matrices.drawable(names[4]) == "a-very-long…"
+
+
+def test_nothing_written_on_a_page_is_cut_off():
+    """Every text lies inside the page, whatever the run is called and however few panels there are."""
+    label = "mini_mlm[" + ",".join(f"backbone.some_key={n}" for n in range(12)) + "]"
+    for one in (made(label=label), made(1, 1, 24, names=["[MASK]" * 3] * 24), made(3, 8, 200, sam="misaligned")):
+        figure = Figure()
+        matrices.compose(figure, one, matrices.grid(one), {n: 1.0 for n in range(3)}, False)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        page = figure.bbox
+        for text in figure.findobj(Text):
+            box = text.get_window_extent(canvas.get_renderer())
+            assert not text.get_text() or (box.x0 >= 0 and box.x1 <= page.x1 and box.y0 >= 0 and box.y1 <= page.y1), (
+                text
+            )
 
 
 def test_a_file_is_drawn_again_without_torch(trained, tmp_path):

@@ -23,6 +23,7 @@ NOTHING = 1e-6  # of a layer's largest entry: smaller ones are 0 to the colours
 ACROSS, TALL, PAGES = 8, 8.6, 12  # heads side by side; inches of panels on a page; pages of one figure
 LARGEST = 2.6  # inches of a panel, unless names of tokens need more
 NAME_POINTS, NAME_LETTERS = 3.8, 12  # least height of a token's name, and how much of it is written
+PROSE, NAMES = 132, 112  # letters to the inch, in type of one point
 SHRUNK = 0.8  # what panels may lose so that all layers fit on one page
 ABOVE, BESIDE, BAR = 0.17, 0.06, 0.46  # inches over a panel (its head and largest entry), right of it, for colour bars
 ABOUT = ("id", "label", "mixer", "sam", "seed", "trained", "input", "skip")  # what a picture says of its run
@@ -223,9 +224,8 @@ def compose(figure, page: Matrices, sizes: Grid, limits: dict[int, float], with_
     layers, heads = page.m_NHLL.shape[:2]
     panels = sizes.left + heads * (sizes.panel + BESIDE)
     width = max(NARROW, panels + BAR)
-    letters = int(width * 72 / 3.05)
-    head = textwrap.wrap(title(page.about), letters, break_long_words=True)
-    foot = textwrap.wrap(caption(page, with_skip), letters)
+    head = textwrap.wrap(title(page.about), int(width * NAMES / 7))
+    foot = textwrap.wrap(caption(page, with_skip), int(width * PROSE / 6))
     top = 0.08 + 0.12 * len(head)
     tall = top + layers * (sizes.panel + ABOVE) + sizes.below + 0.1 * len(foot) + 0.1
     figure.set_size_inches(width, tall)
@@ -284,9 +284,10 @@ def drawable(name: str) -> str:
 
 
 def title(about: dict) -> str:
-    level = "sequence-aligned" if about["sam"] else "not sequence-aligned"
+    level = {True: "sequence-aligned", False: "not sequence-aligned"}.get(about["sam"], about["sam"])
     state = "trained" if about["trained"] else "before training"
-    run = f"{about['label']}, seed {about['seed']}, {state}, run {about['id']}"
+    label = about["label"].replace(",", ", ")  # so that a line may end there
+    run = f"{label}, seed {about['seed']}, {state}, run {about['id']}"
     return f"{about['mixer']} ({level}); {run}; {about['input']}"
 
 
