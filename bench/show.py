@@ -21,6 +21,7 @@ from bench import Refusal, registry
 from bench.backbone import Backbone
 from bench.compose import make_where, parse_overrides, parse_run
 from bench.config import NEUTRAL, Named, Protocol, Run, Where, build, listed, resolved
+from bench.directions import mirror
 from bench.mixers.base import Mixer
 from bench.provenance import code_digests
 from bench.record import Record
@@ -283,40 +284,48 @@ def names(task: Task, batch: Batch) -> np.ndarray:
 def materialise(model: Backbone, batch: Batch, layers: list[int] | None, heads: list[int] | None) -> Matrices:
     """scale * M of the wanted layers and heads on the real tokens of a batch of one; names are left empty.
 
+    Where the shell looks in two directions, the heads of the second follow those of the first.
+
     Raises Refusal for a mixer that is no linear map of v, and for one whose `forward` is not its `matrix`.
     """
-    mixers = [(layer.shell.mixer, float(layer.shell.scale)) for layer in model.layers]
-    first, _ = mixers[0]
+    parts = model.parts()
+    first, directions = parts[0][0], len(parts) // len(model.layers)
     if "not linear" in first.structure():
         raise Refusal("this mixer is not linear in v, so it has no matrix to show")
-    layers = places("layer", layers, list(range(len(mixers))))
-    heads = places("head", heads, list(range(first.grant.heads)))
+    layers = places("layer", layers, list(range(len(model.layers))))
+    heads = places("head", heads, list(range(directions * first.grant.heads)))
     real_L = batch["segments"][0] > 0
-    found: dict[Mixer, Tensor] = {}
+    # A second direction's mixer gets every document reversed; what is drawn is in the order of the row again.
+    back_L = mirror(batch["segments"])[0]
+    found: list[Tensor] = []
     errors: list[float] = []
 
     def caught(mixer: Mixer, inputs: tuple, y_BLHP: Tensor) -> None:
         m_BHLL = mixer.matrix(*inputs)
         again_BLHP = torch.einsum("bhij,bjhp->bihp", m_BHLL, inputs[0])
         errors.append(float((again_BLHP - y_BLHP).abs().max() / y_BLHP.abs().max().clamp(min=1e-300)))
-        found[mixer] = m_BHLL[0, heads][:, real_L][:, :, real_L]
+        m_HLL = m_BHLL[0][:, back_L][:, :, back_L] if len(found) % directions else m_BHLL[0]
+        found.append(m_HLL[:, real_L][:, :, real_L])
 
-    wanted = [mixers[number] for number in layers]
-    handles = [mixer.register_forward_hook(caught) for mixer, _ in wanted]
+    handles = [mixer.register_forward_hook(caught) for mixer, _ in parts]
     with torch.no_grad():
         model.hidden({key: value.double() if key == "patches" else value for key, value in batch.items()})
     for handle in handles:
         handle.remove()
     if not max(errors) < AGREE:
         raise Refusal(f"the mixer's forward is not its matrix (they differ by {max(errors):.1e}); see mixerbench check")
+    scales_NH = torch.stack([scale.expand(first.grant.heads, 1)[:, 0] for _, scale in parts]).view(
+        len(model.layers), -1
+    )
+    m_NHLL = torch.stack(found).view(len(model.layers), -1, *found[0].shape[1:]) * scales_NH[..., None, None]
     item = {"item": int(batch["items"][0])} if "items" in batch else {}
     return Matrices(
-        m_NHLL=torch.stack([found[mixer] * scale for mixer, scale in wanted]).numpy(),
+        m_NHLL=m_NHLL[layers][:, heads].numpy(),
         layers_N=np.array(layers, dtype=np.int64),
         heads_H=np.array(heads, dtype=np.int64),
         segments_L=batch["segments"][0][real_L].numpy(),
         names_L=np.array([], dtype=np.str_),
-        about={"scales": [scale for _, scale in wanted], "agreement": max(errors), **item},
+        about={"scales": scales_NH[layers][:, heads].tolist(), "agreement": max(errors), **item},
     )
 
 

@@ -49,7 +49,7 @@ MAY = {
     "report": ("pandas matplotlib seaborn", "report config record store sweep"),
     "check": ("torch", "check compose config mixers registry"),
     "match": ("torch", "capacity compose config match record registry tasks"),
-    "show": ("torch", "backbone compose config mixers provenance record registry report run store tasks"),
+    "show": ("torch", "backbone compose config directions mixers provenance record registry report run store tasks"),
     "cli": ("", "check compose config launch match registry report run show store sweep tasks worker"),
 }
 VERBS = "config compose"  # which tasks/verbs.py may import besides: `data fetch` goes from a task's name to its pins

@@ -90,7 +90,8 @@ def test_the_file_holds_what_the_shell_applies_to_that_input(trained, tmp_path):
         x_BLD = layer(x_BLD, batch["segments"])
     about = found.about
     assert about["run"] == json.loads(json.dumps(resolved(run))) and about["id"] == run.id and about["trained"]
-    assert about["scales"] == [float(layer.shell.scale) for layer in model.layers] and about["item"] == 70
+    heads = found.m_NHLL.shape[1]
+    assert about["scales"] == [[float(layer.shell.scale)] * heads for layer in model.layers] and about["item"] == 70
     keys = run.protocol.task.args["keys"]
     symbols = ["·" if t == 0 else f"k{t}" if t <= keys else f"v{t - keys}" for t in batch["tokens"][0].tolist()]
     assert found.names_L.tolist() == symbols
@@ -152,6 +153,17 @@ def test_a_mixer_without_a_matrix_and_one_that_is_not_its_matrix_are_refused(mon
     assert "forward is not its matrix" in refusal(materialise, model.double(), batch, None, None)
     monkeypatch.setattr(cls, "structure", lambda self: ("not linear",))
     assert "not linear in v" in refusal(materialise, model, batch, None, None)
+
+
+@pytest.mark.parametrize("directions", ["concat", "add"])
+def test_the_second_direction_is_shown_in_the_order_of_the_row(directions):
+    """Its mixer looks back along a reversed document: upwards from the diagonal as it is drawn."""
+    changes = {"protocol.shell.directions": directions, "mixer.heads": 2}
+    model, task = built(make_run("quick_recall", "semiseparable", changes, 0, 0))
+    found = materialise(model.double().eval(), {k: v[:1] for k, v in task.example(1).items()}, None, None)
+    assert found.heads_H.tolist() == [0, 1, 2, 3]
+    assert not np.triu(found.m_NHLL[:, :2], 1).any() and not np.tril(found.m_NHLL[:, 2:], -1).any()
+    assert (abs(found.m_NHLL).max((2, 3)) > 0).all()
 
 
 def test_patches_are_shown_too(tmp_path):
