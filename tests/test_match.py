@@ -229,6 +229,21 @@ def test_a_list_is_a_row_each_for_one_mixer_or_for_all_and_the_protocol_may_vary
     assert [row["args"].get("rank") for row in found] == [4, 8, None]
 
 
+def test_two_directions_with_one_shell_cost_no_second_set_of_projections(rows):
+    """The quasiseparable form against its heuristics: shared projections, and a second shell around one direction."""
+    words = ("semiseparable protocol.shell.directions=[one,concat,add,mult]", "mixer.sam=true")
+    found = rows("protocol=mini_mlm", "quasiseparable", "add", *words)
+    quasi, shared, one, concat, add, mult = (row["capacity"] for row in found)
+    layers, width, inner, taps = 6, 256, 512, 7
+    block = 2 * inner * width + inner * (taps + 1) + inner + inner * width  # in_zv, taps of v, norm, out
+    assert add["parameters"] - one["parameters"] == layers * block + one["mixer_parameters"]
+    assert mult["parameters"] == add["parameters"] and add["flops"] == 2 * one["flops"]
+    beside = layers * (inner + inner * width)  # a longer norm and out-projection
+    assert concat["parameters"] - one["parameters"] == beside + one["mixer_parameters"]
+    assert 0 < quasi["parameters"] - shared["parameters"] < 0.001 * one["parameters"]
+    assert quasi["parameters"] - one["parameters"] < 1.2 * one["mixer_parameters"]
+
+
 def test_an_unfit_mixer_stands_in_the_table_with_its_reason(rows, monkeypatch):
     monkeypatch.setattr(Dense, "unfit", classmethod(lambda cls, grant, args: "too dense"))
     for budget in ((), ("--budget", "parameters=1e5")):
