@@ -5,7 +5,6 @@ Under torch.device('meta') a model has its shapes only: enough to count, no valu
 
 from bench import backbone, registry
 from bench.config import Run
-from bench.mixers.base import Mixer
 from bench.record import Capacity
 from bench.shell import owned_by_mixer
 from bench.tasks.base import Task
@@ -21,7 +20,7 @@ def model_of(run: Run, task: Task, backend: str) -> backbone.Backbone:
 def capacity_of(model: backbone.Backbone) -> Capacity:
     """Parameters, FLOPs of all its mixers at the task's length, and numbers of state a head."""
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    mixers = [module for module in model.modules() if isinstance(module, Mixer)]
+    mixers = [mixer for mixer, _ in model.parts()]
     return Capacity(
         parameters=sum(sizes.values()),
         mixer_parameters=sum(n for name, n in sizes.items() if owned_by_mixer(name)),
