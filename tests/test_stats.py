@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 from bench import Refusal
 from bench.report import stats, stats_tests
 from bench.report.stats import DIFFERS, FAILED, FEW, OPEN
-from bench.report.stats_letters import letters
+from bench.report.stats_letters import alike, letters
 from bench.report.stats_tests import benjamini_hochberg, can_test, holm, sign_flip, t_interval, t_test
 from benchmarks import calibration
 
@@ -133,6 +133,7 @@ def test_mcnemar_by_hand_and_by_scipy():
     found = stats_tests.mcnemar(first, second)
     assert (found.only_first, found.only_second, found.items, found.p) == (1, 8, 16, 2 * (1 + 9) / 2**9)
     assert found.p == pytest.approx(scipy_stats.binomtest(1, 9).pvalue) and "checkpoints" in found.level
+    assert stats_tests.mcnemar(second, first).p == found.p
     assert stats_tests.mcnemar(first, first).p == 1 == stats_tests.mcnemar(first[:2], 1 - first[:2]).p
     with pytest.raises(Refusal, match="same items"):
         stats_tests.mcnemar(first, second[1:])
@@ -205,6 +206,8 @@ def test_letters_are_right_for_seventeen_arms(seed):
     differs_AA = np.triu(RNG(seed).random((17, 17)) < seed / 20, 1)
     differs_AA |= differs_AA.T
     check_display(differs_AA, letters(differs_AA, RNG(seed).random(17)))
+    groups = alike(differs_AA)
+    assert not any(one < other for one in groups for other in groups), "a group holds all arms that it can"
 
 
 def test_letters_of_a_ladder():

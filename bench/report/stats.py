@@ -18,7 +18,7 @@ from bench.report.stats_tests import (
     finite,
     holm,
     mean_and_error,
-    share,
+    require_fraction,
     sign_flip,
     t_interval,
     t_test,
@@ -71,7 +71,7 @@ def compare(values_AS: np.ndarray, pairs: Pairs, alpha: float) -> Comparisons:
     A pair with a failed run has no result and keeps its place in the family. With fewer seeds than can reach alpha by
     sign-flips after Holm nothing is called significant: the t-test would then rest on normality alone.
     """
-    share("alpha", alpha)
+    require_fraction("alpha", alpha)
     values_AS = finite(values_AS)
     check_pairs(values_AS, pairs)
     seeds = values_AS.shape[-1]

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from bench import Refusal
-from bench.report.stats_tests import Interval, finite, share
+from bench.report.stats_tests import Interval, finite, require_fraction
 
 ENOUGH = 20  # seeds; below, nominal 95 % intervals cover visibly less
 
@@ -37,7 +37,7 @@ def percentile(values_S: np.ndarray, weights_RS: np.ndarray, level: float) -> In
 
 def of_resamples(estimate: np.ndarray, resampled_R: np.ndarray, level: float) -> Interval:
     """Percentile interval of any resampled statistic: estimate `...`, resampled `...R`."""
-    share("level", level)
+    require_fraction("level", level)
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(resampled_R, tails, axis=-1)
     return Interval(np.asarray(estimate), low, high)
@@ -48,7 +48,7 @@ def bca(values_S: np.ndarray, weights_RS: np.ndarray, level: float) -> Interval:
 
     A row without spread gives its value three times. NaN where a run failed and for one seed.
     """
-    share("level", level)
+    require_fraction("level", level)
     values_S = finite(values_S)
     mean = values_S.mean(-1)
     resampled_R = np.sort(values_S @ weights_RS.T, axis=-1)

@@ -12,7 +12,7 @@ from scipy.special import betaincinv, ndtri
 
 from bench import Refusal
 from bench.report.stats_bootstrap import of_resamples
-from bench.report.stats_tests import Interval, finite, share
+from bench.report.stats_tests import Interval, finite, require_fraction
 
 FEWEST_ARMS = 10  # below, the interval of `kendall` is a rough guide
 
@@ -73,7 +73,7 @@ def wins(differences_S: np.ndarray, level: float) -> Interval:
 
     Covers at least `level` at every n, so it is wide. A tie counts half, for which the interval is an approximation.
     """
-    share("level", level)
+    require_fraction("level", level)
     differences_S = finite(differences_S)
     if np.isnan(differences_S).any():
         return Interval(*np.full(3, np.nan))
@@ -133,7 +133,7 @@ def kendall(first_A: np.ndarray, second_A: np.ndarray, level: float) -> Agreemen
     mixers and was found for n >= 10, no ties and |tau| < 0.8; seeds' noise is in neither end. NaN ends below five arms
     or at |tau| = 1; arms with a failed run are left out.
     """
-    share("level", level)
+    require_fraction("level", level)
     first_A, second_A = finite(first_A), finite(second_A)
     if first_A.ndim != 1 or first_A.shape != second_A.shape:
         raise Refusal(f"two lists of the same arms are wanted, not shapes {first_A.shape} and {second_A.shape}")

@@ -33,7 +33,7 @@ def t_interval(values_S: np.ndarray, level: float) -> Interval:
 
     Exact for normal noise at every n >= 2 (Student 1908).
     """
-    share("level", level)
+    require_fraction("level", level)
     mean, error = mean_and_error(values_S)
     n = np.shape(values_S)[-1]
     reach = error * stdtrit(max(n - 1, 1), (1 + level) / 2)
@@ -171,7 +171,7 @@ def equivalence(differences_S: np.ndarray, margin: float, alpha: float) -> Equiv
     """
     if not margin > 0:
         raise Refusal(f"an equivalence margin must be greater than 0, not {margin}; it is in the units of the column")
-    share("alpha", alpha)
+    require_fraction("alpha", alpha)
     mean, error = mean_and_error(differences_S)
     n = np.shape(differences_S)[-1]
     room = margin - np.abs(mean)  # distance to the nearer end: its one-sided test is the larger of the two
@@ -212,7 +212,7 @@ def power(effect: float, n: int, family: int, alpha: float) -> float:
 
     At alpha / family, Holm's first step: exact for one comparison, a lower bound inside a family. Noncentral t.
     """
-    share("alpha", alpha)
+    require_fraction("alpha", alpha)
     if n < 2 or family < 1:
         raise Refusal(f"power needs at least 2 seeds and a family of at least 1, not {n} seeds and {family}")
     df, shift = n - 1, abs(effect) * np.sqrt(n)
@@ -227,7 +227,7 @@ def detectable(n: int, family: int, alpha: float, wanted: float) -> float:
 
     It trusts the t-test at any n; ask `can_test` whether the report will test at all.
     """
-    share("power", wanted)
+    require_fraction("power", wanted)
     high = 1.0
     while power(high, n, family, alpha) < wanted:
         high *= 2
@@ -238,7 +238,7 @@ def detectable(n: int, family: int, alpha: float, wanted: float) -> float:
 
 def seeds_to_find(effect: float, family: int, alpha: float, wanted: float) -> int:
     """The least n that `can_test` allows and that finds `effect` (SDs of differences) with probability `wanted`."""
-    share("power", wanted)
+    require_fraction("power", wanted)
     if not abs(effect) >= 0.01:
         raise Refusal(f"an effect below 0.01 SDs needs more than 80,000 seeds; {effect} is not a plan")
     n = 2
@@ -247,6 +247,6 @@ def seeds_to_find(effect: float, family: int, alpha: float, wanted: float) -> in
     return n
 
 
-def share(name: str, value: float) -> None:
+def require_fraction(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise Refusal(f"{name} must lie between 0 and 1, not {value}")
