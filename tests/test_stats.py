@@ -299,6 +299,15 @@ def test_verdicts():
     assert stats.compare(column(2, 1), [(0, 1)], 0.05).verdicts() == [FEW]
 
 
+def test_significant_is_what_holm_leaves_where_there_are_enough_seeds():
+    values_NAS = RNG(0).normal(0, 1, (200, 7, 8))
+    values_NAS[::2, 1] += 2
+    found, few = (stats.compare(values_NAS[..., :n], stats.against(7, 0), 0.05) for n in (8, 7))
+    assert (found.significant_P == (found.adjusted_P <= 0.05)).all() and found.significant_P.any()
+    assert (found.p_P <= 0.05).sum() > found.significant_P.sum(), "Holm was needed"
+    assert (few.adjusted_P <= 0.05).any() and not few.significant_P.any()
+
+
 def test_many_tables_at_once_are_each_table_alone():
     values_NAS = RNG(0).normal(0, 1, (4, 5, 8))
     values_NAS[2, 1, 3] = np.nan
