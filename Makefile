@@ -12,7 +12,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: .venv/installed
-	$(BIN)/ruff check bench tests benchmarks
+	$(BIN)/ruff check bench tests benchmarks examples
 
 .venv/installed: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "mixerbench needs Python 3.11 or newer; '$(PYTHON)' is not there. Set PYTHON=/path/to/python3"; exit 1; }

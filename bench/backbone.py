@@ -7,6 +7,7 @@ Axes: B batch, L length, D width, T output positions, C outputs, F values of a p
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from bench.config import Backbone as Settings
 from bench.config import Protocol
 from bench.config import Shell as ShellSettings
+from bench.directions import directed
 from bench.mixers.base import Mixer
 from bench.seeds import Streams
-from bench.shell import Shell, Taps, owned_by_mixer
+from bench.shell import Taps, owned_by_mixer
 from bench.tasks.base import Batch, Spec
 
 
@@ -63,11 +65,18 @@ class DropPath(nn.Module):
 class Layer(nn.Module):
     """The shell with its residual, and a channel MLP with its own if the protocol has one."""
 
-    def __init__(self, settings: Settings, shell: ShellSettings, drop_path: float, make_mixer: Callable[[], Mixer]):
+    def __init__(
+        self,
+        settings: Settings,
+        shell: ShellSettings,
+        drop_path: float,
+        make_mixer: Callable[[], Mixer],
+        order: int | None,
+    ):
         super().__init__()
         self.pre = settings.norm == "pre"
         self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
-        self.shell = Shell(settings.width, shell, make_mixer)
+        self.shell = directed(settings.width, shell, make_mixer, order)
         self.drop_path = DropPath(drop_path)
         self.mlp = None
         if settings.channel_mlp:
@@ -102,12 +111,19 @@ class TiedHead(nn.Module):
 
 
 class Backbone(nn.Module):
-    def __init__(self, spec: Spec, settings: Settings, shell: ShellSettings, make_mixer: Callable[[], Mixer]):
+    def __init__(
+        self,
+        spec: Spec,
+        settings: Settings,
+        shell: ShellSettings,
+        make_mixer: Callable[[], Mixer],
+        order: int | None,
+    ):
         super().__init__()
         self.spec, self.settings = spec, settings
         self.embedding = Embedding(spec, settings)
         rates = [settings.drop_path * i / max(1, settings.layers - 1) for i in range(settings.layers)]
-        self.layers = nn.ModuleList(Layer(settings, shell, rate, make_mixer) for rate in rates)
+        self.layers = nn.ModuleList(Layer(settings, shell, rate, make_mixer, order) for rate in rates)
         self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps) if settings.norm == "pre" else nn.Identity()
         self.tied = settings.tied and spec.tied
         if spec.pooled and settings.pooling == "first":
@@ -118,6 +134,10 @@ class Backbone(nn.Module):
             if self.tied
             else nn.Linear(settings.width, spec.outputs)
         )
+
+    def parts(self) -> list[tuple[Mixer, Tensor]]:
+        """Each mixer and the fixed scale of its output, in the order of their calls: one a layer and direction."""
+        return [part for layer in self.layers for part in layer.shell.parts()]
 
     def hidden(self, batch: Batch) -> Tensor:
         x_BLD = self.embedding(batch)
@@ -141,9 +161,12 @@ class Backbone(nn.Module):
         return (x_BLD * real_BL1).sum(1) / real_BL1.sum(1).clamp(min=1)
 
 
-def make(spec: Spec, protocol: Protocol, make_mixer: Callable[[], Mixer]) -> Backbone:
-    """A backbone without values (build under torch.device('meta') to have its shapes only)."""
-    return Backbone(spec, protocol.backbone, protocol.shell, make_mixer)
+def make(spec: Spec, protocol: Protocol, make_mixer: Callable[[], Mixer], order: int | None) -> Backbone:
+    """A backbone without values (build under torch.device('meta') to have its shapes only).
+
+    `order`: None, or what fixes the other token of its document from which each token gets its features (`misalign`).
+    """
+    return Backbone(spec, protocol.backbone, protocol.shell, make_mixer, order)
 
 
 def shared(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -187,13 +210,13 @@ def shared_digest(model: nn.Module) -> str:
 
 
 def calibrate(model: Backbone, batch: Batch, target: float) -> list[tuple[float, float]]:
-    """(|M v| / |v|, and its part that varies over tokens, |M v - mean over tokens| / |v|) of each layer on `batch`.
+    """(|M v| / |v|, and its part that varies over tokens, |M v - mean over tokens| / |v|) of each mixer on `batch`.
 
-    With a target above 0, each layer's fixed scale is set so that the first figure reaches it, first layer first.
+    With a target above 0, each mixer's fixed scale is set so that the first figure reaches it, first layer first.
     """
     gains = []
 
-    def hook(mixer: Mixer, inputs: tuple, output: Tensor) -> None:
+    def measure(scale: Tensor, mixer: Mixer, inputs: tuple, output: Tensor) -> None:
         v_BLHP, _, segments_BL = inputs
         real_BL11 = (segments_BL > 0).double()[..., None, None]
         y_BLHP, v_norm = output.double() * real_BL11, (v_BLHP.double() * real_BL11).norm()
@@ -201,10 +224,9 @@ def calibrate(model: Backbone, batch: Batch, target: float) -> list[tuple[float,
         varying = ((y_BLHP - mean_B1HP) * real_BL11).norm()
         gains.append((float(y_BLHP.norm() / v_norm), float(varying / v_norm)))
         if target:
-            scales[len(gains) - 1].fill_(target / max(gains[-1][0], 1e-12))
+            scale.fill_(target / max(gains[-1][0], 1e-12))
 
-    scales = [layer.shell.scale for layer in model.layers]
-    handles = [layer.shell.mixer.register_forward_hook(hook) for layer in model.layers]
+    handles = [mixer.register_forward_hook(partial(measure, scale)) for mixer, scale in model.parts()]
     was_training = model.training
     with torch.no_grad():
         model.eval()(batch)

@@ -50,13 +50,55 @@ def parser() -> argparse.ArgumentParser:
     vocab.add_argument("--size", type=int, required=True, help="entries")
     vocab.add_argument("--out", type=Path, required=True, metavar="FILE")
     check = verbs.add_parser("check", help="hold a mixer to what every mixer promises: one row a property")
-    check.add_argument("name", help="a name of configs/mixer, module:Class, or all")
+    check.add_argument("name", help="a mixer's name, module:Class, or all")
     check.add_argument("--json", action="store_true", help="rows for machines")
     check.add_argument("--full", action="store_true", help="larger sizes, about a minute a mixer")
     check.add_argument("words", nargs="*", metavar="key=value", help="the mixer's keys: sam=true heads=4 …")
+    add_match(verbs)
+    add_show(verbs)
     for verb in (fetch, vocab):
         verb.add_argument("words", nargs="*", metavar="where.data=…")
     return top
+
+
+def add_match(verbs: argparse._SubParsersAction) -> None:
+    match = verbs.add_parser("match", help="what mixers cost under a protocol, and the values that meet one budget")
+    rows = (
+        "protocol=…, then mixers: NAME or 'NAME mixer.key=value …' (none: all); protocol.… and mixer.… are for all rows"
+    )
+    match.add_argument("words", nargs="+", metavar="WORD", help=f"{rows}; a list [a,b] is a row each")
+    figures = "parameters, mixer_parameters, flops or state"
+    match.add_argument("--budget", default="", metavar="FIGURE=NUMBER", help=figures)
+    match.add_argument("--like", default="", metavar="MIXER", help="the budget is what this mixer has")
+    match.add_argument("--by", default="", metavar="FIGURE", help=f"of --like: {figures} (usually mixer_parameters)")
+    match.add_argument("--knob", default="", metavar="KEY", help="turn this key (heads too), not the mixer's own first")
+    match.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="write the yaml of those that meet it")
+    match.add_argument("--json", action="store_true", help="rows for machines")
+
+
+def add_show(verbs) -> None:
+    about = "draw the matrices that a run's mixers apply to one input, and write them to an .npz"
+    show = verbs.add_parser("show", help="heat maps of the matrices that a run's mixers apply to one input")
+    show.description = f"{about}. The words are those of `run`, or a run's id, or such an .npz to draw it again."
+    show.add_argument("words", nargs="+", metavar="key=value", help="protocol=… mixer=… seed=0, an id, or an .npz")
+    of_what = show.add_mutually_exclusive_group()
+    of_what.add_argument("--example", type=int, default=0, metavar="N", help="of the held-out set (default: 0)")
+    arrays = "a sequence of your own: the arrays of the task's batches (tokens or patches, segments, types)"
+    of_what.add_argument("--input", type=Path, default=None, metavar="X.npz", help=arrays)
+    show.add_argument("--part", default="", metavar="NAME", help="which held-out set, if the task has several")
+    show.add_argument("--layers", type=numbers, default=None, metavar="0,5", help="default: all")
+    show.add_argument("--heads", type=numbers, default=None, metavar="0,1", help="default: all")
+    show.add_argument("--fresh", action="store_true", help="as training starts: initial values, calibrated gains")
+    show.add_argument("--with-skip", action="store_true", help="draw the shell's skip too, M + I")
+    where = "default: <results>/show/<run id>, or beside the .npz"
+    show.add_argument("--out", type=Path, default=None, metavar="FOLDER", help=where)
+
+
+def numbers(text: str) -> list[int]:
+    """'0,5' as [0, 5]."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers like 0,5")
+    return [int(number) for number in text.split(",")]
 
 
 def duration(text: str) -> float:
@@ -197,11 +239,53 @@ def check(options: argparse.Namespace) -> int:
     return check_verb(options.name, options.words, options.json, options.full)
 
 
+def match(options: argparse.Namespace) -> int:
+    from bench.match.verb import match as match_verb
+
+    asked = (options.budget, options.like, options.by, options.knob)
+    return match_verb(options.words, *asked, options.out, options.json)
+
+
+def show(options: argparse.Namespace) -> int:
+    if [Path(word).suffix for word in options.words] == [".npz"] and "=" not in options.words[0]:
+        return redraw(options)
+    from bench.show import Wanted
+    from bench.show import show as show_run
+
+    wanted = Wanted(
+        part=options.part,
+        example=options.example,
+        source=options.input,
+        layers=options.layers,
+        heads=options.heads,
+        fresh=options.fresh,
+        with_skip=options.with_skip,
+    )
+    for path in show_run(options.words, wanted, options.out):
+        print(path)
+    return 0
+
+
+def redraw(options: argparse.Namespace) -> int:
+    """The figure of a file that `show` wrote: no torch, no data, no weights."""
+    from bench.report.matrices import draw, load
+
+    path = Path(options.words[0])
+    if options.fresh or options.input or options.part or options.example:
+        raise Refusal(f"{path} is drawn as it is; allowed beside it: --layers, --heads, --with-skip, --out")
+    for figure in draw(
+        load(path).part(options.layers, options.heads), (options.out or path.parent) / path.stem, options.with_skip
+    ):
+        print(figure)
+    return 0
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """As argparse does, but key=value words may also stand behind options."""
+    """As argparse does, but key=value words (and, for match, names) may also stand behind options."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
-    if rest and (any("=" not in word or word.startswith("-") for word in rest) or "words" not in options):
+    odd = [word for word in rest if word.startswith("-") or ("=" not in word and options.verb != "match")]
+    if odd or (rest and "words" not in options):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.words = [*options.words, *rest]
@@ -211,8 +295,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> int:
     options = parse(sys.argv[1:])
     try:
-        verbs = {"run": run, "sweep": sweep, "report": report, "merge": merge, "data": data, "check": check}
-        return verbs[options.verb](options)
+        verbs = (run, sweep, report, merge, data, check, match, show)
+        return {verb.__name__: verb for verb in verbs}[options.verb](options)
     except Refusal as error:
         print(f"mixerbench: {error}", file=sys.stderr)
         return 2

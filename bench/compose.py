@@ -1,14 +1,15 @@
 """From yaml and command-line words to runs: the one reader of yaml, hydra-core's composition, changes, parents.
 
-hydra-core composes the groups under `configs/`; the result is built strictly (config.py), so that a misspelt key is
-never ignored. Interpolations are refused before hydra-core could resolve one: a configuration says what it is.
+hydra-core composes the groups under `configs/`, and a mixer of another distribution from its own; the result is built
+strictly (config.py), so that a misspelt key is never ignored. Interpolations are refused before hydra-core could
+resolve one: a configuration says what it is.
 """
 
 import json
 from functools import lru_cache
 from pathlib import Path
 
-from bench import Refusal
+from bench import Refusal, plugins
 from bench.config import CHAIN, Named, Protocol, Run, Where, build, coerce, listed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,8 +44,18 @@ def refuse_interpolation(value, where: str) -> None:
         raise Refusal(f"{where}: interpolation {value!r} is refused; write the value itself")
 
 
-def choices(group: str) -> list[str]:
+def shipped(group: str) -> list[str]:
     return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
+
+
+def choices(group: str) -> list[str]:
+    """Names of a group: those shipped and, for mixers, those that installed distributions claim, broken or not."""
+    return sorted({*shipped(group), *(plugins.claims() if group == "mixer" else ())})
+
+
+def claim_of(mixer: str) -> plugins.Claim | None:
+    """The distribution that brings a mixer; None for a shipped one. Raises Refusal if several claim its name."""
+    return plugins.claim_of(mixer, mixer in shipped("mixer"))
 
 
 @lru_cache(maxsize=256)
@@ -55,24 +66,37 @@ def _composed(group: str, name: str) -> str:
 
     if name not in choices(group):
         raise Refusal(f"unknown {group} '{name}'; known: {listed(choices(group))}")
-    _scan(group, name)
+    claim = claim_of(name) if group == "mixer" else None
+    folders = [CONFIGS, plugins.configs_of(claim)] if claim else [CONFIGS]
+    path = _scan(group, name, folders)
+    # As JSON, since its strings are quoted strings of hydra-core's grammar; the shipped folder is searched first.
+    search = json.dumps([f"file://{folder}" for folder in folders[1:]], ensure_ascii=False)
+    words = [f"{group}={name}", f"hydra.searchpath={search}"]
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            values = OmegaConf.to_container(compose("run", overrides=[f"{group}={name}"])[group], resolve=False)
+            values = OmegaConf.to_container(compose("run", overrides=words)[group], resolve=False)
     except Exception as error:
-        raise Refusal(f"configs/{group}/{name}.yaml does not compose: {' '.join(str(error).split())}") from None
-    refuse_interpolation(values, f"configs/{group}/{name}.yaml")
+        raise Refusal(f"{path} does not compose: {' '.join(str(error).split())}") from None
+    refuse_interpolation(values, str(path))
+    if claim and (not isinstance(values, dict) or values.get("name") != name):
+        raise claim.broken(f"{path} must say 'name: {name}', like its entry point")
     return json.dumps(values)
 
 
-def _scan(group: str, name: str) -> None:
-    """Refuse interpolations in a file and in those that its defaults list names, before hydra-core can resolve one."""
-    for entry in load_yaml(CONFIGS / group / f"{name}.yaml").get("defaults") or []:
+def _scan(group: str, name: str, folders: list[Path]) -> Path:
+    """Refuse interpolations in a file and in those that its defaults list names, before hydra-core can resolve one.
+
+    The file is the first of that name in `folders`; its path is returned.
+    """
+    paths = [folder / group / f"{name}.yaml" for folder in folders]
+    path = next((p for p in paths if p.is_file()), paths[0])
+    for entry in load_yaml(path).get("defaults") or []:
         if isinstance(entry, dict):
             for other_group, other in entry.items():
-                _scan(other_group.split("@")[0].strip("/"), str(other))
+                _scan(other_group.split("@")[0].strip("/"), str(other), folders)
         elif entry != "_self_":
-            _scan(group, str(entry))
+            _scan(group, str(entry), folders)
+    return path
 
 
 def compose_group(group: str, name: str) -> dict:

@@ -23,6 +23,10 @@ class Named:
     args: dict
 
 
+# The third value of a mixer's `sam`: as true, but each token gets the features of another token. Mixers never see it.
+MISALIGNED = "misaligned"
+
+
 @dataclass(frozen=True)
 class Backbone:
     layers: int
@@ -48,7 +52,8 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Shell:
-    expand: int  # inner channels / width
+    directions: str  # 'one': as the mixer looks; 'concat', 'add', 'mult': also on reversed documents (directions.py)
+    expand: float  # inner channels / width; their number must be whole
     conv_width: int  # taps of the depthwise convolution, 0: none
     conv_causal: bool  # else centred, and conv_width is odd
     skip: bool  # adds v to the mixer's output
@@ -59,6 +64,16 @@ class Shell:
         at_least("protocol.shell", self, {"expand": 1, "conv_width": 0, "gain": 0, "norm_eps": 1e-12})
         if self.conv_width and not self.conv_causal and self.conv_width % 2 == 0:
             raise Refusal(f"protocol.shell.conv_width must be odd for a centred convolution, got {self.conv_width}")
+        one_of("protocol.shell.directions", self.directions, ("one", "concat", "add", "mult"))
+
+
+def inner_width(width: int, expand: float) -> int:
+    """Channels inside the shell."""
+    inner = round(width * expand)
+    if abs(inner - width * expand) > 1e-6:
+        text = f"{expand:g} x {width} = {width * expand:g}"
+        raise Refusal(f"protocol.shell.expand x protocol.backbone.width must be a whole number, got {text}")
+    return inner
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,12 @@ class Protocol:
 
     def __post_init__(self):
         one_of("protocol.precision", self.precision, ("fp32", "bf16"))
+        inner_width(self.backbone.width, self.shell.expand)
+
+    @property
+    def inner(self) -> int:
+        """Channels of v: heads x head width."""
+        return inner_width(self.backbone.width, self.shell.expand)
 
 
 @dataclass(frozen=True)
@@ -171,6 +192,7 @@ CHAIN = ("protocol.backbone.", "protocol.shell.")  # what a child shares with it
 # so that old evidence keeps its ids. Append only.
 NEUTRAL: dict[str, object] = {
     "protocol.task.pieces": 0,  # masked_lm: all pieces of a document
+    "protocol.shell.directions": "one",
 }
 
 

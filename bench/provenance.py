@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import hashlib
-import importlib.util
 import json
 import platform
 import resource
@@ -15,8 +14,9 @@ from pathlib import Path
 import torch
 
 from bench import Refusal
-from bench.compose import ROOT
+from bench.compose import ROOT, choices, claim_of
 from bench.config import Run, Where
+from bench.plugins import Claim, module_file
 from bench.record import Environment
 
 PACKAGES = ("numpy", "lightning", "kornia", "pillow", "tokenizers")
@@ -24,11 +24,13 @@ WRITERS = ("provenance", "record", "store")  # files that only write down what o
 
 
 def environment(run: Run, where: Where, device: str, compiled: bool, backend: str) -> Environment:
+    claim = claim_of(run.mixer.name)
+    brought = {claim.distribution: claim.version} if claim else {}
     return Environment(
         commit=commit(),
         python=platform.python_version(),
         torch=torch.__version__,
-        packages={name: metadata.version(name) for name in PACKAGES},
+        packages={name: metadata.version(name) for name in PACKAGES} | brought,
         device=torch.cuda.get_device_name() if device == "cuda" else processor(),
         world=where.devices,
         threads=where.threads,
@@ -62,35 +64,57 @@ def commit() -> str:
         return ""
 
 
-def _files() -> dict[str, str]:
-    """Path of every file of this package -> SHA-256 (16 hex digits) of its content."""
-    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in Path(__file__).parent.rglob("*.py")}
-
-
-LOADED = _files()  # as this process found them when it started: what it runs, whatever is on the disk later
-
-
 def code_digests(task: str, mixer: str) -> dict[str, str]:
-    """File -> SHA-256 (16 hex digits) of the contents of all files of this package that make a run's numbers."""
-    roots = [
-        "bench.run",
-        "bench.backbone",
-        "bench.train",
-        "bench.registry",
-        f"bench.tasks.{task}",
-        f"bench.mixers.{mixer}",
-    ]
-    seen: dict[str, str] = {}
+    """File -> SHA-256 (16 hex digits) of the contents of all files that make a run's numbers.
+
+    Those of this package, and for a mixer of another distribution its module and what that imports of its own package,
+    as 'mixers/<distribution>/<module>'. Only import statements are followed.
+    """
+    claim = claim_of(mixer)
+    roots = ["run", "backbone", "train", "registry", f"tasks.{task}", *([] if claim else [f"mixers.{mixer}"])]
+    seen = _followed([f"bench.{name}" for name in roots] + ([claim.module] if claim else []))
+    for path, now in seen.values():
+        if LOADED.get(path, now) != now:
+            raise Refusal(f"{path} has changed since this process loaded it; stop the workers and start again")
+    named = {_key(module, claim): now for module, (_, now) in seen.items()}
+    return {k: v for k, v in sorted(named.items()) if k not in WRITERS}
+
+
+def _key(module: str, claim: Claim | None) -> str:
+    if module.startswith("bench."):
+        return module.removeprefix("bench.").replace(".", "/")
+    return f"mixers/{claim.distribution}/{module.replace('.', '/')}"
+
+
+def _followed(roots: list[str]) -> dict[str, tuple[str, str]]:
+    """Module -> path and digest of the file, for the roots and all that they import of their own packages."""
+    tops = {name.split(".")[0] for name in roots}
+    seen: dict[str, tuple[str, str]] = {}
     while roots:
         name = roots.pop()
-        path = Path(importlib.util.find_spec(name).origin)
-        text = path.read_bytes()
-        now = hashlib.sha256(text).hexdigest()[:16]
-        if LOADED.get(str(path), now) != now:
-            raise Refusal(f"{path} has changed since this process loaded it; stop the workers and start again")
-        seen[name.removeprefix("bench.").replace(".", "/")] = now
-        roots += [m for m in imports(text) if m.removeprefix("bench.").replace(".", "/") not in seen]
-    return {k: v for k, v in sorted(seen.items()) if k not in WRITERS}
+        if name in seen or (path := module_file(name)) is None:
+            continue
+        content = path.read_bytes()
+        seen[name] = str(path), _digest(content)
+        if path.suffix == ".py":
+            roots += [m for m in imports(content, name, path.stem == "__init__") if m.split(".")[0] in tops]
+        if not name.startswith("bench."):  # importing a.b.c runs a and a.b too; the harness's own hold docstrings only
+            roots += [name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)]
+    return seen
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _found_at_start() -> dict[str, str]:
+    """Path -> digest of every file of this package and of the mixers that other distributions bring."""
+    files = {str(p): _digest(p.read_bytes()) for p in Path(__file__).parent.rglob("*.py")}
+    for name in choices("mixer"):
+        with contextlib.suppress(Refusal):  # a broken claim is refused when it is used
+            if claim := claim_of(name):
+                files |= dict(_followed([claim.module]).values())
+    return files
 
 
 def stamp(digests: dict[str, str], micro_batches: int) -> str:
@@ -117,20 +141,23 @@ def peak_memory(device: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
-def imports(text: bytes) -> set[str]:
-    """Modules of this package that a file imports."""
+def imports(content: bytes, module: str, is_package: bool) -> set[str]:
+    """Modules of a package that the import statements of one of its files name; none if it is not Python."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):  # its import says what is wrong
+        return set()
+    parents = module.split(".") if is_package else module.split(".")[:-1]
     found = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module and (node.module + ".").startswith("bench."):
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {m for m in inner if importlib.util.find_spec("bench") and _is_module(m)} or {node.module}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            above = parents[: len(parents) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            inner = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {m for m in inner if module_file(m)} or {base}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.startswith("bench.")}
+            found |= {alias.name for alias in node.names}
     return found - {"bench"}
 
 
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+LOADED = _found_at_start()  # what this process runs, whatever is on the disk later

@@ -73,9 +73,8 @@ class Record:
     digests: dict[str, str]
     hashes: Hashes
     capacity: Capacity
-    gain: tuple[
-        float, ...
-    ]  # |M v| / |v| of each layer at initialisation, before calibration; () if weights came from a parent
+    # |M v| / |v| of each layer (and direction) at initialisation, before calibration; () if weights came from a parent
+    gain: tuple[float, ...]
     gain_varying: tuple[float, ...]  # the part of it that varies over tokens
     environment: Environment
     cost: Cost

@@ -1,6 +1,7 @@
 """Names -> classes. A mixer or a task is one file, named like it, with one `Args` dataclass and one concrete class.
 
-The file system is the registry: nothing else lists the names. Loading a class imports torch; config.py does not.
+The file system is the registry of what is shipped, the metadata of installed distributions (plugins.py) that of other
+mixers: nothing else lists the names. Loading a class imports torch; config.py does not.
 """
 
 import importlib
@@ -8,23 +9,31 @@ import inspect
 import types
 
 from bench import Refusal
-from bench.compose import choices
-from bench.config import Run, build
+from bench.compose import choices, claim_of
+from bench.config import MISALIGNED, Run, build
 from bench.mixers.base import Grant, Mixer
+from bench.plugins import Claim
+from bench.seeds import Streams
 from bench.tasks.base import Places, Task
 
 
 def mixer_class(name: str) -> type[Mixer]:
-    return _class_in("mixers", name, Mixer)
+    """The class of a shipped mixer or of one that an installed distribution brings."""
+    claim = claim_of(name)
+    if claim is None:
+        return _class_in(_module("mixers", name), Mixer)
+    try:
+        return _class_in(_brought(claim), Mixer)
+    except Refusal as error:
+        raise claim.broken(str(error)) from None
 
 
 def task_class(name: str) -> type[Task]:
-    return _class_in("tasks", name, Task)
+    return _class_in(_module("tasks", name), Task)
 
 
-def _class_in(room: str, name: str, base: type) -> type:
-    """The one concrete subclass of `base` defined in bench/<room>/<name>.py."""
-    module = _module(room, name)
+def _class_in(module: types.ModuleType, base: type) -> type:
+    """The one concrete subclass of `base` that a module defines."""
     found = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)
@@ -32,7 +41,20 @@ def _class_in(room: str, name: str, base: type) -> type:
     ]
     if len(found) != 1:
         raise Refusal(f"{module.__name__} must define one concrete {base.__name__}, found {len(found)}")
-    return found[0]
+    (cls,) = found
+    if missing := [key for key in inspect.get_annotations(base) if key not in dir(cls)]:
+        raise Refusal(f"{module.__name__}.{cls.__name__} must set {', '.join(missing)}")
+    return cls
+
+
+def _brought(claim: Claim) -> types.ModuleType:
+    """The module of another distribution's mixer; whatever keeps it from loading is that distribution's fault."""
+    try:
+        return importlib.import_module(claim.module)
+    except Exception as error:
+        trace = f"`python -c 'import {claim.module}'` shows where"
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Refusal(f"its module does not load, {why}; {trace}") from None
 
 
 def _module(room: str, name: str) -> types.ModuleType:
@@ -51,12 +73,18 @@ def make_task(run: Run, places: Places) -> Task:
 
 
 def mixer_args(run: Run):
-    """The mixer's own arguments, strictly typed, with the levels and head counts that it allows checked."""
-    cls = mixer_class(run.mixer.name)
-    args = build(cls.Args, run.mixer.args, "mixer")
+    """The mixer's own arguments, strictly typed, with the levels and head counts that it allows checked.
+
+    For `sam: misaligned` those of `sam: true`: that the features are another token's is for the shell (`order`).
+    """
+    cls, level = mixer_class(run.mixer.name), run.mixer.args.get("sam")
+    none = f"mixer '{run.mixer.name}' has no form with sam={str(level).lower()}; it has: {_levels(cls)}"
+    if isinstance(level, str) and level != MISALIGNED:
+        raise Refusal(none)
+    args = build(cls.Args, aligned(run.mixer.args), "mixer")
     if args.sam not in cls.levels:
-        raise Refusal(f"mixer '{run.mixer.name}' has no form with sam={str(args.sam).lower()}; it has: {_levels(cls)}")
-    inner = run.protocol.backbone.width * run.protocol.shell.expand
+        raise Refusal(none)
+    inner = run.protocol.inner
     if args.heads not in cls.heads_allowed(inner):
         allowed = ", ".join(map(str, cls.heads_allowed(inner)))
         raise Refusal(
@@ -65,14 +93,25 @@ def mixer_args(run: Run):
     return args
 
 
+def aligned(args: dict) -> dict:
+    """A mixer's arguments as its class takes them: `sam: misaligned` is its `sam: true` form."""
+    return {**args, "sam": True} if args.get("sam") == MISALIGNED else args
+
+
 def _levels(cls: type[Mixer]) -> str:
-    return ", ".join(f"sam={str(level).lower()}" for level in cls.levels)
+    known = [str(level).lower() for level in cls.levels] + [MISALIGNED] * (True in cls.levels)
+    return ", ".join(f"sam={level}" for level in known)
+
+
+def order(run: Run) -> int | None:
+    """What fixes which token's features each place gets, None for its own: a matter of the seed alone, so that replicas
+    and children keep the order that their parent learnt with."""
+    return Streams(run.seed, 0).torch_seed("order of features") if run.mixer.args["sam"] == MISALIGNED else None
 
 
 def grant(run: Run, task: Task, args) -> Grant:
-    inner = run.protocol.backbone.width * run.protocol.shell.expand
     spec = task.spec()
-    return Grant(heads=args.heads, head_width=inner // args.heads, length=spec.length, packed=spec.packed)
+    return Grant(heads=args.heads, head_width=run.protocol.inner // args.heads, length=spec.length, packed=spec.packed)
 
 
 def backend(cls: type[Mixer], asked: str, device: str) -> str:

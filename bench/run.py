@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from bench import Refusal, backbone, evaluate, registry, train
+from bench.capacity import capacity_of, model_of
 from bench.compose import ROOT
 from bench.config import Run, Where, resolved
 from bench.provenance import code_digests, environment, peak_memory, reset_peak_memory, stamp
 from bench.record import SCHEMA, Capacity, Cost, Hashes, Record
 from bench.seeds import Streams
-from bench.shell import owned_by_mixer
 from bench.store import Store, replace_whole, utc
 from bench.tasks.base import Places, Task
 
@@ -149,26 +149,16 @@ def build(run: Run, where: Where, device: str) -> Built:
     """Task and model, every parameter drawn on the host from the stream of its name."""
     task = registry.make_task(run, places(where))
     task.prepare()
-    args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
-    backend = registry.backend(cls, where.backend, device)
-    granted = registry.grant(run, task, args)
-    model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, backend))
+    backend = registry.backend(registry.mixer_class(run.mixer.name), where.backend, device)
+    model = model_of(run, task, backend)
     streams = Streams(run.seed, run.replica)
     backbone.initialise(model, streams)
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    one = model.layers[0].shell.mixer
-    capacity = Capacity(
-        parameters=sum(sizes.values()),
-        mixer_parameters=sum(n for name, n in sizes.items() if owned_by_mixer(name)),
-        flops=one.flops(task.spec().length) * len(model.layers),
-        state_per_head=-1 if one.state_size is None else one.state_size,
-    )
     hashes = Hashes(
         shared_init=backbone.shared_digest(model),
         batches=batches_digest(task, streams, run.protocol.budget.batch, run.protocol.budget.steps),
         optimiser_groups=train.groups_digest(model, run.protocol.optimiser),
     )
-    return Built(task, model, streams, hashes, capacity, [], backend)
+    return Built(task, model, streams, hashes, capacity_of(model), [], backend)
 
 
 def calibrated(built: Built, run: Run) -> list[tuple[float, float]]:
@@ -179,7 +169,7 @@ def calibrated(built: Built, run: Run) -> list[tuple[float, float]]:
     group = built.task.spec().group
     size = min(run.protocol.budget.batch, max(group, CALIBRATION_EXAMPLES // group * group))
     batch = built.task.batch(built.streams, 0, run.protocol.budget.batch, slice(0, size))
-    mixers = [layer.shell.mixer for layer in built.model.layers]
+    mixers = [mixer for mixer, _ in built.model.parts()]
     for mixer in mixers:
         mixer.backend = mixer.backends[0]
     gains = backbone.calibrate(built.model, batch, run.protocol.shell.gain)

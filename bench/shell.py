@@ -4,7 +4,8 @@
 
 It belongs to the protocol. Parameters that exist only because a mixer asked for features have names of their own
 (`in_features`, `conv_features`; `in_exact`, `conv_exact` for those computed outside autocast), so that all others are
-the same tensors for every mixer. Source: the released block of the reference paper (no biases in the projections,
+the same tensors for every mixer. With an `order` (the level `sam: misaligned`) the mixer gets each token's features at
+another token's place. Source: the released block of the reference paper (no biases in the projections,
 normalisation before the gate).
 Axes: B batch, L length, D width, C inner channels (heads H * head width P), K feature channels, W taps.
 """
@@ -17,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.config import Shell as Settings
-from bench.mixers.base import Features, Mixer
+from bench.config import inner_width
+from bench.mixers.base import Features, Mixer, misalign
 
 OWNED = ("mixer", "in_features", "conv_features", "in_exact", "conv_exact")
 
@@ -67,14 +69,24 @@ def short_conv(
 
 
 class Shell(nn.Module):
-    """One mixer layer without its residual: BLD -> BLD. Rows of padding hold nothing that a real token can see."""
+    """One mixer layer without its residual: BLD -> BLD. Rows of padding hold nothing that a real token can see.
 
-    def __init__(self, width: int, settings: Settings, make_mixer: Callable[[], Mixer]):
+    What `make_mixer` makes is a mixer, or (directions.py) as many as `outputs` says, which lay theirs side by side.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        settings: Settings,
+        make_mixer: Callable[[], nn.Module],
+        order: int | None,
+        outputs: int,
+    ):
         super().__init__()
-        self.settings = settings
+        self.settings, self.order, self.outputs = settings, order, outputs
         self.mixer = make_mixer()
         self.packed = self.mixer.grant.packed
-        inner, wants = width * settings.expand, self.mixer.wants
+        inner, wants = inner_width(width, settings.expand), self.mixer.wants
         self.in_zv = nn.Linear(width, 2 * inner, bias=False)
         self.conv_v = Taps(inner, settings.conv_width) if settings.conv_width else None
         self.wants = wants
@@ -86,9 +98,16 @@ class Shell(nn.Module):
             self.in_exact = nn.Linear(width, wants.exact, bias=False)
         if wants.exact and settings.conv_width:
             self.conv_exact = Taps(wants.exact, settings.conv_width)
-        self.norm = nn.RMSNorm(inner, eps=settings.norm_eps)
-        self.out = nn.Linear(inner, width, bias=False)
-        self.register_buffer("scale", torch.ones(()))  # calibrated once at build, kept in checkpoints
+        self.norm = nn.RMSNorm(outputs * inner, eps=settings.norm_eps)
+        self.out = nn.Linear(outputs * inner, width, bias=False)
+        scale = torch.ones(()) if outputs == 1 else torch.ones(outputs * self.mixer.grant.heads, 1)
+        self.register_buffer("scale", scale)  # calibrated once at build, kept in checkpoints
+
+    def parts(self) -> list[tuple[Mixer, Tensor]]:
+        """Each mixer inside, in the order of their calls, and its part of `scale`."""
+        if self.outputs == 1:
+            return [(self.mixer, self.scale)]
+        return list(zip((self.mixer.forth, self.mixer.back), self.scale.chunk(2), strict=True))
 
     def mixer_inputs(self, x_BLD: Tensor, segments_BL: Tensor) -> tuple[Tensor, Tensor, Features]:
         """The gate z_BLC, and v_BLHP and the features as the mixer gets them."""
@@ -103,7 +122,8 @@ class Shell(nn.Module):
             v_BLC, conv_BLK = self.convolve(v_BLC, conv_BLK, segments_BL)
         v_BLHP = F.silu(v_BLC).unflatten(-1, (grant.heads, grant.head_width))
         exact_BLK = self.exact(x_BLD, segments_BL) if wants.exact else v_BLC[..., :0]
-        return z_BLC, v_BLHP, Features(conv_BLK, raw_BLK, exact_BLK)
+        features = Features(conv_BLK, raw_BLK, exact_BLK)
+        return z_BLC, v_BLHP, features if self.order is None else misalign(features, segments_BL, self.order)
 
     def exact(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
         """The channels that autocast must not touch, in the precision of the parameters."""
@@ -128,6 +148,8 @@ class Shell(nn.Module):
     def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
         z_BLC, v_BLHP, features = self.mixer_inputs(x_BLD, segments_BL)
         y_BLHP = self.mixer(v_BLHP, features, segments_BL) * self.scale
+        if self.outputs > 1:
+            v_BLHP, z_BLC = v_BLHP.repeat(1, 1, self.outputs, 1), z_BLC.repeat(1, 1, self.outputs)
         if self.settings.skip:
             y_BLHP = y_BLHP + v_BLHP
         # Under autocast y is bf16; the norm is taken in the precision of its weight, as layer norms are.

@@ -158,6 +158,7 @@ def ordered(runs: list[Run]) -> list[Run]:
 
 def named(run: Run) -> str:
     """'low_rank sam heads=4 … seed 0' for people."""
-    own = [("sam" if v else "not sam") if k == "sam" else f"{k}={v}" for k, v in run.mixer.args.items()]
+    args = run.mixer.args.items()
+    own = [(v if isinstance(v, str) else "sam" if v else "not sam") if k == "sam" else f"{k}={v}" for k, v in args]
     replica = f" replica {run.replica}" if run.replica else ""
     return f"{run.mixer.name} {' '.join(own)} seed {run.seed}{replica}"

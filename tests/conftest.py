@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench import backbone, registry, train
+from bench.capacity import model_of
 from bench.compose import make_where
 from bench.config import Run, Where
 from bench.seeds import Streams
@@ -47,10 +48,8 @@ def shrunk(run: Run) -> Run:
 def built(run: Run, device: str = "cpu") -> tuple[backbone.Backbone, object]:
     """Model with values (none on 'meta') and a task whose every batch is its own example: no data set is needed."""
     task = registry.make_task(run, Places(None, Path()))
-    args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
-    granted = registry.grant(run, task, args)
     with torch.device(device):
-        model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, cls.backends[0]))
+        model = model_of(run, task, registry.mixer_class(run.mixer.name).backends[0])
     if device != "meta":
         backbone.initialise(model, Streams(run.seed, run.replica))
     example = task.example(run.protocol.budget.batch)

@@ -20,23 +20,26 @@ LENGTH, WIDTH = 12, 8
 SPEC = Spec("tokens", symbols=11, types=3, length=LENGTH, outputs=5, pooled=False, tied=True, packed=False, group=1)
 POOLED = dataclasses.replace(SPEC, pooled=True, tied=False)
 SETTINGS = Settings(2, WIDTH, "pre", 1e-5, 16, True, "mean", False, 4, 0.0, 0.0, 0.5)
-SHELL = ShellSettings(expand=2, conv_width=3, conv_causal=False, skip=True, gain=0.0, norm_eps=1e-5)
+SHELL = ShellSettings(directions="one", expand=2, conv_width=3, conv_causal=False, skip=True, gain=0.0, norm_eps=1e-5)
 MIXERS = {
     "attention": {"sam": True, "rank": 3},
     "dense": {"sam": False},
     "identity": {"sam": False},
     "low_rank": {"sam": True, "rank": 3, "feature_map": "silu", "normalise": False},
     "quasiseparable": {"sam": True, "state": 4, "groups": 1, "separate": False},
+    "semiseparable": {"sam": True, "state": 4, "groups": 1},
     "toeplitz": {"sam": True},
     "vandermonde": {"sam": True, "rank": 3, "bound": 0.05},
 }
 
 
-def model_of(spec=SPEC, settings=SETTINGS, shell_settings=SHELL, mixer: str = "attention") -> backbone.Backbone:
+def model_of(
+    spec=SPEC, settings=SETTINGS, shell_settings=SHELL, mixer: str = "attention", order=None
+) -> backbone.Backbone:
     cls = registry.mixer_class(mixer)
     args = cls.Args(**{"heads": 2} | MIXERS[mixer])
     grant = Grant(2, WIDTH * shell_settings.expand // 2, spec.length, spec.packed)
-    model = backbone.Backbone(spec, settings, shell_settings, lambda: cls(grant, args, "torch"))
+    model = backbone.Backbone(spec, settings, shell_settings, lambda: cls(grant, args, "torch"), order)
     backbone.initialise(model, Streams(0, 0))
     with torch.no_grad():  # norms and biases that start as 1 and 0 would hide that they are left out
         for name, parameter in model.named_parameters():

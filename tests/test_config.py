@@ -33,11 +33,13 @@ def test_every_key_of_a_run_is_in_its_id():
             continue
         other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else 0.123
         if isinstance(value, str):
-            other = {"pre": "post", "mean": "first", "linear": "cosine", "fp32": "bf16"}[value]
+            other = {"pre": "post", "mean": "first", "linear": "cosine", "fp32": "bf16", "one": "concat"}[value]
         if key.endswith("betas"):
             other = [0.5, 0.5]
         if key.endswith("conv_width"):
             other = 9
+        if key.endswith("expand"):
+            other = 1.5
         seen.add(make_run("quick_digits", "low_rank", {key: other}, 0, 0).id)
     leaves = len(list(_leaves(resolved(base)["protocol"], "protocol"))) - 2
     assert len(seen) == leaves + 1
@@ -77,9 +79,9 @@ def test_a_child_takes_backbone_changes_up_its_chain_and_nothing_else():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["protocol=quick_digits", "mixer=nonsense"], "unknown mixer 'nonsense'; known: attention"),
+        (["protocol=quick_digits", "mixer=nonsense"], "unknown mixer 'nonsense'; known: add, attention"),
         (["protocol=quick_digit", "mixer=dense"], "unknown protocol 'quick_digit'; known: "),
-        (["protocol=quick_digits"], "missing 'mixer=…'; known: attention"),
+        (["protocol=quick_digits"], "missing 'mixer=…'; known: add, attention"),
         (
             ["protocol=quick_digits", "mixer=dense", "protocol.budget.stepz=3"],
             "unknown key 'protocol.budget.stepz': 'stepz' is not one of: steps, batch",
@@ -125,6 +127,14 @@ def test_a_child_takes_backbone_changes_up_its_chain_and_nothing_else():
         (["protocol=quick_digits", "mixer=dense", "protocol.backbone.norm_eps=-1"], "norm_eps must be at least"),
         (["protocol=quick_digits", "mixer=dense", "protocol.backbone={layers:2}"], "is a group of keys; change one of"),
         (["protocol=quick_digits", "mixer=dense", "protocol.shell.conv_width=4"], "conv_width must be odd"),
+        (
+            ["protocol=quick_recall", "mixer=dense", "protocol.shell.expand=1.3"],
+            "protocol.shell.expand x protocol.backbone.width must be a whole number, got 1.3 x 32 = 41.6",
+        ),
+        (
+            ["protocol=quick_digits", "mixer=dense", "protocol.shell.directions=both"],
+            "protocol.shell.directions must be one of one, concat, add, mult, got 'both'",
+        ),
     ],
 )
 def test_a_wrong_word_is_refused_in_one_line_that_names_it(words, message):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import Refusal, backbone, registry, train
-from bench.compose import ROOT, choices, compose_group, load_yaml, make_run
+from bench.compose import ROOT, compose_group, load_yaml, make_run, shipped
 from bench.config import NEUTRAL, Named, resolved
 from bench.record import parse
 from bench.report.frame import flattened
@@ -20,7 +20,7 @@ from bench.tasks.base import Places
 from tests.conftest import built, setting, shrunk
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
-ARMS = [(name, level) for name in choices("mixer") for level in registry.mixer_class(name).levels]
+ARMS = [(name, level) for name in shipped("mixer") for level in registry.mixer_class(name).levels]
 
 
 def an_arm(protocol: str, name: str, level: bool, seed: int = 0):
@@ -78,7 +78,7 @@ def test_a_mixer_gets_only_its_grant():
         assert set(vars(grant)) == {"heads", "head_width", "length", "packed"}
 
 
-@pytest.mark.parametrize("name", [n for n in choices("mixer") if registry.mixer_class(n).levels == (False,)])
+@pytest.mark.parametrize("name", [n for n in shipped("mixer") if registry.mixer_class(n).levels == (False,)])
 def test_a_mixer_without_a_sequence_aligned_form_is_refused_one(name):
     with pytest.raises(Refusal, match=f"mixer '{name}' has no form with sam=true; it has: sam=false"):
         registry.check(an_arm("quick_recall", name, True))
@@ -92,14 +92,14 @@ def test_heads_that_do_not_divide_the_inner_width_are_refused_and_those_that_do_
 
 @pytest.mark.parametrize("group", ["protocol", "mixer", "task"])
 def test_every_yaml_of_a_group_composes_and_says_what_it_is_for(group):
-    for name in choices(group):
+    for name in shipped(group):
         assert compose_group(group, name)
         assert (ROOT / "configs" / group / f"{name}.yaml").read_text().startswith("# "), name
 
 
 def test_no_yaml_is_named_by_nobody():
     used = {run.label.split("[")[0] for path in SWEEPS for run in ordered(grid(load(path)))}
-    assert used == set(choices("protocol"))
+    assert used == set(shipped("protocol"))
 
 
 def on_task(task: str):
@@ -114,7 +114,7 @@ def everything():
     runs = [run for path in SWEEPS for run in ordered(grid(load(path)))]
     runs += [an_arm("quick_recall", *arm) for arm in ARMS]
     used = {str(run.protocol.task) for run in runs}
-    runs += [run for run in map(on_task, choices("task")) if str(run.protocol.task) not in used]
+    runs += [run for run in map(on_task, shipped("task")) if str(run.protocol.task) not in used]
     return list({(run.protocol_id, str(run.mixer)): run for run in runs}.values())
 
 

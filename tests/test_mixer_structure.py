@@ -7,7 +7,7 @@ import torch
 
 from bench.mixers import vandermonde as vandermonde_room
 from bench.mixers.base import Features
-from tests.test_mixers import HEADS, LENGTH, WIDTH, assert_equal_ways, build, full, inputs, rank
+from tests.test_mixers import HEADS, LENGTH, WIDTH, assert_equal_ways, build, full, gradients, inputs, rank, rows
 
 
 @pytest.mark.parametrize("length", [12, 15])
@@ -99,6 +99,109 @@ def test_semiseparable_is_the_recurrence_it_is_named_after():
 
 def test_semiseparable_survives_decays_that_underflow():
     mixer, v, features, segments = full("semiseparable", {"sam": True, "state": 4, "groups": 1})
+    assert_equal_ways(mixer, v, features._replace(raw_BLK=300 * features.raw_BLK), segments, 1e-9)
+
+
+def added(sam: bool, shift: bool, diagonal: bool, groups: int = 1):
+    own = {"sam": sam, "state": 4, "groups": groups, "separate": True, "shift": shift, "diagonal": diagonal}
+    return full("add", own)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("sam", [False, True])
+def test_add_with_shift_and_diagonal_is_the_quasiseparable_mixer(sam, separate, packed):
+    shared = {"sam": sam, "state": 4, "groups": 2, "separate": separate}
+    add = build("add", shared | {"shift": True, "diagonal": True}, packed).double()
+    quasi, segments = build("quasiseparable", shared, packed, seed=5).double(), rows(packed, LENGTH)
+    quasi.load_state_dict(add.state_dict())
+    assert add.wants == quasi.wants
+    given = (*inputs(add, segments), segments)
+    one, other = (gradients(mixer, mixer.forward, *given) for mixer in (add, quasi))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert torch.equal(add.matrix(*given), quasi.matrix(*given))
+    assert add.flops(LENGTH) == quasi.flops(LENGTH) and add.state_size == quasi.state_size
+
+
+@pytest.mark.parametrize("sam", [False, True])
+def test_forms_of_add_differ_on_the_diagonal_only_and_by_what_they_say(sam):
+    diagonals, rest = {}, []
+    for shift in (False, True):
+        for diagonal in (False, True):
+            mixer, v, features, segments = added(sam, shift, diagonal)
+            if sam:  # the same c, b and dt in all four
+                seen = added(True, shift, True)[2]
+                features = seen._replace(conv_BLK=seen.conv_BLK[..., : mixer.wants.conv])
+            with torch.no_grad():
+                for name, parameter in mixer.named_parameters():
+                    draw = torch.Generator().manual_seed(len(name))
+                    parameter.copy_(0.5 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
+            m = mixer.matrix(v, features, segments)
+            diagonals[shift, diagonal] = m.diagonal(dim1=2, dim2=3)
+            rest.append(m - torch.diag_embed(m.diagonal(dim1=2, dim2=3)))
+    assert all(torch.equal(m, rest[0]) for m in rest) and (rest[0] != 0).sum() == HEADS * LENGTH * (LENGTH - 1)
+    delta = features.conv_BLK[0, :, -HEADS:] if sam else mixer.delta_LH  # of the last form: both
+    assert (diagonals[True, False] == 0).all()
+    torch.testing.assert_close(diagonals[True, True][0].T, delta + mixer.D_H)
+    torch.testing.assert_close(diagonals[False, True], diagonals[False, False] + diagonals[True, True])
+
+
+def test_add_is_the_sum_of_two_recurrences():
+    mixer, v, features, segments = added(True, False, False, groups=2)
+    ahead, back = two_recurrences(mixer, v, features)
+    torch.testing.assert_close(mixer(v, features, segments)[0], ahead + back)
+
+
+def two_recurrences(mixer, v, features) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scans of the one row, token by token, of a mixer with two groups: each token's own term included."""
+    cb = torch.nn.functional.silu(features.conv_BLK[0]).view(LENGTH, 2, 2, HEADS, 4)  # D, c or b, G = H, N
+    dt = torch.nn.functional.softplus(features.raw_BLK[0] + mixer.dt_bias_2H).view(LENGTH, 2, HEADS)
+    A = torch.exp(-dt * mixer.A_log_H.exp())
+    out = []
+    for d, order in ((0, range(LENGTH)), (1, reversed(range(LENGTH)))):
+        state, y = torch.zeros(HEADS, 4, WIDTH, dtype=torch.float64), torch.zeros_like(v[0])
+        for i in order:
+            written = dt[i, d, :, None, None] * cb[i, d, 1, :, :, None] * v[0, i, :, None]
+            state = A[i, d, :, None, None] * state + written
+            y[i] = torch.einsum("hn,hnp->hp", cb[i, d, 0], state)
+        out.append(y)
+    return out[0], out[1]
+
+
+def multiplied(sam: bool, groups: int = 1):
+    return full("mult", {"sam": sam, "state": 4, "groups": groups, "separate": True})
+
+
+def test_mult_is_the_product_of_two_recurrences():
+    mixer, v, features, segments = multiplied(True, groups=2)
+    ahead, back = two_recurrences(mixer, v, features)
+    torch.testing.assert_close(mixer(v, features, segments)[0], ahead * back)
+
+
+@pytest.mark.parametrize("sam", [False, True])
+def test_mult_is_quadratic_and_has_two_triangular_factors_and_no_matrix(sam):
+    mixer, v, features, segments = multiplied(sam)
+    torch.testing.assert_close(mixer(3 * v, features, segments), 9 * mixer(v, features, segments))
+    with pytest.raises(NotImplementedError, match="mult is not linear in v and has no matrix"):
+        mixer.matrix(v, features, segments)
+    lower, upper = mixer.matrices(v, features, segments)
+    assert (lower.triu(1) == 0).all() and (upper.tril(-1) == 0).all()
+    for cut in (1, 40, 64, 149):
+        assert rank(lower[..., cut:, : cut + 1]) == min(4, cut + 1, LENGTH - cut)
+        assert rank(upper[..., : cut + 1, cut:]) == min(4, cut + 1, LENGTH - cut)
+
+
+@pytest.mark.parametrize("sam", [False, True])
+def test_the_factors_of_mult_add_up_to_the_matrix_of_add(sam):
+    mult, *given = multiplied(sam)
+    add = added(sam, False, False)[0]
+    add.load_state_dict(mult.state_dict())
+    torch.testing.assert_close(sum(mult.matrices(*given)), add.matrix(*given))
+
+
+@pytest.mark.parametrize("made", [lambda: added(True, False, True), lambda: multiplied(True)])
+def test_scans_of_two_directions_survive_decays_that_underflow(made):
+    mixer, v, features, segments = made()
     assert_equal_ways(mixer, v, features._replace(raw_BLK=300 * features.raw_BLK), segments, 1e-9)
 
 

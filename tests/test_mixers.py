@@ -6,6 +6,7 @@ longer than a chunk of the scan. Axes as in `bench.mixers.base`.
 
 import dataclasses
 import importlib
+import math
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,12 @@ import torch
 import yaml
 
 from bench import Refusal
-from bench.compose import choices
+from bench.compose import shipped
 from bench.mixers import toeplitz
 from bench.mixers.base import Features, Grant, Mixer, Wants
 from bench.registry import mixer_class
 
-CLASSES = {name: mixer_class(name) for name in choices("mixer")}
+CLASSES = {name: mixer_class(name) for name in shipped("mixer")}
 CONFIGS = Path(__file__).parent.parent / "configs" / "mixer"
 HEADS, WIDTH, LENGTH = 2, 3, 150  # three chunks of the scan, the last one not full
 OPTIONS = [
@@ -37,6 +38,21 @@ OPTIONS = [
     *(("vandermonde", {"sam": sam, "rank": 4, "bound": 0.5}) for sam in (False, True)),
     *(
         ("quasiseparable", {"sam": sam, "state": 4, "groups": groups, "separate": separate})
+        for sam in (False, True)
+        for groups, separate in ((1, True), (2, False))
+    ),
+    *(
+        ("add", {"sam": sam, "state": 4, "groups": groups, "separate": separate, "shift": shift, "diagonal": diagonal})
+        for sam in (False, True)
+        for groups, separate, shift, diagonal in (
+            (1, True, False, False),
+            (2, False, True, False),
+            (1, True, False, True),
+            (2, True, True, True),
+        )
+    ),
+    *(
+        ("mult", {"sam": sam, "state": 4, "groups": groups, "separate": separate})
         for sam in (False, True)
         for groups, separate in ((1, True), (2, False))
     ),
@@ -100,7 +116,13 @@ def apply(m_BHLL: torch.Tensor, v_BLHP: torch.Tensor) -> torch.Tensor:
 
 
 def by_matrix(mixer, v, features, segments):
-    return apply(mixer.matrix(v, features, segments), v)
+    """M v, or the entrywise product of the M v of all factors."""
+    return math.prod(apply(m, v) for m in mixer.matrices(v, features, segments))
+
+
+def factors(mixer, v, features, segments):
+    """M, or all factors one after another, as if they were heads."""
+    return torch.cat(mixer.matrices(v, features, segments), 1)
 
 
 def gradients(mixer: Mixer, way, v, features: Features, segments) -> dict[str, torch.Tensor]:
@@ -128,9 +150,14 @@ def assert_equal_ways(mixer: Mixer, v, features, segments, tolerance: float) -> 
 # The battery.
 
 
-def test_the_battery_covers_every_mixer_and_level_that_ships():
+def test_the_battery_covers_every_mixer_level_and_form_that_ships():
     shipped = {(name, level) for name, cls in CLASSES.items() for level in cls.levels}
     assert {(name, args["sam"]) for name, args in OPTIONS} == shipped
+    for name, level in shipped:
+        values, varied = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()), set().union(*CLASSES[name].forms)
+        for form in CLASSES[name].forms:
+            whole = {key: values[key] for key in varied} | form | {"sam": level}
+            assert any(name == other and whole.items() <= args.items() for other, args in OPTIONS), (name, level, form)
 
 
 @pytest.mark.parametrize(("name", "args", "packed"), CASES, ids=label)
@@ -148,14 +175,14 @@ def test_fp32_is_close_and_bf16_autocast_is_finite_and_close(name, args, packed)
     exact = by_matrix(build(name, args, packed).double(), *inputs(mixer, segments), segments)
     with torch.no_grad():
         plain = mixer(v, features, segments)
-        matrix = mixer.matrix(v, features, segments)
+        matrix = by_matrix(mixer, v, features, segments)
         with torch.autocast("cpu", torch.bfloat16):
             half = mixer(v, features, segments)
             low = Features(features.conv_BLK.bfloat16(), features.raw_BLK.bfloat16(), features.exact_BLK)
             whole = mixer(v.bfloat16(), low, segments)
     assert plain.dtype == matrix.dtype == torch.float32
     size = exact.norm()
-    assert (plain - exact).norm() < 1e-5 * size and (apply(matrix, v) - exact).norm() < 1e-5 * size
+    assert (plain - exact).norm() < 1e-5 * size and (matrix - exact).norm() < 1e-5 * size
     for y in (half, whole):
         assert (y - exact).norm() < 2e-2 * size  # also fails on NaN
 
@@ -165,7 +192,7 @@ def test_no_token_sees_padding_or_another_document(name, args, packed):
     mixer, segments = build(name, args, packed).double(), rows(packed, LENGTH)
     v, features = inputs(mixer, segments)
     other_v, other = inputs(mixer, segments, seed=7)
-    y, m = mixer(v, features, segments), mixer.matrix(v, features, segments)
+    y, m = mixer(v, features, segments), factors(mixer, v, features, segments)
     different = segments[:, None, :, None] != segments[:, None, None, :]
     padding = segments == 0
     assert (m.masked_select(different | padding[:, None, None] | padding[:, None, :, None]) == 0).all()
@@ -202,11 +229,13 @@ def test_lengths(name, args):
         torch.testing.assert_close(mixer(v, features, long), by_matrix(granted, v, features, long))
         return
     v, features = inputs(mixer, long)
-    for way in (mixer.forward, mixer.matrix):
+    for way in (mixer.forward, lambda *given: factors(mixer, *given)):
         with pytest.raises(ValueError, match=f"{name} has parameters for {LENGTH} tokens, given {LENGTH + 50}"):
             way(v, features, long)
     v, features = inputs(mixer, short)
-    whole, part = (mixer.matrix(v[:, :n], Features(*(x[:, :n] for x in features)), short[:, :n]) for n in (LENGTH, 64))
+    whole, part = (
+        factors(mixer, v[:, :n], Features(*(x[:, :n] for x in features)), short[:, :n]) for n in (LENGTH, 64)
+    )
     block = whole[..., :64, :64]
     if name == "attention" or args.get("normalise"):
         block = block / block.sum(-1, keepdim=True)  # rows sum to one at every length
@@ -217,7 +246,7 @@ def test_lengths(name, args):
 def test_data_independent_matrices_ignore_the_data(name, args):
     mixer, segments = build(name, args, True).double(), rows(True, LENGTH)
     assert mixer.wants == Wants(conv=0, raw=0, exact=0)
-    first, second = (mixer.matrix(*inputs(mixer, segments, seed=seed), segments) for seed in (1, 2))
+    first, second = (factors(mixer, *inputs(mixer, segments, seed=seed), segments) for seed in (1, 2))
     assert torch.equal(first, second)
 
 
@@ -231,7 +260,7 @@ def test_everything_is_alive_at_initialisation(name, args):
             assert (grad.abs().amax((0, 1)) > 0).all(), key
         else:
             assert (grad != 0).double().mean() > 0.9, key  # the first token's forward c and the like are read by nobody
-    m = mixer.matrix(v, features, segments)
+    m = factors(mixer, v, features, segments)
     off = m - torch.diag_embed(m.diagonal(dim1=2, dim2=3))
     assert (off.norm() == 0) if name == "identity" else (off.norm(dim=(2, 3)) > 0.02 * m.norm(dim=(2, 3))).all()
 
@@ -261,6 +290,7 @@ def test_builds_on_meta_draws_from_its_generator_and_states_its_cost(name, args)
 def test_compiles_without_a_graph_break(name, args, packed):
     mixer, segments = build(name, args, packed), rows(packed, LENGTH)
     v, features = inputs(mixer, segments, torch.float32)
+    torch._dynamo.reset()  # else the many forms of one class count as recompilations, which are limited
     compiled = torch.compile(mixer, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(v, features, segments), mixer(v, features, segments))
 
@@ -295,6 +325,10 @@ REFUSED = [
     ("decay_attention", {"decay": "none"}, "decay is none; allowed: fixed, selective"),
     ("decay_attention", {"feature_map": "relu"}, "feature_map is relu; allowed: silu, elu1, none"),
     ("decay_attention", {"normalise": True}, "normalise with feature_map silu; allowed: elu1"),
+    ("add", {"state": 0}, "mixer add: state is 0"),
+    ("add", {"groups": 3}, "mixer add: groups is 3; allowed with 4 heads: 1, 2, 4"),
+    ("mult", {"state": 0}, "mixer mult: state is 0"),
+    ("mult", {"groups": 3}, "mixer mult: groups is 3; allowed with 4 heads: 1, 2, 4"),
     ("semiseparable", {"state": 0}, "state is 0"),
     ("semiseparable", {"groups": 3}, "groups is 3; allowed with 4 heads: 1, 2, 4"),
 ]

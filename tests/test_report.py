@@ -418,6 +418,22 @@ def test_report_writes_its_files_and_a_whole_certificate(tmp_path):
             assert [a for a, own in block["arms"].items() if own["differs"]] == ["identity"]
 
 
+def test_a_record_older_than_a_key_has_its_neutral_value_in_gate_and_certificate(tmp_path):
+    (tmp_path / "way.yaml").write_text(SWEEP.replace("backbone.width: 40", "shell.directions: concat"))
+    sweep, store = load(tmp_path / "way.yaml"), Store(tmp_path / "results")
+    for run in grid(sweep):
+        values = json.loads(json.dumps(resolved(run)))
+        if values["protocol"]["shell"]["directions"] == "one":
+            del values["protocol"]["shell"]["directions"]
+        store.finish(a_record(values, {"accuracy": 0.5}, label=run.label), {})
+    proof = json.loads(report(sweep, store, tmp_path / "out")[4].read_text())
+    (departed,) = proof["protocols"]["quick_digits"]["departed"].values()
+    assert departed["differs"] == {"shell.directions": ["one", "concat"]}
+    declared = Departure({"name": "low_rank"}, {"shell.directions": "one"}, "a test")
+    old = replace(sweep, mixers=({"name": "low_rank", "heads": 2, "sam": [False, True]},), departures=(declared,))
+    assert {a.departed["shell.directions"] for a in frame.controlled(frame.rows(old, store), old).arms} == {"one"}
+
+
 def test_nothing_is_written_for_a_table_that_is_refused(tmp_path):
     sweep, store = fill(tmp_path)
     with pytest.raises(Refusal):

@@ -231,6 +231,91 @@ class NoRefusal(Table):
         return self.t_HLL[:, at_L[:, None], at_L].to(v_BLHP.dtype) * same_segment(segments_BL)
 
 
+# Not linear in v
+
+
+class Product(Aligned):
+    """Two attentions multiplied entry by entry, the second with queries and keys exchanged; right."""
+
+    def forward(self, v_BLHP, features, segments_BL):
+        y_BLHP = torch.ones_like(v_BLHP)
+        for m_BHLL in self.matrices(v_BLHP, features, segments_BL):
+            y_BLHP = y_BLHP * torch.einsum("bhij,bjhp->bihp", m_BHLL.to(v_BLHP.dtype), v_BLHP)
+        return y_BLHP
+
+    def matrix(self, v_BLHP, features, segments_BL):
+        raise NotImplementedError("no matrix")
+
+    def factor(self, v_BLHP, features, segments_BL):
+        """Of the same channels, transposed."""
+        conv_BLK = torch.cat(features.conv_BLK.chunk(2, -1)[::-1], -1)
+        return self.entries(v_BLHP, features._replace(conv_BLK=conv_BLK), segments_BL)
+
+    def matrices(self, v_BLHP, features, segments_BL):
+        return self.entries(v_BLHP, features, segments_BL), self.factor(v_BLHP, features, segments_BL)
+
+    def structure(self):
+        return ("not linear",)
+
+    def flops(self, length):
+        return 2 * super().flops(length)
+
+
+class UndeclaredProduct(Product):
+    def structure(self):
+        return ()
+
+
+class DeclaredNotLinear(Aligned):
+    """Linear, but calls itself not linear to be let off."""
+
+    def structure(self):
+        return ("not linear",)
+
+
+class MovingFactor(Product):
+    """A factor that looks at v: no product of linear maps."""
+
+    def factor(self, v_BLHP, features, segments_BL):
+        gate_BH1L = torch.sigmoid(v_BLHP.mean(-1)).transpose(1, 2)[:, :, None]
+        return super().factor(v_BLHP, features, segments_BL) * gate_BH1L
+
+
+class OtherFactor(Product):
+    """`forward` multiplies by the first factor twice; `matrices` right."""
+
+    def forward(self, v_BLHP, features, segments_BL):
+        m_BHLL = self.entries(v_BLHP, features, segments_BL)
+        return torch.einsum("bhij,bjhp->bihp", m_BHLL.to(v_BLHP.dtype), v_BLHP) ** 2
+
+
+class UnmixedProduct(Product):
+    """Each token's v squared, times what its row says."""
+
+    def matrices(self, v_BLHP, features, segments_BL):
+        return tuple(torch.diag_embed(m_BHLL.sum(-1)) for m_BHLL in super().matrices(v_BLHP, features, segments_BL))
+
+
+class LeakingFactor(Product):
+    """The second factor is masked nowhere; the first one's zero rows hide that from the output on padding."""
+
+    def factor(self, v_BLHP, features, segments_BL):
+        return self.raw(v_BLHP, features) / v_BLHP.shape[1] ** 0.5
+
+
+class MisalignedFactor(Product):
+    """The second factor reads each token's mirror image."""
+
+    def factor(self, v_BLHP, features, segments_BL):
+        return super().factor(v_BLHP, features._replace(conv_BLK=features.conv_BLK.flip(1)), segments_BL)
+
+
+class DataFactor(Product):
+    """Calls itself not SAM."""
+
+    sam = False
+
+
 # Wrong in what a token sees
 
 

@@ -15,6 +15,7 @@ from bench.check.subject import (
     at_most,
     by_matrix,
     differ,
+    factors,
     gradients,
     pushed,
 )
@@ -123,10 +124,11 @@ def alive(subject: Subject) -> Row:
 
 
 def linear(subject: Subject) -> Row:
-    """forward(a v + b w) = a forward(v) + b forward(w), and `matrix` does not look at v."""
-    if "not linear" in subject.structure():
-        return Row("linear in v", None, "skip", "declared not linear")
-    figures = {}
+    """forward(a v + b w) = a forward(v) + b forward(w), unless declared otherwise; `matrix` does not look at v.
+
+    What declares itself not linear must differ there, and its factors may not look at v either.
+    """
+    figures, fixed, exempt = {}, {}, "not linear" in subject.structure()
     for packed in (False, True):
         mixer, segments_BL = subject.mixer(subject.length, packed), subject.layouts(packed, subject.length)
         v_BLHP, features = subject.inputs(mixer, segments_BL)
@@ -134,9 +136,13 @@ def linear(subject: Subject) -> Row:
         with torch.no_grad():
             y, z, both = (mixer(x, features, segments_BL) for x in (v_BLHP, w_BLHP, 2 * v_BLHP - 3 * w_BLHP))
             figures[f"forward{', packed' * packed}"] = differ(both, 2 * y - 3 * z)
-            m, n = (mixer.matrix(x, features, segments_BL) for x in (v_BLHP, w_BLHP))
-            figures[f"matrix{', packed' * packed}"] = differ(n, m)
-    return at_most("linear in v", figures, EXACT, "forward of a sum; matrix for another v")
+            m, n = (factors(mixer, x, features, segments_BL) for x in (v_BLHP, w_BLHP))
+            fixed[f"matrix{', packed' * packed}"] = differ(n, m)
+    if not exempt:
+        return at_most("linear in v", figures | fixed, EXACT, "forward of a sum; matrix for another v")
+    row = at_least("not linear in v", figures, 0.01, "declared so: distance of forward of a sum from the sum")
+    constant = at_most("not linear in v", fixed, EXACT, "its factors for another v")
+    return row if constant.verdict == "pass" else constant
 
 
 def gain(subject: Subject) -> list[Row]:

@@ -6,7 +6,7 @@ Axes: B batch, L length, H heads; batch row k has the features of token k change
 import torch
 from torch import Tensor
 
-from bench.check.subject import Row, Subject
+from bench.check.subject import Row, Subject, factors
 from bench.mixers.base import Features
 
 LENGTH = 9
@@ -33,8 +33,8 @@ def aligned(subject: Subject) -> Row:
     here_BL1 = torch.eye(LENGTH, dtype=torch.bool, device=subject.device)[:, :, None]
     changed = Features(*(torch.where(here_BL1, o, x) for x, o in zip(features, others, strict=True)))
     with torch.no_grad():
-        m_1HLL = mixer.matrix(v_BLHP, features, segments_BL[:1])
-        n_BHLL = mixer.matrix(v_BLHP.expand(LENGTH, -1, -1, -1), changed, segments_BL)
+        m_1HLL = factors(mixer, v_BLHP, features, segments_BL[:1])
+        n_BHLL = factors(mixer, v_BLHP.expand(LENGTH, -1, -1, -1), changed, segments_BL)
     k, i, j = torch.meshgrid(*[torch.arange(LENGTH, device=subject.device)] * 3, indexing="ij")
     outside = {
         "strict": (k < torch.minimum(i, j)) | (k > torch.maximum(i, j)),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bench.check.subject import WIDTH, Failed, Row, Subject
+from bench.check.subject import WIDTH, Failed, Row, Subject, factors
 from bench.mixers.base import Features
 
 LENGTHS = (128, 256, 512, 1024)
@@ -133,7 +133,7 @@ def ranks(subject: Subject, length: int) -> list[tuple[float, int]]:
     mixer = subject.mixer(length, False)
     segments_BL = subject.documents([[length]], length)
     with torch.no_grad():
-        m_HLL = mixer.matrix(*subject.inputs(mixer, segments_BL), segments_BL)[0]
+        m_HLL = factors(mixer, *subject.inputs(mixer, segments_BL), segments_BL)[0]
     cut = length // 2
     return [(sharp_rank(block), cut) for block in (m_HLL[:, cut:, :cut], m_HLL[:, :cut, cut:])]
 

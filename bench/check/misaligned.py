@@ -28,6 +28,9 @@ class Misaligned(Mixer):
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         return self.inner.matrix(v_BLHP, misalign(features, segments_BL, SEED), segments_BL)
 
+    def matrices(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> tuple[Tensor, ...]:
+        return self.inner.matrices(v_BLHP, misalign(features, segments_BL, SEED), segments_BL)
+
     def structure(self) -> tuple[str, ...]:
         return self.inner.structure()
 

@@ -12,10 +12,10 @@ from bench.check.subject import (
     Failed,
     Row,
     Subject,
-    apply,
     at_most,
     by_matrix,
     differ,
+    factors,
     gradients,
 )
 from bench.mixers.base import Features, Mixer
@@ -113,8 +113,8 @@ def promised(subject: Subject, mixer: Mixer, title: str) -> list[Row]:
     segments_BL = subject.documents([[subject.length]], subject.length)
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     with torch.no_grad():
-        m_BHLL = mixer.matrix(v_BLHP, features, segments_BL)
-        same = differ(mixer(v_BLHP, features, segments_BL), apply(m_BHLL, v_BLHP))
+        m_BHLL = factors(mixer, v_BLHP, features, segments_BL)
+        same = differ(mixer(v_BLHP, features, segments_BL), by_matrix(mixer, v_BLHP, features, segments_BL))
     rows = []
     for name in names:
         words = name.split(" ")

@@ -28,6 +28,10 @@ def lower_triangular(m_BHLL: Tensor, bound: int) -> Found:
     return relative(m_BHLL.triu(1), m_BHLL), 0.0, "nothing above the diagonal"
 
 
+def zero_diagonal(m_BHLL: Tensor, bound: int) -> Found:
+    return relative(m_BHLL.diagonal(dim1=-2, dim2=-1), m_BHLL), 0.0, "nothing on the diagonal"
+
+
 def symmetric(m_BHLL: Tensor, bound: int) -> Found:
     return relative(m_BHLL - m_BHLL.transpose(-1, -2), m_BHLL), EXACT, "M_ij = M_ji"
 
@@ -88,6 +92,7 @@ def differences_of_cosines(m_BHLL: Tensor, bound: int) -> Found:
 PREDICATES = {
     "constant diagonals": constant_diagonals,
     "lower triangular": lower_triangular,
+    "zero diagonal": zero_diagonal,
     "symmetric": symmetric,
     "rows sum to one": rows_sum_to_one,
     "positive": positive,

@@ -120,15 +120,37 @@ def apply(m_BHLL: Tensor, v_BLHP: Tensor) -> Tensor:
 
 
 def by_matrix(mixer: Mixer, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-    m_BHLL = mixer.matrix(v_BLHP, features, segments_BL)
+    """What `forward` must be: M v, or the entrywise product of the M v of all factors if it is not linear in v."""
     batch, length, heads, _ = v_BLHP.shape
-    same_shape(m_BHLL, (batch, heads, length, length), "matrix")
-    return apply(m_BHLL, v_BLHP)
+    y_BLHP = torch.ones_like(v_BLHP)
+    for m_BHLL in mixer.matrices(v_BLHP, features, segments_BL):
+        same_shape(m_BHLL, (batch, heads, length, length), "matrix")
+        y_BLHP = y_BLHP * apply(m_BHLL, v_BLHP)
+    return y_BLHP
+
+
+def factors(mixer: Mixer, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+    """M_BHLL; the factors of a mixer that is not linear in v one after another, as if they were heads."""
+    return torch.cat(mixer.matrices(v_BLHP, features, segments_BL), dim=1)
+
+
+def not_linear(mixer: Mixer) -> bool:
+    return "not linear" in mixer.structure()
 
 
 def pushed(mixer: Mixer, v_1LHP: Tensor, features: Features, segments_1L: Tensor) -> Tensor:
-    """M_HLL of one row as `forward` applies it: the unit vectors pushed through, so `matrix` has no say."""
+    """M_HLL of one row as `forward` applies it: the unit vectors pushed through, so `matrix` has no say.
+
+    Of a mixer that is not linear in v: the derivative of y_i by v_j at the given v, in the first channel of each head.
+    """
     length, heads = v_1LHP.shape[1:3]
+    if not_linear(mixer):
+        # Row i of the batch is asked for y_i only, so that one gradient of the sum holds all rows of the derivative.
+        v_BLHP = v_1LHP.expand(length, -1, -1, -1).detach().clone().requires_grad_()
+        repeated = Features(*(x.expand(length, -1, -1) for x in features))
+        y_BLHP = mixer(v_BLHP, repeated, segments_1L.expand(length, -1))
+        (m_BLHP,) = torch.autograd.grad(y_BLHP[..., 0].diagonal(dim1=0, dim2=1).sum(), v_BLHP)
+        return m_BLHP[..., 0].permute(2, 0, 1)
     units_BLHP = torch.eye(length).to(v_1LHP)[:, :, None, None].repeat(1, 1, heads, v_1LHP.shape[3])
     repeated = Features(*(x.expand(length, -1, -1) for x in features))
     with torch.no_grad():

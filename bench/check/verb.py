@@ -1,6 +1,7 @@
 """`mixerbench check`: which mixers a word means, the table, and the row that only `all` has.
 
-A shipped name has its yaml's values, at every level of `sam` that exists; module:Class has those of the command line.
+A name has its yaml's values, at every level of `sam` and in every form that its class names, unless the command line
+sets more than `sam`; module:Class has the values of the command line.
 """
 
 import dataclasses
@@ -19,12 +20,11 @@ from bench.check import Declared, Row, check_mixer, subject_of
 from bench.check.misaligned import Misaligned
 from bench.check.subject import WIDTH, documents, pushed
 from bench.compose import choices, compose_group, make_where, parse_overrides
-from bench.config import Where, build, listed
+from bench.config import MISALIGNED, Where, build, listed
 from bench.mixers.base import Grant, Mixer
-from bench.registry import backend, mixer_class
+from bench.registry import aligned, backend, mixer_class
 
 ALL = "all"
-MISALIGNED = "misaligned"
 
 
 def check(name: str, words: list[str], as_json: bool, full: bool) -> int:
@@ -34,7 +34,11 @@ def check(name: str, words: list[str], as_json: bool, full: bool) -> int:
     )  # the matrices are small: more threads cost more than they bring, above all on a shared core
     changes, where = split(words)
     makers = everything(changes, where) if name == ALL else of(name, changes, where)
-    tables = {}
+    broken = unusable(where) if name == ALL else {}
+    tables = {label: [Row("can be used", None, "fail", why)] for label, why in broken.items()}
+    if not as_json:
+        for label, rows in tables.items():
+            show(label, rows, None)
     for label, (make, declared) in makers.items():
         start = time.perf_counter()
         tables[label] = check_mixer(make, declared, full, where.device)
@@ -70,11 +74,24 @@ def split(words: list[str]) -> tuple[dict, Where]:
 def everything(changes: dict, where: Where) -> dict:
     if changes:
         raise Refusal(f"check all takes no keys of a mixer, got: {listed(changes)}")
-    return {label: found for name in choices("mixer") for label, found in of(name, {}, where).items()}
+    broken = unusable(where)
+    names = [name for name in choices("mixer") if name not in broken]
+    return {label: found for name in names for label, found in of(name, {}, where).items()}
+
+
+def unusable(where: Where) -> dict[str, str]:
+    """Name -> why the mixer cannot even be loaded: it is a failure of its own and keeps no other from its check."""
+    found = {}
+    for name in choices("mixer"):
+        try:
+            of(name, {}, where)
+        except Refusal as error:
+            found[name] = str(error)
+    return found
 
 
 def of(name: str, changes: dict, where: Where) -> dict:
-    """Label -> (make, declared) for a shipped name or module:Class, one for each level that is asked for.
+    """Label -> (make, declared) for a name or module:Class, one for each level and form that is asked for.
 
     The first backend is the one under test in all rows; the others that `where` allows have rows of their own.
     """
@@ -87,26 +104,38 @@ def of(name: str, changes: dict, where: Where) -> dict:
         values.pop("name")
     backend(cls, where.backend, where.device)  # refuses an unknown one, or one that the device cannot run
     found = {}
-    for level in [changes["sam"]] if "sam" in changes else cls.levels:
-        aligned = level != MISALIGNED
-        args = build(cls.Args, {**values, **changes, "sam": level if aligned else True}, "mixer")
+    levels = [changes["sam"]] if "sam" in changes else cls.levels
+    for level, form in itertools.product(levels, cls.forms if set(changes) <= {"sam"} else [{}]):
+        said = {**form, **changes, "sam": level}
+        args = build(cls.Args, {**values, **aligned(said)}, "mixer")
         if args.sam not in cls.levels:
-            levels = listed(f"sam={str(level).lower()}" for level in cls.levels)
-            raise Refusal(f"mixer '{name}' has no form with sam={str(level).lower()}; it has: {levels}")
+            known = listed(f"sam={plain_word(level)}" for level in cls.levels)
+            raise Refusal(f"mixer '{name}' has no form with sam={plain_word(level)}; it has: {known}")
         if args.heads not in cls.heads_allowed(args.heads * WIDTH):
             raise Refusal(f"mixer '{name}' does not allow heads={args.heads}")
-        made = partial(make, cls, args, aligned, cls.backends[0])
-        asked = [b for b in cls.backends[1:] if where.backend in ("auto", b)]
-        others = tuple((b, partial(make, cls, args, aligned, b)) for b in asked)
-        declared = Declared(args.sam, args.heads, partial(cls.unfit, args=args), others, aligned)
-        found[f"{name} sam={str(level).lower()}"] = (made, declared)
+        label = " ".join([name, *(f"{key}={plain_word(value)}" for key, value in ({"sam": level} | said).items())])
+        found[label] = declared_by(cls, args, level != MISALIGNED, where)
     return found
 
 
-def make(cls: type[Mixer], args, aligned: bool, way: str, grant: Grant) -> Mixer:
+def declared_by(cls: type[Mixer], args, is_aligned: bool, where: Where) -> tuple:
+    """What makes the mixer, and what it declares."""
+    made = {way: partial(make, cls, args, is_aligned, way) for way in cls.backends}
+    asked = [way for way in cls.backends[1:] if where.backend in ("auto", way)]
+    others = tuple((way, made[way]) for way in asked)
+    declared = Declared(args.sam, args.heads, partial(cls.unfit, args=args), others, is_aligned)
+    return made[cls.backends[0]], declared
+
+
+def plain_word(value) -> str:
+    """A value as yaml writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def make(cls: type[Mixer], args, is_aligned: bool, way: str, grant: Grant) -> Mixer:
     """With the arguments' own number of heads, unless the grant is for another."""
     mixer = cls(grant, dataclasses.replace(args, heads=grant.heads), way)
-    return mixer if aligned else Misaligned(mixer)
+    return mixer if is_aligned else Misaligned(mixer)
 
 
 def outside(name: str) -> type[Mixer]:

@@ -31,6 +31,7 @@ class Attention(Mixer):
 
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
+    knobs: ClassVar = ("rank",)
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)

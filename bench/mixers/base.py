@@ -4,6 +4,7 @@ A mixer is a linear map of v per head, Y^h = M^h V^h, with M built from feature 
 `sam: true`) or from free parameters (`sam: false`). It never sees the residual stream, the optimiser or the task, nor
 whether its features are those of its own places: `sam: misaligned` is a `sam: true` mixer whose features the shell
 passes through `misalign`, a control with equal parameters and equal dependence on the data.
+The one exception is an entrywise product of several such maps: it declares itself 'not linear' and has no M.
 
 Axes: B batch, L length, H heads, P head width, K feature channels of one kind.
 """
@@ -62,7 +63,11 @@ class Mixer(nn.Module, ABC):
 
     Args: ClassVar[type]
     levels: ClassVar[tuple[bool, ...]]  # values of `sam` that exist; with True, `misaligned` exists too
+    # Variations of its yaml that a table may name: all are checked.
+    forms: ClassVar[tuple[dict[str, object], ...]] = ({},)
     backends: ClassVar[tuple[str, ...]] = ("torch",)  # ways to compute `forward`; the first needs nothing
+    # Own integer keys that set the capacity, best first: parameters, FLOPs and state never fall as one of them grows.
+    knobs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, grant: Grant, backend: str):
         super().__init__()
@@ -95,7 +100,15 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        """M_BHLL, exactly what `forward` applies: slow, plain, any device, in the dtype of v (fp32 or fp64)."""
+        """M_BHLL, exactly what `forward` applies: slow, plain, any device, in the dtype of v (fp32 or fp64).
+
+        A mixer that is not linear in v has none and raises `NotImplementedError`: its reference is `matrices`.
+        """
+
+    def matrices(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> tuple[Tensor, ...]:
+        """The matrices, each as `matrix` gives it, whose results M v `forward` multiplies entry by entry: M alone if it
+        is linear in v, several if it declares 'not linear'. They never depend on v."""
+        return (self.matrix(v_BLHP, features, segments_BL),)
 
     def structure(self) -> tuple[str, ...]:
         """What M promises, for the conformance suite to hold it to: names of check/structure.py ('constant diagonals',

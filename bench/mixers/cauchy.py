@@ -50,6 +50,7 @@ class Cauchy(Mixer):
 
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
+    knobs: ClassVar = ("rank",)
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)

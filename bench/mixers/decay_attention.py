@@ -52,6 +52,12 @@ class DecayAttention(Mixer):
 
     Args: ClassVar = Args
     levels: ClassVar = (True,)
+    forms: ClassVar = tuple(
+        {"decay": decay} | norm
+        for decay in ("selective", "fixed")
+        for norm in ({}, {"feature_map": "elu1", "normalise": True})
+    )
+    knobs: ClassVar = ("rank",)
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)

@@ -52,6 +52,8 @@ class LowRank(Mixer):
 
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
+    forms: ClassVar = ({}, {"feature_map": "elu1"}, {"feature_map": "none"}, {"feature_map": "elu1", "normalise": True})
+    knobs: ClassVar = ("rank",)
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)

@@ -11,19 +11,28 @@ backward; size 1 if both share), C chunks, S reading and T writing place in a ch
 """
 
 import importlib.util
-import math
 import sys
 import types
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import Refusal
 from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
-from bench.mixers.scan import CHUNK, Terms, chunk_of, chunked_scan, products
+from bench.mixers.scan import CHUNK, Terms, chunked_scan
+from bench.mixers.sets import (
+    negative,
+    own_terms,
+    scan_flops,
+    start,
+    table_sets,
+    token_sets,
+    triangles,
+    whole_groups,
+    widened,
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +45,7 @@ class Args:
 
     def __post_init__(self):
         at_least_one("quasiseparable", self, ("heads", "state", "groups"))
-        if self.heads % self.groups:
-            allowed = ", ".join(str(g) for g in range(1, self.heads + 1) if self.heads % g == 0)
-            raise Refusal(f"mixer quasiseparable: groups is {self.groups}; allowed with {self.heads} heads: {allowed}")
+        whole_groups("quasiseparable", self.heads, self.groups)
 
 
 class Quasiseparable(Mixer):
@@ -46,6 +53,8 @@ class Quasiseparable(Mixer):
 
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
+    forms: ClassVar = ({}, {"separate": False})
+    knobs: ClassVar = ("state", "groups")
     backends: ClassVar = ("torch", "mamba_ssm")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
@@ -72,18 +81,7 @@ class Quasiseparable(Mixer):
         return Wants(conv=pairs + self.grant.heads, raw=2 * self.grant.heads, exact=0)
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
-        """A = -1, dt log-uniform in [1e-3, 0.1], D = 1 as released; tables standard normal, the diagonal's zero."""
-        shape = self.get_parameter(name).shape
-        match name:
-            case "A_log_H" | "delta_LH":
-                return torch.zeros(shape, device="cpu")
-            case "D_H":
-                return torch.ones(shape, device="cpu")
-            case "dt_bias_2H":
-                uniform_2H = torch.rand(shape, generator=generator, device="cpu")
-                dt_2H = torch.exp(math.log(1e-3) + uniform_2H * (math.log(0.1) - math.log(1e-3)))
-                return dt_2H + torch.log(-torch.expm1(-dt_2H))  # inverse of softplus
-        return torch.randn(shape, generator=generator, device="cpu")
+        return start(name, self.get_parameter(name).shape, generator)
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
@@ -95,35 +93,23 @@ class Quasiseparable(Mixer):
         return y_BLHP * real(segments_BL, y_BLHP.dtype)
 
     def A_H(self) -> Tensor:
-        return -self.A_log_H.to(torch.promote_types(self.A_log_H.dtype, torch.float32)).exp()
+        return negative(self.A_log_H)
 
     def terms(self, features: Features, length: int) -> Terms:
-        heads, groups, state = self.grant.heads, self.args.groups, self.args.state
-        wide = torch.promote_types(self.dt_bias_2H.dtype, torch.float32)
-        bias_2H = self.dt_bias_2H.to(wide)
-        if self.args.sam:
-            conv_BLK = features.conv_BLK.to(wide)
-            cb_BLD2GN = F.silu(conv_BLK[..., :-heads]).unflatten(-1, (self.directions, 2, groups, state))
-            c_BLDGN, b_BLDGN = cb_BLD2GN.unbind(3)
-            delta_BLH = conv_BLK[..., -heads:] + self.D_H
-            dt_BLDH = F.softplus(features.raw_BLK.to(wide) + bias_2H).unflatten(-1, (2, heads))
+        heads, args = self.grant.heads, self.args
+        if args.sam:
+            cb_BLK, delta_BLH = features.conv_BLK[..., :-heads], features.conv_BLK[..., -heads:]
+            sets = token_sets(cb_BLK, features.raw_BLK, self.dt_bias_2H, self.A_log_H, args.groups, args.state)
         else:
             require_length(length, self.grant.length, "quasiseparable")
-            c_BLDGN, b_BLDGN = self.c_LDGN[None, :length].to(wide), self.b_LDGN[None, :length].to(wide)
-            delta_BLH = (self.delta_LH[None, :length] + self.D_H).to(wide)
-            dt_BLDH = F.softplus(bias_2H).view(1, 1, 2, heads).expand(1, length, 2, heads)
-        return Terms(c_BLDGN, b_BLDGN, dt_BLDH, self.A_H() * dt_BLDH, delta_BLH)
+            sets = table_sets(self.c_LDGN, self.b_LDGN, self.dt_bias_2H, self.A_log_H, length)
+            delta_BLH = self.delta_LH[None, :length]
+        return Terms(*sets, widened(delta_BLH) + widened(self.D_H))
 
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        length, dtype = v_BLHP.shape[1], v_BLHP.dtype
-        c_BLDGN, b_BLDGN, dt_BLDH, rate_BLDH, delta_BLH = (x.to(dtype) for x in self.terms(features, length))
-        each = self.grant.heads // self.args.groups
-        cb_BDHLL = torch.einsum("bidgn,bjdgn->bdgij", c_BLDGN, b_BLDGN).repeat_interleave(each, dim=2)
-        dt_BDHL = dt_BLDH.permute(0, 2, 3, 1)
-        below_BHLL = products(rate_BLDH[:, :, 0]) * cb_BDHLL[:, 0] * dt_BDHL[:, 0, :, None]
-        # The backward products are the forward ones of the reversed row, reversed again.
-        above_BHLL = products(rate_BLDH[:, :, 1].flip(1)).flip(2, 3) * cb_BDHLL[:, -1] * dt_BDHL[:, 1, :, None]
-        m_BHLL = below_BHLL.tril(-1) + above_BHLL.triu(1) + torch.diag_embed(delta_BLH.transpose(1, 2))
+        *sets, delta_BLH = (x.to(v_BLHP.dtype) for x in self.terms(features, v_BLHP.shape[1]))
+        lower_BHLL, upper_BHLL = triangles(sets)
+        m_BHLL = lower_BHLL.tril(-1) + upper_BHLL.triu(1) + torch.diag_embed(delta_BLH.transpose(1, 2))
         return m_BHLL.masked_fill(~same_segment(segments_BL), 0.0)
 
     def structure(self) -> tuple[str, ...]:
@@ -135,13 +121,8 @@ class Quasiseparable(Mixer):
         return self.args.state * self.grant.head_width
 
     def flops(self, length: int) -> int:
-        heads, width, state = self.grant.heads, self.grant.head_width, self.args.state
-        chunk = chunk_of(length)
-        chunks = -(-length // chunk)
-        scores = 2 * length * chunk * self.directions * self.args.groups * state
-        inside = 2 * length * chunk * heads * width
-        states = 2 * (2 * 2 * length + 2 * chunks**2) * heads * state * width  # both directions: write, read, carry
-        return scores + inside + states
+        heads, width, args = self.grant.heads, self.grant.head_width, self.args
+        return scan_flops(length, heads, width, args.state, self.directions * args.groups, 2)
 
 
 def mamba_scan():
@@ -179,8 +160,6 @@ def kernel_scan(v_BLHP: Tensor, terms: Terms, A_H: Tensor, segments_BL: Tensor, 
         y_BLHP = scan(turn(v_BLHP), dt_BLH, A_H, b_BLGN.to(dtype), c_BLGN.to(dtype), CHUNK, seq_idx=turned)
         return turn(y_BLHP)
 
-    own_BLDG = (c_BLDGN * b_BLDGN).sum(-1)
-    own_BLDH = own_BLDG.repeat_interleave(dt_BLDH.shape[-1] // own_BLDG.shape[-1], dim=-1) * dt_BLDH
-    diagonal_BLH = delta_BLH - own_BLDH.sum(2)
+    diagonal_BLH = delta_BLH - own_terms(c_BLDGN, b_BLDGN, dt_BLDH)
     y_BLHP = one_way(0, lambda x: x.contiguous()) + one_way(1, lambda x: x.flip(1))
     return y_BLHP + (diagonal_BLH[..., None] * v_BLHP).to(dtype)

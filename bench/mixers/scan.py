@@ -1,4 +1,4 @@
-"""The chunked scan that several mixers share: no mixer, and so without a yaml.
+"""The chunked scans that several mixers share, of both directions at once and of one: no mixer, and so without a yaml.
 
 With A_k = exp(rate_k) and primes for the backward set, `chunked_scan` applies
     i > j: M_ij = c_i^T A_i A_{i-1} .. A_{j+1} dt_j b_j        i = j: M_ii = delta_i
@@ -129,3 +129,58 @@ def chunk_decay(total_BCDH: Tensor, joined_BCC: Tensor | None) -> Tensor:
     if joined_BCC is not None:
         reach_BDHCC, back_BDHCC = (x * joined_BCC[:, None, None] for x in (reach_BDHCC, back_BDHCC))
     return torch.cat([reach_BDHCC, back_BDHCC.transpose(-1, -2)], dim=1)
+
+
+def causal_scan(
+    v_BLHP: Tensor,
+    c_BLGN: Tensor,
+    b_BLGN: Tensor,
+    dt_BLH: Tensor,
+    rate_BLH: Tensor,
+    segments_BL: Tensor,
+    packed: bool,
+) -> Tensor:
+    """M v of the forward triangle alone, its own terms c_i^T dt_i b_i on the diagonal. v is zero on padding.
+
+    As in the scan of both directions, masks cut documents: a chunk's state holds the document of its last token only
+    and is read by the document of a chunk's first token only.
+    """
+    length, dtype = v_BLHP.shape[1], v_BLHP.dtype
+    v_BCTHP, segments_BCT, c_BCSGN, b_BCTGN, dt_BCTH, rate_BCTH = (
+        cut(x, chunk_of(length)) for x in (v_BLHP, segments_BL, c_BLGN, b_BLGN, dt_BLH, rate_BLH)
+    )
+    sum_BCTH = rate_BCTH.cumsum(2)
+    total_BC1H = sum_BCTH[:, :, -1:]
+    m_BCHST = lower_matrix(c_BCSGN, b_BCTGN, dt_BCTH.transpose(2, 3), sum_BCTH.transpose(2, 3))
+    if packed:
+        m_BCHST = m_BCHST * (segments_BCT[..., :, None] == segments_BCT[..., None, :])[:, :, None]
+    y_BCSHP = torch.einsum("bchst,bcthp->bcshp", m_BCHST.to(dtype), v_BCTHP)
+    if v_BCTHP.shape[1] > 1:
+        read_BCSH, write_BCTH = sum_BCTH.exp(), (total_BC1H - sum_BCTH).exp() * dt_BCTH
+        joined_BCC = None
+        if packed:
+            first_BC1, last_BC1 = segments_BCT[..., :1], segments_BCT[..., -1:]
+            read_BCSH = read_BCSH * (segments_BCT == first_BC1)[..., None]
+            write_BCTH = write_BCTH * (segments_BCT == last_BC1)[..., None]
+            joined_BCC = first_BC1 == last_BC1.transpose(1, 2)
+        # The shared helpers have an axis of directions; here it has size 1.
+        carry_BHCC = chunk_decay(total_BC1H, joined_BCC)[:, 0].to(dtype)
+        b_BCTHN = weigh(b_BCTGN[:, :, :, None], write_BCTH[:, :, :, None])[..., 0, :].to(dtype)
+        c_BCSHN = weigh(c_BCSGN[:, :, :, None], read_BCSH[:, :, :, None])[..., 0, :].to(dtype)
+        state_BCHNP = torch.einsum("bcthn,bcthp->bchnp", b_BCTHN, v_BCTHP)
+        state_BCHNP = torch.einsum("bhce,behnp->bchnp", carry_BHCC, state_BCHNP)
+        y_BCSHP = y_BCSHP + torch.einsum("bcshn,bchnp->bcshp", c_BCSHN, state_BCHNP)
+    return y_BCSHP.flatten(1, 2)[:, :length]
+
+
+def lower_matrix(c_BCSGN: Tensor, b_BCTGN: Tensor, dt_BCHT: Tensor, sum_BCHT: Tensor) -> Tensor:
+    """The lower triangle of each chunk with its diagonal, BCHST."""
+    chunk, groups = c_BCSGN.shape[2], c_BCSGN.shape[3]
+    below_ST = torch.ones(chunk, chunk, dtype=torch.bool, device=c_BCSGN.device).tril()
+    # Exponents above 0 are replaced before exp, so that no infinity meets a zero in the gradient.
+    log_BCHST = torch.where(below_ST, sum_BCHT[..., :, None] - sum_BCHT[..., None, :], 0.0)
+    decay_BCHST = log_BCHST.exp() * below_ST * dt_BCHT[..., None, :]
+    # In fp32: rounded to bf16 here, scores put errors into the gradient of A_log, a sum over all tokens that cancels.
+    with torch.autocast(c_BCSGN.device.type, enabled=False):
+        cb_BCGST = torch.einsum("bcsgn,bctgn->bcgst", c_BCSGN, b_BCTGN)
+    return (cb_BCGST[:, :, :, None] * decay_BCHST.unflatten(2, (groups, -1))).flatten(2, 3)

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 
 from bench.config import digest
-from bench.report.frame import Arm, Row, Table, facts, flattened, nested, plain, same, shared_code
+from bench.report.frame import Arm, Row, Table, facts, flattened, plain, protocol_value, same, shared_code
 
 CAPACITY = ("parameters", "mixer_parameters", "flops", "state_per_head")
 RAN_ON = ("torch", "python", "device", "precision", "backend", "compiled", "threads", "world", "micro_batches")
@@ -56,7 +56,7 @@ def difference(base: Row, row: Row) -> dict:
     """The departed protocol's id, and key -> [value of the shared protocol, value of this arm]."""
     shared, own = base.record.run["protocol"], row.record.run["protocol"]
     keys = dict.fromkeys([*flattened(shared), *flattened(own)])
-    pairs = {k: [nested(shared, k), nested(own, k)] for k in keys}
+    pairs = {k: [protocol_value(r.record.run, k) for r in (base, row)] for k in keys}
     return {"id": protocol_id(row), "differs": {k: v for k, v in pairs.items() if not same(*v)}}
 
 

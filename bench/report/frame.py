@@ -7,15 +7,26 @@ hold, not on names: protocols key by key, digests of the shared code, hashes of 
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from bench import Refusal
 from bench import sweep as sweeps
-from bench.config import CHAIN, NEUTRAL, digest, resolved
+from bench.config import CHAIN, MISALIGNED, NEUTRAL, digest, resolved
 from bench.record import Record
 from bench.store import Store
 from bench.sweep import Column, Sweep
 
 ABSENT = "absent"
+
+
+class Level(NamedTuple):
+    """How a value of a mixer's `sam` is written."""
+
+    label: str  # after the mixer's name
+    cell: str  # in the column 'SAM'
+
+
+LEVELS = {False: Level("", "no"), True: Level(" SAM", "yes"), MISALIGNED: Level(" misaligned", "misaligned")}
 # Which departures move which fact of a block. An arm is compared with those that share its departures in these groups.
 MOVED_BY = {
     "shared initialisation": ("backbone", "shell", "task"),
@@ -127,7 +138,7 @@ def arms_of(rows: list[Row], sweep: Sweep) -> tuple[tuple[Arm, ...], tuple[str, 
     for key, mixer in mixers.items():
         alike = [m for m in mixers.values() if (m["name"], m["sam"]) == (mixer["name"], mixer["sam"])]
         own = [f"{k} {plain(mixer[k])}" for k in axes if several(k, alike)]
-        label = ", ".join([mixer["name"] + " SAM" * bool(mixer["sam"]), *own])
+        label = ", ".join([f"{mixer['name']}{LEVELS[mixer['sam']].label}", *own])
         declared = departures(sweep, mixer)
         departed = {k: v for d in declared for k, v in d.set.items()}
         arms.append(Arm(key, label, mixer, departed, tuple(d.source for d in declared)))
@@ -164,7 +175,7 @@ def check_protocols(table: Table, column: Column) -> None:
             wrong = f"the record of run {row.run_id} is that of run {row.record.id}"
             raise Refusal(f"{title(column)}: {wrong}; delete the copy and run again")
         for key, value in arms[row.arm].departed.items():
-            if not same(value, found := nested(row.record.run["protocol"], key)):
+            if not same(value, found := protocol_value(row.record.run, key)):
                 raise Refusal(
                     f"{title(column)} is not controlled: the sweep declares protocol.{key} = {plain(value)} for "
                     f"{arms[row.arm].label}, its run {row.run_id} has {plain(found)}"
@@ -210,7 +221,7 @@ def facts(row: Row) -> dict[tuple[str, int], str]:
     record = row.record
     return {
         **{(f"code of {name}", 0): value for name, value in shared_code(record).items()},
-        **{(name, 0): version for name, version in record.environment.packages.items()},
+        **{(name, 0): version for name, version in shared_packages(record).items()},
         ("torch", 0): record.environment.torch,
         ("device", 0): record.environment.device,
         ("precision", 0): record.environment.precision,
@@ -223,6 +234,12 @@ def facts(row: Row) -> dict[tuple[str, int], str]:
 def shared_code(record: Record) -> dict[str, str]:
     """Digests of the files outside the mixers. A file that only one mixer imports has no counterpart to differ from."""
     return {k: v for k, v in record.digests.items() if not k.startswith("mixers/") or k == "mixers/base"}
+
+
+def shared_packages(record: Record) -> dict[str, str]:
+    """Versions of the libraries, but not of the distribution that brought the mixer: that is the mixer's own."""
+    own = {name.split("/")[1] for name in record.digests if name.startswith("mixers/") and name.count("/") > 1}
+    return {name: version for name, version in record.environment.packages.items() if name not in own}
 
 
 def check_metric(table: Table, column: Column) -> None:
@@ -288,6 +305,12 @@ def plain(value) -> str:
 
 def same(a, b) -> bool:
     return digest({"": a}) == digest({"": b})
+
+
+def protocol_value(run: dict, key: str):
+    """A value of a record's protocol: of a key that is younger than the record, its neutral one."""
+    found = nested(run["protocol"], key)
+    return NEUTRAL.get(f"protocol.{key}", ABSENT) if found is ABSENT else found
 
 
 def nested(values: dict, key: str):

@@ -6,6 +6,7 @@ shows. Seeds are spread over the height of a line in a fixed order: one seed can
 
 from pathlib import Path
 
+from bench.config import MISALIGNED
 from bench.report.frame import Table
 from bench.report.tables import departure_marks, failed_text, summary, tidy
 
@@ -96,14 +97,21 @@ def panel(ax, table: Table, cells, place: int, first: bool) -> None:
             continue
         for i, seed in enumerate(table.seeds):
             offset = 0.0 if n == 1 else 0.44 * (i / (n - 1) - 0.5)
-            face = colour if arm.mixer["sam"] else "white"
-            ax.plot(cell[f"seed_{seed}"], height + offset, marker, ms=size, mec=colour, mfc=face, mew=0.8, zorder=3)
+            face = filled(arm.mixer["sam"], colour)
+            ax.plot(cell[f"seed_{seed}"], height + offset, marker, ms=size, mec=colour, **face, mew=0.8, zorder=3)
         if n > 1:
             ax.plot([cell["mean"]] * 2, [height - 0.36, height + 0.36], color="0.1", lw=0.9, zorder=4)
     ax.set_ylim(len(table.arms) - 0.5, -0.5)
     ax.set_yticks(range(len(table.arms)), [a.label + marks[a.key] for a in table.arms])
     ax.tick_params(axis="y", length=0, labelleft=first)
     finish(ax, column)
+
+
+def filled(level: bool | str, colour: str) -> dict:
+    """A marker's inside: whole for sequence-aligned, empty for not, half for misaligned."""
+    if level == MISALIGNED:
+        return {"fillstyle": "left", "mfc": colour, "mfcalt": "white"}
+    return {"mfc": colour if level else "white"}
 
 
 def finish(ax, column) -> None:
@@ -122,10 +130,9 @@ def legend(figure, table: Table, across: int) -> None:
     from matplotlib.lines import Line2D
 
     dot = {"ls": "", "marker": "o", "ms": 3.6, "mec": "0.2", "mew": 0.8}
-    handles = [
-        Line2D([], [], mfc="0.2", label="sequence-aligned (SAM)", **dot),
-        Line2D([], [], mfc="white", label="not sequence-aligned", **dot),
-    ]
+    texts = {True: "sequence-aligned (SAM)", MISALIGNED: "misaligned", False: "not sequence-aligned"}
+    shown = {True, False, *(a.mixer["sam"] for a in table.arms)}
+    handles = [Line2D([], [], label=text, **filled(k, "0.2"), **dot) for k, text in texts.items() if k in shown]
     if len(table.seeds) > 1:
         handles.append(Line2D([], [], ls="", marker="|", ms=8, mec="0.1", mew=0.9, label="mean of the seeds"))
     if any(a.departed for a in table.arms):

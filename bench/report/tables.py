@@ -5,7 +5,7 @@ A mean is over seeds, after replicas are averaged within their seed, and exists 
 
 import math
 
-from bench.report.frame import Arm, Table, plain, seeds_text
+from bench.report.frame import LEVELS, Arm, Table, plain, seeds_text
 
 PLACE = ["arm", "protocol", "metric"]
 
@@ -13,7 +13,7 @@ PLACE = ["arm", "protocol", "metric"]
 def tidy(table: Table):
     """pandas frame, one row a (run, metric): arm, mixer, sam, protocol, metric, seed, replica, run, outcome, value.
 
-    `arm` is the label; `value` is NaN unless the outcome is 'ok'.
+    `arm` is the label; `sam` is False, True or 'misaligned'; `value` is NaN unless the outcome is 'ok'.
     """
     import pandas as pd
 
@@ -26,7 +26,7 @@ def tidy(table: Table):
                 {
                     "arm": arms[row.arm].label,
                     "mixer": row.mixer["name"],
-                    "sam": bool(row.mixer["sam"]),
+                    "sam": row.mixer["sam"],
                     "protocol": column.protocol,
                     "metric": column.metric,
                     "seed": row.seed,
@@ -69,7 +69,7 @@ def csv(table: Table) -> str:
     arms = {a.label: a for a in table.arms}
     own = {
         "mixer": [arms[label].mixer["name"] for label in frame["arm"]],
-        "sam": [str(bool(arms[label].mixer["sam"])).lower() for label in frame["arm"]],
+        "sam": [str(arms[label].mixer["sam"]).lower() for label in frame["arm"]],
         **{k: [plain(arms[label].mixer.get(k, "")) for label in frame["arm"]] for k in table.axes},
         "departures": [departed_text(arms[label]) for label in frame["arm"]],
     }
@@ -103,7 +103,7 @@ def markdown(table: Table, certificate: list[str]) -> str:
     head += ["parameters", "of the mixer", "state per head"]
     lines = []
     for arm in table.arms:
-        own = [arm.mixer["name"] + marks[arm.key], "yes" if arm.mixer["sam"] else "no"]
+        own = [arm.mixer["name"] + marks[arm.key], LEVELS[arm.mixer["sam"]].cell]
         own += [plain(arm.mixer[k]) if k in arm.mixer else "-" for k in table.axes]
         own += [cells[arm.label, c.protocol, c.metric] for c in table.columns]
         own += [capacity_text(table, arm, k) for k in ("parameters", "mixer_parameters", "state_per_head")]

@@ -99,6 +99,10 @@ class Task(ABC):
     def metrics(self, part: str, outcomes: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics of one reported set from all its outcomes; names carry the set if there are several."""
 
+    def words(self, tokens: np.ndarray) -> list[str]:
+        """Names of token ids, for people to read in a figure; [] if the ids of this task have none."""
+        return []
+
     @abstractmethod
     def example(self, size: int) -> Batch:
         """A made-up batch of the right shapes and ids, without data: for tests of shapes and two training steps."""

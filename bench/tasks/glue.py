@@ -195,6 +195,9 @@ class Glue(Task):
         suffix = f"_{part}" if len(self.subset.held_out) > 1 else ""
         return {name + suffix: value for name, value in found.items()}
 
+    def words(self, tokens: np.ndarray) -> list[str]:
+        return [self.pieces.words[token] for token in tokens]
+
     def example(self, size: int) -> Batch:
         length, draw = self.args.length, Streams(0, 0).draw("example", 0)
         place_L, count_B1 = np.arange(length), draw.integers(length // 2, length + 1, (size, 1))

@@ -179,6 +179,9 @@ class MaskedLM(Task):
         loss = float(outcomes["loss_sum"].sum(dtype=np.float64))
         return {"loss": loss / tokens, "accuracy": float(outcomes["correct"].sum()) / tokens, "tokens": tokens}
 
+    def words(self, tokens: np.ndarray) -> list[str]:
+        return [self.pieces.words[token] for token in tokens]
+
     def example(self, size: int) -> Batch:
         length, symbols = self.args.length, self.args.vocabulary.size
         draw = Streams(0, 0).draw("example", 0)

@@ -75,6 +75,11 @@ class Recall(Generated):
             group=1,
         )
 
+    def words(self, tokens: np.ndarray) -> list[str]:
+        """k1, k2, ... for the keys, v1, v2, ... for the values, a dot for filler."""
+        keys = self.args.keys
+        return ["·" if t == 0 else f"k{t}" if t <= keys else f"v{t - keys}" for t in tokens.tolist()]
+
     def draw(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         args = self.args
         keys_BP = 1 + distinct(rng, size, args.keys, args.pairs)

@@ -55,7 +55,7 @@ class WordPiece:
         words = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         _check(vocabulary, words)
         ids = {word: index for index, word in enumerate(words)}
-        self.size = vocabulary.size
+        self.size, self.words = vocabulary.size, words
         self.pad, self.unk, self.cls, self.sep, self.mask = (ids[token] for token in SPECIALS)
         self.dtype = np.uint16 if self.size <= 2**16 else np.uint32
         self.tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))

@@ -1,0 +1,29 @@
+"""The model of a run as every run builds it, and what it costs. Whoever needs a run's model or its capacity asks here.
+
+Under torch.device('meta') a model has its shapes only: enough to count, no values are drawn.
+"""
+
+from bench import backbone, registry
+from bench.config import Run
+from bench.record import Capacity
+from bench.shell import owned_by_mixer
+from bench.tasks.base import Task
+
+
+def model_of(run: Run, task: Task, backend: str) -> backbone.Backbone:
+    """A run's model without values; its mixers compute with `backend`."""
+    args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
+    granted = registry.grant(run, task, args)
+    return backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, backend), registry.order(run))
+
+
+def capacity_of(model: backbone.Backbone) -> Capacity:
+    """Parameters, FLOPs of all its mixers at the task's length, and numbers of state a head."""
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    mixers = [mixer for mixer, _ in model.parts()]
+    return Capacity(
+        parameters=sum(sizes.values()),
+        mixer_parameters=sum(n for name, n in sizes.items() if owned_by_mixer(name)),
+        flops=sum(one.flops(model.spec.length) for one in mixers),
+        state_per_head=-1 if mixers[0].state_size is None else mixers[0].state_size,
+    )

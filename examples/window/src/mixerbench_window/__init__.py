@@ -1,0 +1,1 @@
+"""Mixers for mixerbench: one module each, and configs/mixer/<name>.yaml beside it."""
