@@ -11,7 +11,7 @@ import torch
 
 from bench import cli
 from bench.check import ROWS, Declared, check_mixer, subject_of
-from bench.check.backends import HALF, SINGLE, errors
+from bench.check.backends import COMPILED, HALF, SINGLE, errors, plain
 from bench.check.structure import PREDICATES
 from bench.check.verb import distinct, everything, of
 from bench.compose import ROOT, make_where
@@ -150,8 +150,17 @@ def test_a_defect_of_released_code_fails_in_the_row_meant_for_it(defect):
 def test_a_wrong_backend_is_measured():
     """The row needs a GPU; what it measures does not."""
     subject = subject_of(wrong.Lags, Declared(False, HEADS), full=False)
-    assert max(errors(subject, wrong.Lags, False, 37, half=True).values()) < HALF
-    assert max(errors(subject, wrong.ShiftedLags, False, 37, half=True).values()) > SINGLE
+    assert max(errors(subject, wrong.Lags, False, 37, True, plain).values()) < HALF
+    assert max(errors(subject, wrong.ShiftedLags, False, 37, True, plain).values()) > SINGLE
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize(("cls", "wrong_way"), [(wrong.Aligned, False), (wrong.DetachedWhenCompiled, True)])
+def test_a_gradient_that_compilation_loses_is_measured(cls, wrong_way):
+    """The row compiles for a GPU; what it measures shows with a compiler for any device."""
+    subject = subject_of(cls, Declared(True, HEADS), full=False)
+    figures = errors(subject, cls, False, 37, False, lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"))
+    assert (max(figures.values()) > COMPILED) == wrong_way
 
 
 def test_the_full_level_passes_a_right_mixer_and_fails_a_wrong_one():

@@ -218,6 +218,14 @@ class Detached(Aligned):
         return q_BLHR, k_BLHR * 0.5 + k_BLHR.detach() * 0.5
 
 
+class DetachedWhenCompiled(Aligned):
+    """Right as it is written; a compiler makes it lose the gradient of the keys."""
+
+    def queries_keys(self, v_BLHP, features):
+        q_BLHR, k_BLHR = super().queries_keys(v_BLHP, features)
+        return q_BLHR, k_BLHR.detach() if torch.compiler.is_compiling() else k_BLHR
+
+
 class Rectified(Aligned):
     def forward(self, v_BLHP, features, segments_BL):
         return super().forward(v_BLHP, features, segments_BL).relu()

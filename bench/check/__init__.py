@@ -31,6 +31,7 @@ ROWS = (
     ("gain", algebra.gain),
     ("bf16 error", numbers.bf16),
     ("bf16 gradients", backends.half_gradients),
+    ("compiled", backends.compiled),
     ("backends", backends.backends),
     ("determinism", numbers.deterministic),
     ("heads", numbers.heads),

@@ -1,8 +1,9 @@
-"""Rows about other ways to compute `forward`: in bf16 with all gradients, and by each backend beside the plain one.
+"""Rows about other ways to compute `forward`: in bf16 with all gradients, compiled, and by each further backend.
 
 Axes as in `bench.mixers.base`.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from bench.mixers.base import Features, Grant, Mixer
 
 HALF = 3e-2  # bf16, values and all gradients
 SINGLE = 1e-2  # a backend in fp32, which may multiply as TF32
+COMPILED = 1e-3  # fp32, against the plain way
 LEAST = 0.05  # a gradient's norm counts as at least so much of that of the values: sums over tokens may cancel
 
 
@@ -19,7 +21,7 @@ def half_gradients(subject: Subject) -> Row:
     """Under bf16 autocast, values and all gradients against `matrix` in fp64: error / size."""
     figures = {}
     for packed in (False, True):
-        figures |= errors(subject, subject.make, packed, subject.long, True)
+        figures |= errors(subject, subject.make, packed, subject.long, True, plain)
     return at_most("bf16 gradients", figures, HALF, f"autocast against fp64, {subject.long} tokens")
 
 
@@ -36,12 +38,43 @@ def backends(subject: Subject) -> list[Row]:
             figures = {}
             for length in (37, subject.long):
                 for packed in (False, True):
-                    figures |= errors(subject, make, packed, length, half)
+                    figures |= errors(subject, make, packed, length, half, plain)
             rows.append(at_most(f"backend {name}, {'bf16' if half else 'fp32'}", figures, bound, "against fp64"))
     return rows
 
 
-def errors(subject: Subject, make: Callable[[Grant], Mixer], packed: bool, length: int, half: bool) -> dict[str, float]:
+def compiled(subject: Subject) -> list[Row]:
+    """As training on a GPU computes it, in one graph: a compiler that loses a gradient says nothing of it."""
+    if subject.device == "cpu":
+        return [Row("compiled", None, "skip", "needs a CUDA device, where training compiles: where.device=cuda")]
+    settings = [(False, False), (True, True)] if subject.slow_gradcheck else [(False, False)]
+    rows = []
+    for half, packed in settings:
+        torch._dynamo.reset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own: deprecated imports, complex numbers left alone
+            figures = errors(subject, subject.make, packed, subject.long, half, one_graph)
+        bound = HALF if half else COMPILED
+        rows.append(at_most(f"compiled, {'bf16' if half else 'fp32'}", figures, bound, "against fp64, all gradients"))
+    return rows
+
+
+def plain(mixer: Mixer) -> Callable:
+    return mixer
+
+
+def one_graph(mixer: Mixer) -> Callable:
+    return torch.compile(mixer, fullgraph=True)
+
+
+def errors(
+    subject: Subject,
+    make: Callable[[Grant], Mixer],
+    packed: bool,
+    length: int,
+    half: bool,
+    through: Callable[[Mixer], Callable],
+) -> dict[str, float]:
     """Norm of the difference over the norm, by name: what `make` builds, in fp32 or bf16, against `matrix` in fp64."""
     exact = subject.mixer(length, packed)
     mixer = subject.initialised(make(subject.grant(length, packed)), torch.float32)
@@ -51,9 +84,11 @@ def errors(subject: Subject, make: Callable[[Grant], Mixer], packed: bool, lengt
         segments_BL = subject.documents([[length - 9, 9] if packed else [length]], length)
     v_BLHP, features = subject.inputs(exact, segments_BL)
 
+    way = through(mixer)
+
     def fast(*given):
         with torch.autocast(subject.device, torch.bfloat16, enabled=half):
-            return mixer(*given)
+            return way(*given)
 
     found = gradients(mixer, fast, v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL)
     wanted = gradients(exact, lambda *given: by_matrix(exact, *given), v_BLHP, features, segments_BL)

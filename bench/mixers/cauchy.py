@@ -139,8 +139,8 @@ class MeanOfInverses(torch.autograd.Function):
         rank = a_BHLR.shape[-1]
         m_BHLL = a_BHLR.new_zeros(*a_BHLR.shape[:-1], b_BHLR.shape[-2])
         for d in range(rank):
-            m_BHLL += (a_BHLR[..., d, None] + b_BHLR[..., None, :, d]).reciprocal_()
-        return m_BHLL.mul_(2 / rank)
+            m_BHLL = m_BHLL + (a_BHLR[..., d, None] + b_BHLR[..., None, :, d]).reciprocal()
+        return m_BHLL * (2 / rank)
 
     @staticmethod
     def backward(ctx, grad_BHLL: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,8 +148,8 @@ class MeanOfInverses(torch.autograd.Function):
         rank = a_BHLR.shape[-1]
         by_a, by_b = [], []
         for d in range(rank):
-            inverse_BHLL = (a_BHLR[..., d, None] + b_BHLR[..., None, :, d]).reciprocal_()
-            slope_BHLL = inverse_BHLL.square_().mul_(grad_BHLL)
+            inverse_BHLL = (a_BHLR[..., d, None] + b_BHLR[..., None, :, d]).reciprocal()
+            slope_BHLL = grad_BHLL * inverse_BHLL * inverse_BHLL
             by_a.append(slope_BHLL.sum(-1))
             by_b.append(slope_BHLL.sum(-2))
         return torch.stack(by_a, -1) * (-2 / rank), torch.stack(by_b, -1) * (-2 / rank)

@@ -139,9 +139,9 @@ def turns(frequency: Tensor, place: Tensor) -> Tensor:
     in fp32 near half a cycle per token 1.5e-8, or 1.2e-4 turns (8e-4 rad).
     """
     place = place.to(frequency.dtype)
-    coarse = (frequency * 2048).round_().div_(2048)
-    whole = coarse * place  # in place from here on: on a CPU, fresh memory costs more than arithmetic
-    return whole.sub_(whole.round()).add_((frequency - coarse) * place)
+    coarse = (frequency * 2048).round() / 2048
+    whole = coarse * place
+    return (whole - whole.round()) + (frequency - coarse) * place
 
 
 class SumOfCosines(torch.autograd.Function):
@@ -155,7 +155,7 @@ class SumOfCosines(torch.autograd.Function):
         ctx.save_for_backward(f_BHLR, place_BL)
         c_BHLL = f_BHLR.new_zeros(*f_BHLR.shape[:-1], place_BL.shape[-1])
         for d in range(f_BHLR.shape[-1]):
-            c_BHLL += turns(f_BHLR[..., d, None], place_BL[:, None, None]).mul_(2 * math.pi).cos_()
+            c_BHLL = c_BHLL + torch.cos(2 * math.pi * turns(f_BHLR[..., d, None], place_BL[:, None, None]))
         return c_BHLL
 
     @staticmethod
@@ -164,6 +164,6 @@ class SumOfCosines(torch.autograd.Function):
         weighted_BHLL = grad_BHLL * (-2 * math.pi * place_BL[:, None, None].to(grad_BHLL.dtype))
         by_f = []
         for d in range(f_BHLR.shape[-1]):
-            sine_BHLL = turns(f_BHLR[..., d, None], place_BL[:, None, None]).mul_(2 * math.pi).sin_()
-            by_f.append(sine_BHLL.mul_(weighted_BHLL).sum(-1))
+            sine_BHLL = torch.sin(2 * math.pi * turns(f_BHLR[..., d, None], place_BL[:, None, None]))
+            by_f.append((weighted_BHLL * sine_BHLL).sum(-1))
         return torch.stack(by_f, -1), None
