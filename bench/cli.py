@@ -27,6 +27,9 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("path", type=Path, metavar="sweeps/x.yaml")
     sweep.add_argument("--workers", type=int, default=1, help="processes on this machine (default: %(default)s)")
     until = "start nothing that cannot finish by then; s, m or h"
+    on = "submit the workers to the Slurm cluster of this file, and exit"
+    sweep.add_argument("--on", type=Path, default=None, metavar="slurm/c.yaml", help=on)
+    sweep.add_argument("--max-parallel", type=int, default=None, metavar="N", help="with --on: tasks at a time")
     sweep.add_argument("--stop-after", type=duration, default=None, metavar="9m", help=until)
     sweep.add_argument("words", nargs="*", metavar="where.key=value")
 
@@ -119,8 +122,8 @@ def where_of(words: list[str]):
     return make_where(given)
 
 
-def refuse_early(runs: list, where) -> None:
-    """Refuse what would be refused in a worker, before anything is written for a run.
+def refuse_early(runs: list, where, elsewhere: bool = False) -> None:
+    """Refuse early what a worker would refuse, before anything is written. `elsewhere`: its device is not here.
 
     Data are opened here once, so that several workers find them in the cache and do not all build it at once.
     """
@@ -129,7 +132,8 @@ def refuse_early(runs: list, where) -> None:
 
     for one in {(r.protocol_id, str(r.mixer)): r for r in runs}.values():
         check(one)
-        backend(mixer_class(one.mixer.name), where.backend, device_of(one, where))
+        if not elsewhere:
+            backend(mixer_class(one.mixer.name), where.backend, device_of(one, where))
     for one in {str(r.protocol.task): r for r in runs}.values():
         make_task(one, places(where)).prepare()
 
@@ -181,6 +185,10 @@ def sweep(options: argparse.Namespace) -> int:
     from bench.worker import Queue
 
     where = where_of(options.words)
+    if options.on and (options.workers != 1 or options.stop_after is not None):
+        raise Refusal("--workers and --stop-after are for this machine; with --on say it in the cluster file")
+    if options.max_parallel is not None and (options.on is None or options.max_parallel < 1):
+        raise Refusal("--max-parallel must be at least 1 and goes with --on")
     if options.workers < 1:
         raise Refusal(f"--workers must be at least 1, got {options.workers}")
     until = float("inf") if options.stop_after is None else time.time() + options.stop_after
@@ -191,6 +199,8 @@ def sweep(options: argparse.Namespace) -> int:
     print(f"{options.path}: {len(runs)} runs, {there} in the store, {len(missing)} to do", flush=True)
     queue = Queue(runs, store, where)
     todo = [r for r in runs if not queue.settled(r)]
+    if options.on:
+        return submit(options, runs, todo, where)
     if todo:
         refuse_early(todo, where)
         code = launch.local(options.path, runs, store, where, options.words, options.workers, until)
@@ -198,6 +208,22 @@ def sweep(options: argparse.Namespace) -> int:
             return code
         return say_missing(runs, store, where.retries) or code
     return say_missing(runs, store, where.retries)
+
+
+def submit(options: argparse.Namespace, runs: list, todo: list, where) -> int:
+    """What of a sweep is not done, to Slurm."""
+    from bench import submit
+    from bench.cluster import load
+
+    cluster = load(options.on)
+    if not todo:
+        print("nothing to submit")
+        return 0
+    refuse_early(todo, where, elsewhere=True)
+    ids = [r.id for r in runs]
+    most = options.max_parallel
+    submit.submit(options.path, options.path.stem, len(todo), ids, options.words, where, cluster, most)
+    return 0
 
 
 def report(options: argparse.Namespace) -> int:
@@ -216,7 +242,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def merge(options: argparse.Namespace) -> int:
-    from bench.store import merge as merge_records
+    from bench.merge import merge as merge_records
 
     new, total = merge_records(options.paths, options.into)
     print(f"{options.into / 'records.jsonl'}: {new} new, {total} in all")

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import hashlib
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -38,7 +39,7 @@ def environment(run: Run, where: Where, device: str, compiled: bool, backend: st
         backend=backend,
         compiled=compiled,
         micro_batches=where.micro_batches,
-        node=platform.node(),
+        node=os.environ.get("SLURMD_NODENAME") or platform.node(),  # several nodes of Slurm may share a host
     )
 
 
@@ -57,6 +58,9 @@ def processor() -> str:
 @lru_cache
 def commit() -> str:
     """The checkout's commit, '' outside git. Provenance only: what counts are the digests of the files."""
+    noted = ROOT / "COMMIT"  # of a snapshot, which may lie inside a checkout that has moved on
+    if noted.exists():
+        return noted.read_text().strip()
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()

@@ -1,4 +1,4 @@
-"""Results on disk: run folders, records, failures, leases, merge. Needs no server and no file locks.
+"""Results on disk: run folders, records, failures, leases. Needs no server and no file locks.
 
 A file that others may read appears whole: written under a temporary name, then linked (the first wins) or renamed.
 A lease names its owner exactly, so that a dead owner on this machine is known at once, one elsewhere by its age. Leases
@@ -6,6 +6,7 @@ are numbered and the highest counts; it is never removed, only marked as release
 that had judged the first lease stale could take the second from its living owner.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -20,8 +21,9 @@ from bench import Refusal
 from bench.record import Record, dump, parse
 
 STALE_SECONDS = 600.0  # a lease elsewhere that was not renewed for so long has lost its owner
-KINDS = ("oom", "timeout", "preempted", "error", "cancelled")
+KINDS = ("oom", "timeout", "preempted", "error", "cancelled", "lost")  # lost: its process ended without a word
 SPARED = ("cancelled", "preempted", "timeout")  # do not count against the run: it goes on from its checkpoint
+SPARED_AT_MOST = 20  # interruptions, one after another, that left the run no further than it was
 
 
 class Store:
@@ -49,6 +51,10 @@ class Store:
     def open(self, run_id: str) -> Path:
         """The run's folder, made if it is not there; a Refusal if nothing can be written."""
         folder = self.folder(run_id)
+        if not folder.exists():
+            with contextlib.suppress(OSError):  # what is wrong with it, `writable` says
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=0o700, exist_ok=True)
         self.writable(folder)
         return folder
 
@@ -56,7 +62,7 @@ class Store:
         if self._committed is None:
             found: dict[str, Record] = {}
             for path in sorted(self.root.glob("*/records.jsonl")):
-                _unite(found, read_records(path), str(path))
+                unite(found, read_records(path), str(path))
             self._committed = found
         return self._committed
 
@@ -96,10 +102,14 @@ class Store:
             return 0.0
         return progress["step"] / progress["steps"]
 
-    def fail(self, run_id: str, kind: str, message: str) -> None:
-        """Note a failure that is not an outcome of the science, as the next failure-<n>.json."""
-        folder = self.open(run_id)
-        note = {"kind": kind, "message": message, "time": utc()}
+    def fail(self, run_id: str, kind: str, message: str, owner: dict | None = None) -> None:
+        """Note a failure that is not an outcome of the science, as the next failure-<n>.json.
+
+        `owner`: whose lease it was, if not ours. The note says how far the run was, where it ran and what log it wrote.
+        """
+        folder, owner = self.open(run_id), owner or _owner()
+        note = {"kind": kind, "message": message, "time": utc(), "progress": self.progress(run_id)}
+        note |= {key: owner[key] for key in ("node", "job", "log") if key in owner}
         n = 1
         while not link_whole(folder / f"failure-{n}.json", json.dumps(note) + "\n"):
             n += 1
@@ -109,29 +119,33 @@ class Store:
         return [json.loads(path.read_text()) for path in found]
 
     def given_up(self, run_id: str, retries: int) -> bool:
-        """Whether the run has failed more often than it may be retried."""
-        return sum(f["kind"] not in SPARED for f in self.failures(run_id)) > retries
+        """Whether the run has failed more often than it may be retried, or is interrupted again and again in one place.
 
-    def take(self, run_id: str) -> "Lease | None":
-        """The right to train a run, or None while somebody else has it."""
-        folder = self.open(run_id)
-        number, newest = _newest(folder)
-        if number and not _free(newest):
-            return None
-        lease = Lease(folder / f"lease-{number + 1}.json")
-        if not link_whole(lease.path, json.dumps(_owner()) + "\n"):
-            return None
-        if _newest(folder)[0] != number + 1:  # we were so slow that even our number has been used and cleared since
-            lease.path.unlink(missing_ok=True)
-            return None
-        for path in folder.glob("lease-*.json"):
-            if _number(path) <= number:
-                path.unlink(missing_ok=True)
-        return lease
+        A lost process counts if the run had got no further since the last failure: what kills it will do so again.
+        """
+        counted, stuck, furthest = 0, 0, 0.0
+        for failure in self.failures(run_id):
+            further = failure.get("progress", 0.0) > furthest
+            furthest = max(furthest, failure.get("progress", 0.0))
+            spared = failure["kind"] in SPARED or (failure["kind"] == "lost" and further)
+            counted += not spared
+            stuck = 0 if further else stuck + spared
+        return counted > retries or stuck > SPARED_AT_MOST
+
+    def take(self, run_id: str, dead: dict | None = None) -> "Lease | None":
+        """The right to train a run, or None while somebody else has it.
+
+        `dead`: an owner that is known to have ended, whatever its lease looks like from here.
+        """
+        return take(self.open(run_id), dead)
 
     def leased(self, run_id: str) -> bool:
+        return self.owner(run_id) is not None
+
+    def owner(self, run_id: str) -> dict | None:
+        """Who has a run: node, machine, pid, started, and in a Slurm job also job and log. None if nobody has."""
         number, newest = _newest(self.folder(run_id))
-        return number > 0 and not _free(newest)
+        return None if number == 0 or _free(newest) else _content(newest)
 
 
 @dataclass(frozen=True)
@@ -139,13 +153,37 @@ class Lease:
     """Held by the process that made it. All it can touch is its own file, so it cannot release what others hold."""
 
     path: Path
+    bereft: dict | None  # the owner before, if it ended without releasing it
+
+    def held(self) -> bool:
+        """Whether nobody has taken it from us in the belief that we are dead."""
+        return self.path.exists()
 
     def renew(self) -> None:
         if self.path.exists():
             os.utime(self.path)
 
     def release(self) -> None:
-        replace_whole(self.path, lambda path: path.write_text(json.dumps({"released": utc()}) + "\n"))
+        if self.path.exists():
+            replace_whole(self.path, lambda path: path.write_text(json.dumps({"released": utc()}) + "\n"))
+
+
+def take(folder: Path, dead: dict | None = None) -> Lease | None:
+    """The only right to work in a folder, or None while somebody else has it."""
+    number, newest = _newest(folder)
+    before = _content(newest) if number else None
+    if number and not _free(newest) and (dead is None or before != dead):
+        return None
+    lease = Lease(folder / f"lease-{number + 1}.json", None if before and "released" in before else before)
+    if not link_whole(lease.path, json.dumps(_owner()) + "\n"):
+        return None
+    if _newest(folder)[0] != number + 1:  # we were so slow that even our number has been used and cleared since
+        lease.path.unlink(missing_ok=True)
+        return None
+    for path in folder.glob("lease-*.json"):
+        if _number(path) <= number:
+            path.unlink(missing_ok=True)
+    return lease
 
 
 def _number(path: Path) -> int:
@@ -165,13 +203,33 @@ def _free(path: Path) -> bool:
         return False
     if "released" in owner:
         return True
-    if owner["machine"] and (owner["node"], owner["machine"]) == (socket.gethostname(), _machine()):
+    if owner["machine"] and (owner["node"], owner["machine"]) == (node_name(), _machine()):
         return _started(owner["pid"]) != owner["started"]
     return age > STALE_SECONDS
 
 
+def _content(path: Path) -> dict | None:
+    """What a lease says; None if it has vanished."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def node_name() -> str:
+    """As Slurm calls this node inside a job, else the host's name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def _owner() -> dict:
-    return {"node": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+    me = {"node": node_name(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        element = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        me["job"] = {"name": os.environ["SLURM_JOB_NAME"], "id": element, "restarts": restarts}
+    if "MIXERBENCH_LOG" in os.environ:
+        me["log"] = os.environ["MIXERBENCH_LOG"]
+    return me
 
 
 def _machine() -> str:
@@ -202,7 +260,8 @@ def link_whole(path: Path, text: str) -> bool:
         os.link(temporary, path)
         return True
     except FileExistsError:
-        return False
+        # Over NFS the answer to a link that was made can get lost; asked again, it is there already, and it is ours.
+        return temporary.exists() and temporary.stat().st_nlink == 2
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -233,7 +292,7 @@ def write_items(path: Path, run_id: str, items: dict[str, dict]) -> None:
     pq.write_table(pa.concat_tables(tables, promote_options="default"), path, compression="zstd")
 
 
-# Merge --------------------------------------------------------------------------------------------------------------
+# Records --------------------------------------------------------------------------------------------------------------
 
 
 def _text(path: Path) -> str:
@@ -258,80 +317,8 @@ def read_records(path: Path) -> dict[str, Record]:
     return records
 
 
-def found_records(path: Path) -> dict[str, Record]:
-    """Records under a path: a records file, a run folder, or a results folder with any of them below."""
-    found: dict[str, Record] = {}
-    files = [path] if path.is_file() else [*sorted(path.rglob("records.jsonl")), *sorted(path.rglob("record.json"))]
-    if not files:
-        raise Refusal(f"no records under {path}; looked for records.jsonl and record.json")
-    for file in files:
-        if file.suffix == ".jsonl":
-            _unite(found, read_records(file), str(file))
-        else:
-            record = read_record(file)
-            _unite(found, {record.id: record}, str(file))
-    return found
-
-
-def _unite(into: dict[str, Record], more: dict[str, Record], source: str) -> None:
+def unite(into: dict[str, Record], more: dict[str, Record], source: str) -> None:
     for run_id, record in more.items():
         if run_id in into and dump(into[run_id]) != dump(record):
             raise Refusal(f"{source}: record {run_id} differs from the one that is there already; remove one of them")
         into[run_id] = record
-
-
-def merge(paths: list[Path], target: Path) -> tuple[int, int]:
-    """Add records (and items) under `paths` to target/records.jsonl: sorted by id, identical or refused. (new, all)."""
-    records, items = target / "records.jsonl", target / "items.parquet"
-    united = read_records(records) if records.exists() else {}
-    before = set(united)
-    for path in paths:
-        _unite(united, found_records(path), str(path))
-    table = _merged_items(paths, items, set(united))
-    Store(target).writable(target)
-    if table is not None:
-        import pyarrow.parquet as pq
-
-        replace_whole(items, lambda path: pq.write_table(table, path, compression="zstd"))
-    if len(united) > len(before):
-        text = "".join(dump(united[i]) + "\n" for i in sorted(united))
-        replace_whole(records, lambda path: path.write_text(text))
-    return len(united.keys() - before), len(united)
-
-
-def _merged_items(paths: list[Path], target: Path, wanted: set[str]):
-    """Items of the merged records as one table, None if nothing is new; what `target` has of a run stays as it is."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    tables = [_read_items(target)] if target.exists() else []
-    known = set(tables[0]["run"].unique().to_pylist()) if tables else set()
-    before = len(known)
-    for path in paths:
-        for file in [path.with_name("items.parquet")] if path.is_file() else sorted(path.rglob("items.parquet")):
-            if file.exists():
-                table = _read_items(file)
-                runs = [r for r in table["run"].unique().to_pylist() if r in wanted and r not in known]
-                tables.append(table.filter(pc.is_in(table["run"], pa.array(runs, pa.string()))))
-                known.update(runs)
-    if len(known) == before:
-        return None
-    table = pa.concat_tables([t for t in tables if len(t)], promote_options="permissive")
-    keys = ["run", "part", "item"]
-    columns = [*keys, *sorted(set(table.column_names) - set(keys))]
-    return table.select(columns).sort_by([(key, "ascending") for key in keys])
-
-
-def _read_items(path: Path):
-    """A Parquet file of items; a Refusal for one that is damaged or lacks the keys."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    remedy = "delete it (its records stay) or restore it"
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise Refusal(f"{path} is not readable Parquet ({str(error).splitlines()[0]}); {remedy}") from None
-    if missing := {"run", "part", "item"} - set(table.column_names):
-        raise Refusal(f"{path} has no column {', '.join(sorted(missing))}; {remedy}")
-    return table

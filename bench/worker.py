@@ -4,6 +4,7 @@ Who starts it (a terminal, a Slurm task) changes nothing here; all that workers 
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -13,18 +14,21 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench import Refusal
+from bench import Refusal, slurm
 from bench.compose import make_where, parse_overrides
 from bench.config import Run, Where
 from bench.record import Record
 from bench.run import execute, results
-from bench.store import Store
+from bench.store import SPARED, Lease, Store
+from bench.submit import Submission
 from bench.sweep import grid, load, named, ordered
 
 POLL_SECONDS = 0.5
-RENEW_SECONDS = 60.0
+POLL_AT_MOST = 8.0  # every look costs the shared file system a few calls a run
+RENEW_SECONDS = 15.0
 
 
 class Stop:
@@ -35,17 +39,32 @@ class Stop:
 
     def __init__(self, until: float):
         self.until = until  # seconds of the epoch
-        self.signalled = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self.signal = ""  # name of the first that came
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._handle)
 
+    @property
+    def signalled(self) -> bool:
+        return bool(self.signal)
+
     def _handle(self, number, frame) -> None:
-        if self.signalled and number == signal.SIGINT:
+        if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signalled = True
+        self.signal = self.signal or signal.Signals(number).name
 
     def __call__(self) -> bool:
         return self.signalled or time.time() > self.until
+
+
+@dataclass(frozen=True)
+class Task:
+    """The Slurm task that a worker is part of."""
+
+    element: str  # of the array: '123_4'
+    restarts: int
+    warn: float  # seconds between USR2 and the end
+    idle: float  # seconds after which a worker that has nothing to do leaves
+    watch: slurm.Watch
 
 
 class Queue:
@@ -54,6 +73,7 @@ class Queue:
     def __init__(self, runs: list[Run], store: Store, where: Where):
         self.runs, self.store, self.where = runs, store, where
         self.parents = {r.parent.id: r.parent for r in runs if r.parent}
+        self.dead: dict[str, dict] = {}  # run -> owner of its lease that is known to have ended
 
     def settled(self, run: Run) -> bool:
         """Has its record and whatever its unsettled children need of it, or will not be tried again."""
@@ -101,54 +121,85 @@ class Queue:
                 continue
             if stop.until < float("inf") and time.time() + self.expected_seconds(run) > stop.until:
                 continue
-            lease = self.store.take(run.id)
-            if lease and self.settled(run):  # finished by another worker in between
+            lease = self.store.take(run.id, self.dead.pop(run.id, None))
+            if lease and lease.bereft and not self.settled(run):
+                self.store.fail(run.id, *slurm.last_words(lease.bereft), lease.bereft)
+            if lease and self.settled(run):  # finished by another worker in between, or given up
                 lease.release()
             elif lease:
                 return run, lease
         return None
+
+    def find_dead(self, watch: slurm.Watch) -> None:
+        """Ask Slurm about those who hold what we wait for; `next` takes over from who is gone."""
+        owners = {r.id: self.store.owner(r.id) for r in self.runs if not self.settled(r)}
+        gone = watch.gone([owner for owner in owners.values() if owner])
+        self.dead = {run_id: owner for run_id, owner in owners.items() if owner in gone}
 
     def waiting(self) -> bool:
         """Whether another worker is at a run of ours, so that more may become ready."""
         return any(self.store.leased(r.id) for r in self.runs if not self.settled(r))
 
 
-def work(queue: Queue, stop: Stop) -> None:
-    """Take and train runs until all are settled, none can be started, or `stop`."""
+def work(queue: Queue, stop: Stop, task: Task | None = None) -> bool:
+    """Take and train runs until all are settled, none can be started, or `stop`; whether none of them failed."""
+    fine, idle, nap = True, time.time(), POLL_SECONDS
     while not stop():
         busy = queue.waiting()  # asked first: who is no longer busy after `next` may have left us a ready run
         taken = queue.next(stop)
         if taken:
-            attempt(*taken, queue, stop)
-        elif busy or queue.waiting():
-            time.sleep(POLL_SECONDS)
+            fine &= attempt(*taken, queue, stop, task)
+            idle, nap = time.time(), POLL_SECONDS
+        elif not (busy or queue.waiting()):
+            break
+        elif task and time.time() - idle > task.idle:
+            print("nothing to do but to wait for other tasks: leaving", flush=True)
+            break
         else:
-            return
+            if task:
+                queue.find_dead(task.watch)
+            time.sleep(nap)
+            nap = min(nap * 1.5, POLL_AT_MOST)
+    return fine
 
 
-def attempt(run: Run, lease, queue: Queue, stop: Stop) -> None:
+def attempt(run: Run, lease: Lease, queue: Queue, stop: Stop, task: Task | None) -> bool:
     """Train one run under its lease; what goes wrong becomes a failure file, and the next run goes on."""
-    done = threading.Event()
-    threading.Thread(target=_renew, args=(lease, done), daemon=True).start()
+    done, robbed = threading.Event(), threading.Event()
+    threading.Thread(target=_renew, args=(lease, done, robbed), daemon=True).start()
+    failure, begun = None, time.perf_counter()
+    train = execute if queue.where.devices == 1 else execute_ranks
     try:
-        started = time.perf_counter()
-        record = execute(run, queue.where, stop) if queue.where.devices == 1 else execute_ranks(run, queue.where, stop)
+        record = train(run, queue.where, lambda: stop() or robbed.is_set())
         if record:
-            print(summary(run, record, time.perf_counter() - started), flush=True)
+            print(summary(run, record, time.perf_counter() - begun), flush=True)
     except Refusal:
         raise
     except Exception as error:
-        kind = "oom" if type(error).__name__ in ("OutOfMemoryError", "MemoryError") else "error"
-        queue.store.fail(run.id, kind, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-        print(f"{run.label} {named(run)}: {kind}: {error}", file=sys.stderr, flush=True)
+        record = None
+        if not stop.signalled:  # else what went wrong is what the signal did to a child of ours
+            kind = "oom" if type(error).__name__ in ("OutOfMemoryError", "MemoryError") else "error"
+            failure = kind, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            print(f"{run.label} {named(run)}: {kind}: {error}", file=sys.stderr, flush=True)
     finally:
         done.set()
-        lease.release()
+        with contextlib.suppress(OSError):  # a full disk: the lease ends with this process
+            lease.release()
+    if robbed.is_set():
+        print(f"{run.label} {named(run)}: another worker took us for dead and has it now", file=sys.stderr, flush=True)
+    elif record is None and failure is None and task and stop.signalled:
+        failure = slurm.why_stopped(stop.signal, task.element, task.restarts, task.warn)
+    if failure:
+        queue.store.fail(run.id, *failure)
+    return failure is None or failure[0] in SPARED
 
 
-def _renew(lease, done: threading.Event) -> None:
+def _renew(lease: Lease, done: threading.Event, robbed: threading.Event) -> None:
     while not done.wait(RENEW_SECONDS):
-        lease.renew()
+        with contextlib.suppress(OSError):
+            lease.renew()
+            if not lease.held():
+                robbed.set()
 
 
 def execute_ranks(run: Run, where: Where, stop: Stop) -> Record | None:
@@ -189,18 +240,31 @@ def summary(run: Run, record: Record, seconds: float) -> str:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.worker")
-    parser.add_argument("sweep", type=Path)
-    parser.add_argument("--until", type=float, required=True, help="stop at this second of the epoch")
-    parser.add_argument("--where", nargs="*", required=True, metavar="where.key=value")
+    parser.add_argument("sweep", type=Path, nargs="?")
+    parser.add_argument("--until", type=float, default=float("inf"), help="stop at this second of the epoch")
+    parser.add_argument("--where", nargs="*", default=[], metavar="where.key=value")
+    parser.add_argument("--submission", type=Path, help="folder of a submission to Slurm, instead of all others")
     options = parser.parse_args(arguments)
     try:
-        where = make_where(parse_overrides(options.where))
         stop = Stop(options.until)
+        if options.submission:
+            return serve(Submission.read(options.submission), stop)
+        where = make_where(parse_overrides(options.where))
         work(Queue(ordered(grid(load(options.sweep))), Store(results(where)), where), stop)
     except Refusal as error:
         print(f"mixerbench: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
+
+
+def serve(submission: Submission, stop: Stop) -> int:
+    """As part of a Slurm task; 1 if a run failed."""
+    os.umask(0o077)
+    where, cluster = submission.where, submission.cluster
+    element, restarts = slurm.this_element()
+    task = Task(element, restarts, cluster.warn, cluster.idle * 60, slurm.Watch(time.monotonic))
+    queue = Queue(ordered(grid(load(submission.sweep_file))), Store(results(where)), where)
+    return int(not work(queue, stop, task))
 
 
 if __name__ == "__main__":

@@ -13,17 +13,30 @@ from bench.compose import make_where
 from bench.config import Run, Where
 from bench.seeds import Streams
 from bench.tasks.base import Places
+from tests.virtual import Virtual
 
 torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
     data = os.environ.get("MIXERBENCH_DATA", "")
+    no_slurm = Virtual.absent()
+    if no_slurm and os.environ.get("MIXERBENCH_NEEDS_SLURM"):
+        raise pytest.UsageError(f"MIXERBENCH_NEEDS_SLURM is set, but {no_slurm}")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("data") and not Path(data or "/nonexistent").is_dir():
             item.add_marker(pytest.mark.skip(reason="MIXERBENCH_DATA does not name a folder with the real data sets"))
+        if item.get_closest_marker("slurm") and no_slurm:
+            item.add_marker(pytest.mark.skip(reason=no_slurm))
+
+
+@pytest.fixture(scope="module")
+def virtual():
+    """A virtual Slurm cluster of four nodes without accounting; SLURM_CONF names it while the module's tests run."""
+    with Virtual(accounting=False, lines="") as cluster:
+        yield cluster
 
 
 @pytest.fixture

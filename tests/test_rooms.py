@@ -41,16 +41,21 @@ MAY = {
     "evaluate": ("torch", "backbone tasks"),
     "record": ("", "config"),
     "store": ("", "record"),
+    "merge": ("", "record store"),
     "provenance": ("torch", "compose config plugins record"),
     "run": ("torch", "backbone capacity compose config evaluate provenance record registry seeds store tasks train"),
     "sweep": ("", "compose config"),
-    "worker": ("", "compose config record run store sweep"),
+    "cluster": ("", "compose config"),
+    "slurm": ("", ""),
+    "submit": ("", "cluster compose config provenance slurm store"),
+    "element": ("", "cluster compose slurm store submit"),
+    "worker": ("", "compose config record run slurm store submit sweep"),
     "launch": ("", "config store sweep"),
     "report": ("pandas matplotlib seaborn", "report config record store sweep"),
     "check": ("torch", "check compose config mixers registry"),
     "match": ("torch", "capacity compose config match record registry tasks"),
     "show": ("torch", "backbone compose config directions mixers provenance record registry report run store tasks"),
-    "cli": ("", "check compose config launch match registry report run show store sweep tasks worker"),
+    "cli": ("", "check cluster compose config launch match merge registry report run show store submit sweep tasks worker"),
 }
 VERBS = "config compose"  # which tasks/verbs.py may import besides: `data fetch` goes from a task's name to its pins
 
@@ -93,7 +98,8 @@ def test_a_mixer_imports_no_other_mixer():
 
 
 @pytest.mark.parametrize(
-    "module", ["bench.cli", "bench.config", "bench.sweep", "bench.launch", "bench.report", "bench.store"]
+    "module",
+    ["bench.cli", "bench.config", "bench.sweep", "bench.launch", "bench.report", "bench.store", "bench.submit"],
 )
 def test_what_users_wait_for_does_not_load_torch(module):
     heavy = "('torch', 'lightning', 'hydra', 'optuna', 'submitit')"

@@ -17,8 +17,9 @@ import pytest
 from bench import Refusal, store
 from bench.compose import make_run
 from bench.config import resolved
+from bench.merge import merge
 from bench.record import SCHEMA, Capacity, Cost, Environment, Hashes, Record, dump
-from bench.store import Store, link_whole, merge, replace_whole
+from bench.store import Store, link_whole, replace_whole
 
 RUN = "0123456789ab"
 
