@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -122,12 +123,12 @@ def script(submission: Submission) -> str:
     python = cluster.python or sys.executable
     lines = [
         "#!/bin/bash",
-        f"# One task of the sweep {submission.sweep}.",
+        "# One task of a sweep.",
         "set -e",
         "trap '' USR2 # until somebody listens to it",
         *(f"module load {q(name)}" for name in cluster.modules),
         *cluster.setup,
-        f"export PYTHONPATH={q(str(submission.snapshot))} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1",
+        f"export PYTHONPATH={q(str(submission.snapshot))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1",
         f"export OMP_NUM_THREADS={submission.where.threads}",
         f"cd {q(str(submission.snapshot))}",
         f"exec {' '.join(map(q, [*cluster.container, python, '-m', 'bench.element', str(submission.folder)]))}",
@@ -198,6 +199,8 @@ def refuse(cluster: Cluster, where: Where) -> None:
 def submit(path: Path, sweep: str, missing: int, run_ids: list[str], words, where, cluster, at_most: int | None) -> int:
     """Submit as many tasks as the `missing` runs of a sweep need and do not have; how many were submitted."""
     where = absolute(where)
+    if not re.fullmatch(r"\w[\w.+-]*", sweep):
+        raise Refusal(f"{sweep!r} is no name for a folder; rename the sweep's file to letters, digits and . + - _")
     refuse(cluster, where)
     old = os.umask(0o077)
     try:

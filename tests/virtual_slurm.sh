@@ -100,7 +100,7 @@ JobAcctGatherType=jobacct_gather/none
 $account
 NodeName=n[1-$count] NodeHostname=$host NodeAddr=$loopback Port=[$((port + 11))-$((port + 10 + count))] CPUs=$cpus RealMemory=4000 Gres=gpu:1
 PartitionName=main Nodes=n[1-$count] Default=YES State=UP PriorityTier=1 DefMemPerCPU=100 GraceTime=10
-PartitionName=high Nodes=n[1-$count] State=UP PriorityTier=10 PreemptMode=OFF DefMemPerCPU=100
+PartitionName=high Nodes=n[1-$count] State=UP MaxTime=60 PriorityTier=10 PreemptMode=OFF DefMemPerCPU=100
 ${SLURM_CI_CONF:-}
 CONF
   mknod "$dir/gpu" c 1 3 # any character device will do

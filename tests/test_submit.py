@@ -1,0 +1,375 @@
+"""What a submission says to Slurm and what it makes of the answers; a real Slurm is in test_slurm.py and test_faults.py."""
+
+import dataclasses
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench import Refusal, slurm, submit
+from bench.cluster import Cluster, load, megabytes, requests
+from bench.compose import ROOT, make_where
+from bench.store import Store, take
+from bench.submit import Submission, command, prepare, script, send, submissions
+from tests.test_store import RUN
+
+GOLDEN = ROOT / "tests" / "golden" / "slurm_job.txt"
+HOSTILE = "$(touch HIT); touch HIT; `touch HIT` '\" && touch HIT #"
+
+
+def cluster(**changes) -> Cluster:
+    return dataclasses.replace(load(ROOT / "slurm" / "virtual.yaml"), **changes)
+
+
+def refusal(call, *arguments, **keys) -> str:
+    with pytest.raises(Refusal) as caught:
+        call(*arguments, **keys)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def submission(tmp_path) -> Submission:
+    return a_submission(tmp_path)
+
+
+def a_submission(tmp_path: Path, **changes) -> Submission:
+    """On disk, of a sweep of one run; the snapshot is the real code."""
+    (tmp_path / "x.yaml").write_text("question: Which?\n")
+    where = make_where({"where.results": str(tmp_path / "results"), "where.device": "cpu"})
+    (tmp_path / "results" / "slurm" / "x").mkdir(parents=True, exist_ok=True)
+    return prepare(tmp_path / "x.yaml", "x", ["where.device=cpu"], where, cluster(**changes), [RUN])
+
+
+# Cluster file -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "slurm").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_cluster_files_here_are_whole(path):
+    load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"partion": "main"}, ["cluster.partion", "partition, account"]),
+        ({"partition": "main\n#SBATCH --uid=0\ntouch HIT"}, ["cluster.partition", "control character"]),
+        ({"modules": ["cuda\rtouch HIT"]}, ["cluster.modules", "control character"]),
+        ({"setup": ["true\ntouch HIT"]}, ["cluster.setup", "control character"]),
+        ({"partition": 3}, ["cluster.partition", "str"]),
+        ({"memory": "4 GB"}, ["cluster.memory", "4G"]),
+        ({"time": 0}, ["cluster.time", "at least 1"]),
+        ({"time": 1, "warn": 60}, ["cluster.warn", "60 s"]),
+        ({"qos": "${oc.env:HOME}"}, ["interpolation"]),
+    ],
+)
+def test_what_a_cluster_file_may_not_say_is_one_line(tmp_path, changes, parts):
+    values = yaml.safe_load((ROOT / "slurm" / "virtual.yaml").read_text())
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values | changes))
+    message = refusal(load, tmp_path / "c.yaml")
+    assert all(part in message for part in parts), message
+
+
+def test_a_cluster_file_lacks_no_key(tmp_path):
+    values = yaml.safe_load((ROOT / "slurm" / "virtual.yaml").read_text())
+    for key in values:
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({k: v for k, v in values.items() if k != key}))
+        assert f"cluster.{key}" in refusal(load, tmp_path / "c.yaml")
+
+
+def test_memory_is_read_as_slurm_reads_it():
+    assert [megabytes(m) for m in ("512", "512M", "2G", "1024K", "1T")] == [512, 512, 2048, 1, 1024**2]
+
+
+def test_limits_that_would_pend_or_crawl_are_refused(monkeypatch):
+    monkeypatch.setattr(slurm, "ask", lambda words, seconds=0: "PartitionName=main MaxTime=01:00:00 X=1")
+    where = make_where({"where.threads": 2})
+    assert "cluster.cpus=1" in refusal(submit.refuse, cluster(), where)
+    assert "limit, 60" in refusal(submit.refuse, cluster(cpus=2, time=61), where)
+    submit.refuse(cluster(cpus=2, time=60), where)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1:30", 1.5), ("02:00:00", 120), ("1-00:00:00", 1440), ("1-02", 1560), ("UNLIMITED", float("inf"))],
+)
+def test_slurms_times(text, expected):
+    assert slurm.minutes(text) == expected
+
+
+# Script and command -------------------------------------------------------------------------------------------------
+
+
+def test_the_batch_script_and_the_command_are_these(submission, monkeypatch, tmp_path):
+    """To take a wanted change over: delete the file and run this test."""
+    monkeypatch.setattr(submit.sys, "executable", "/opt/venv/bin/python")
+    own = cluster(partition="gpu", gres="gpu:1", memory="32G", modules=("cuda/12.4",), setup=("source /etc/profile",))
+    own = dataclasses.replace(own, container=("apptainer", "exec", "image file.sif"))
+    text = script(dataclasses.replace(submission, cluster=own))
+    text += "\nsbatch\n" + "\n".join(f"  {word}" for word in command(submission.folder, submission.name, own))
+    for value, name in ((submission.folder.name, "UUID"), (submission.code, "CODE"), (submission.name, "mb-UUID8")):
+        text = text.replace(value, name)
+    text = text.replace(str(tmp_path), "/home/me") + "\n"
+    if not GOLDEN.exists():
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+def test_nothing_but_setup_is_a_command(tmp_path):
+    """Values with every quoting trick are run as the batch script would: none of them is executed."""
+    odd = tmp_path / HOSTILE.replace("/", "")
+    odd.mkdir()
+    own = {"modules": (HOSTILE,), "container": ("echo", HOSTILE), "python": HOSTILE}
+    written = a_submission(odd, **own, setup=('module() { echo module "$@"; }', "echo set up > SET_UP"))
+    done = subprocess.run(["bash", written.folder / "job.sh"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"module load {HOSTILE}" in done.stdout and f"{HOSTILE} {HOSTILE} -m bench.element" in done.stdout
+    assert (tmp_path / "SET_UP").exists()
+    assert not list(tmp_path.rglob("HIT")) and not list(ROOT.glob("HIT"))
+
+
+def test_a_setup_line_that_fails_ends_the_task(tmp_path):
+    written = a_submission(tmp_path, setup=("false",), container=("touch", "HIT"))
+    assert subprocess.run(["bash", written.folder / "job.sh"], cwd=tmp_path).returncode == 1
+    assert not list(tmp_path.rglob("HIT"))
+
+
+def test_empty_keys_are_left_to_the_cluster():
+    words = requests(cluster())
+    assert words == ["--partition=main", "--cpus-per-task=1", "--time=10", "--signal=B:USR2@60"]
+    assert not any("wckey" in word or "USR1" in word for word in words)
+
+
+def test_files_of_a_submission_are_their_owners_alone(tmp_path):
+    old = os.umask(0o077)
+    try:
+        written = a_submission(tmp_path)
+    finally:
+        os.umask(old)
+    for path in [written.folder, *written.folder.iterdir(), written.snapshot, Store(tmp_path).open(RUN)]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_slurm_is_asked_without_what_an_outer_job_left(monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_CPU_BIND", "SBATCH_PARTITION", "SQUEUE_STATES", "SLURM_CONF", "OTHER"):
+        monkeypatch.setenv(name, "x")
+    kept = slurm.environment()
+    assert {"SLURM_CONF", "OTHER"} <= set(kept)
+    assert not {"SLURM_JOB_ID", "SLURM_CPU_BIND", "SBATCH_PARTITION", "SQUEUE_STATES"} & set(kept)
+
+
+# Snapshot and folder ------------------------------------------------------------------------------------------------
+
+
+def test_equal_code_is_kept_once_and_a_changed_snapshot_is_refused(tmp_path):
+    one, two = a_submission(tmp_path), a_submission(tmp_path)
+    assert one.snapshot == two.snapshot and one.folder != two.folder and one.name != two.name
+    assert len(list(one.snapshot.parent.iterdir())) == 1
+    assert {s.name for s in submissions(tmp_path / "results", "x")} == {one.name, two.name}
+    with open(one.snapshot / "bench" / "run.py", "a") as file:
+        file.write("\n")
+    assert "has been changed" in refusal(a_submission, tmp_path)
+
+
+def test_a_submission_comes_back_as_it_was_written(submission):
+    assert Submission.read(submission.folder) == submission
+    (submission.folder / "submission.json").write_text("{")
+    assert "is not a submission" in refusal(Submission.read, submission.folder)
+
+
+# Answers ------------------------------------------------------------------------------------------------------------
+
+
+def sbatch(monkeypatch, answer) -> list[list[str]]:
+    """The arrays that are asked for from now on; `answer(count)` gives the job's number or raises."""
+    asked = []
+
+    def one(words, name, known, seconds=0):
+        array = next(w for w in words if w.startswith("--array="))
+        asked.append([w for w in words if w.startswith(("--array=", "--dependency="))])
+        return answer(int(array.split("-")[-1].split("%")[0]) + 1)
+
+    monkeypatch.setattr(slurm, "submit", one)
+    return asked
+
+
+def test_arrays_are_cut_to_what_the_cluster_takes(submission, monkeypatch):
+    asked = sbatch(monkeypatch, lambda count: str(100 + len(asked)))
+    assert send(submission, 25, 10, None) == 25
+    assert asked == [["--array=0-9"], ["--array=0-9"], ["--array=0-4"]]
+    assert Submission.read(submission.folder).arrays == [
+        {"job": "101", "elements": 10}, {"job": "102", "elements": 10}, {"job": "103", "elements": 5}
+    ]  # fmt: skip
+
+
+def test_one_limit_holds_over_all_arrays(submission, monkeypatch):
+    asked = sbatch(monkeypatch, lambda count: str(100 + len(asked)))
+    send(submission, 25, 10, 4)
+    assert asked[0] == ["--array=0-9%4"] and asked[2] == ["--array=0-4%4", "--dependency=afterany:102"]
+
+
+def test_what_a_limit_holds_back_is_left_for_later(submission, monkeypatch, capsys):
+    room = 13
+
+    def limited(count):
+        nonlocal room
+        if count > room:
+            raise slurm.Unavailable("sbatch: error: AssocMaxSubmitJobLimit")
+        room -= count
+        return str(room)
+
+    sbatch(monkeypatch, limited)
+    assert send(submission, 25, 10, None) == 13
+    assert "12 tasks are held back" in capsys.readouterr().out
+    assert sum(a["elements"] for a in Submission.read(submission.folder).arrays) == 13
+
+
+def test_a_submission_that_is_refused_leaves_no_folder(submission, monkeypatch):
+    def refused(count):
+        raise slurm.Unavailable("sbatch: error: Invalid account")
+
+    sbatch(monkeypatch, refused)
+    assert "Invalid account" in refusal(send, submission, 5, 10, None)
+    assert not submission.folder.exists()
+
+
+# Who is gone --------------------------------------------------------------------------------------------------------
+
+
+def element(state: str, restarts: int = 0, name: str = "mb-1", number: str = "7_0") -> slurm.Element:
+    return slurm.Element(number, name, state, "None", restarts, "n1", "1:00")
+
+
+def owner(restarts: int = 0) -> dict:
+    return {"node": "n1", "pid": 1, "job": {"name": "mb-1", "id": "7_0", "restarts": restarts}}
+
+
+@pytest.mark.parametrize(
+    ("seen", "gone"),
+    [
+        ([element("RUNNING")], False),
+        ([element("COMPLETING")], False),
+        ([element("FAILED")], True),
+        ([element("CANCELLED")], True),
+        ([element("RUNNING", restarts=1)], True),  # another life of the same task
+        ([element("PENDING", restarts=1)], True),
+        ([], True),  # cancelled while it waited, or forgotten
+        ([element("RUNNING", name="mb-2")], True),  # the number is another job's by now
+    ],
+)
+def test_an_owner_is_gone_when_slurm_has_shown_it_twice(monkeypatch, seen, gone):
+    now = [100.0]
+    watch = slurm.Watch(lambda: now[0])
+    monkeypatch.setattr(slurm, "elements", lambda names: seen)
+    assert watch.gone([owner()]) == []
+    now[0] += slurm.CONFIRM_SECONDS / 2
+    assert watch.gone([owner()]) == []
+    now[0] += slurm.CONFIRM_SECONDS
+    assert watch.gone([owner()]) == ([owner()] if gone else [])
+
+
+def test_silence_and_a_single_absence_are_no_death(monkeypatch):
+    now, answers = [100.0], [[], slurm.Unavailable("squeue: timed out"), [element("RUNNING")], [], [element("RUNNING")]]
+    watch = slurm.Watch(lambda: now[0])
+
+    def elements(names):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(slurm, "elements", elements)
+    while answers:
+        assert watch.gone([owner(), {"node": "n2", "pid": 2}]) == []
+        now[0] += slurm.CONFIRM_SECONDS + 1
+
+
+@pytest.mark.parametrize(
+    ("signal", "answer", "kind"),
+    [
+        ("SIGTERM", "COMPLETING|1|5:00|", "preempted"),
+        ("SIGTERM", "COMPLETING|0|5:00|", "cancelled"),
+        ("SIGTERM", "RUNNING|0|0:03|", "timeout"),
+        ("SIGUSR2", "RUNNING|0|1:10|", "timeout"),
+        ("SIGUSR2", "RUNNING|0|9:00|", "preempted"),  # a short job is not a timed-out one
+        ("SIGTERM", "", "preempted"),
+    ],
+)
+def test_why_a_task_was_stopped(monkeypatch, signal, answer, kind):
+    monkeypatch.setattr(slurm, "ask", lambda words, seconds: answer + "\n")
+    assert slurm.why_stopped(signal, "7_0", 0, 60)[0] == kind
+
+
+def test_a_job_that_sbatch_lost_sight_of_is_found_by_its_name(monkeypatch):
+    def late(words, seconds):
+        raise slurm.Unavailable("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
+
+    answers = [[], [element("PENDING", number="7_0"), element("PENDING", number="6_0")]]
+    monkeypatch.setattr(slurm, "ask", late)
+    monkeypatch.setattr(slurm, "elements", lambda names: answers.pop(0))
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    assert slurm.submit([], "mb-1", {"6"}) == "7"
+    monkeypatch.setattr(slurm, "elements", lambda names: [element("PENDING", number="6_0")])
+    with pytest.raises(slurm.Unavailable):
+        slurm.submit([], "mb-1", {"6"})
+
+
+# Leases -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_tells_the_task_and_its_log_and_who_was_before(tmp_path, monkeypatch):
+    names = {
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "0",
+        "SLURM_JOB_NAME": "mb-1",
+        "SLURM_RESTART_COUNT": "2",
+    }
+    for name, value in {**names, "SLURMD_NODENAME": "n9", "MIXERBENCH_LOG": "/l"}.items():
+        monkeypatch.setenv(name, value)
+    results = Store(tmp_path)
+    assert results.take(RUN).bereft is None
+    held = results.owner(RUN)
+    assert (held["node"], held["log"]) == ("n9", "/l") and held["job"] == {"name": "mb-1", "id": "7_0", "restarts": 2}
+    monkeypatch.setenv("SLURMD_NODENAME", "n8")  # from elsewhere its process cannot be looked up
+    assert results.take(RUN) is None and results.take(RUN, {**held, "pid": -1}) is None
+    second = results.take(RUN, held)
+    assert second.bereft == held and second.held()
+    second.release()
+    assert results.take(RUN).bereft is None
+
+
+def test_a_process_that_is_lost_counts_only_where_the_run_got_no_further(tmp_path):
+    results = Store(tmp_path)
+    results.open(RUN)
+    for step in range(1, 30):
+        (results.folder(RUN) / "progress.json").write_text(f'{{"step": {step}, "steps": 100}}')
+        results.fail(RUN, "lost", "message")
+    assert not results.given_up(RUN, 0)
+    results.fail(RUN, "lost", "message")
+    assert results.given_up(RUN, 0) and not results.given_up(RUN, 1)
+
+
+def test_interruptions_without_progress_end_too(tmp_path):
+    results = Store(tmp_path)
+    for _ in range(20):
+        results.fail(RUN, "preempted", "message")
+    assert not results.given_up(RUN, 2)
+    results.fail(RUN, "timeout", "message")
+    assert results.given_up(RUN, 2)
+
+
+def test_only_one_submits_a_sweep_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(submit, "OTHER_SUBMITTER_SECONDS", 0.0)
+    mine = take(tmp_path)
+    assert "somebody else" in refusal(submit._alone, tmp_path)
+    mine.release()
+    submit._alone(tmp_path).release()
+
+
+@pytest.mark.parametrize("name", ["..", "a\ntouch HIT", "a b", ""])
+def test_a_sweeps_file_name_is_a_folders_name(tmp_path, name):
+    where = make_where({"where.results": str(tmp_path)})
+    assert "rename" in refusal(submit.submit, tmp_path / "x.yaml", name, 1, [RUN], [], where, cluster(), None)
+    assert list(tmp_path.iterdir()) == []
