@@ -128,8 +128,8 @@ def script(submission: Submission) -> str:
         "trap '' USR2 # until somebody listens to it",
         *(f"module load {q(name)}" for name in cluster.modules),
         *cluster.setup,
-        f"export PYTHONPATH={q(str(submission.snapshot))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1",
-        f"export OMP_NUM_THREADS={submission.where.threads}",
+        f"export PYTHONPATH={q(str(submission.snapshot))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export OMP_NUM_THREADS={submission.where.threads} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1",
         f"cd {q(str(submission.snapshot))}",
         f"exec {' '.join(map(q, [*cluster.container, python, '-m', 'bench.element', str(submission.folder)]))}",
     ]

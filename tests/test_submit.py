@@ -1,4 +1,4 @@
-"""What a submission says to Slurm and what it makes of the answers; a real Slurm is in test_slurm.py and test_faults.py."""
+"""What a submission says to Slurm and what it makes of the answers. A real Slurm: test_slurm.py, test_faults.py."""
 
 import dataclasses
 import os
@@ -122,8 +122,10 @@ def test_nothing_but_setup_is_a_command(tmp_path):
     odd = tmp_path / HOSTILE.replace("/", "")
     odd.mkdir()
     own = {"modules": (HOSTILE,), "container": ("echo", HOSTILE), "python": HOSTILE}
-    written = a_submission(odd, **own, setup=('module() { echo module "$@"; }', "echo set up > SET_UP"))
-    done = subprocess.run(["bash", written.folder / "job.sh"], cwd=tmp_path, capture_output=True, text=True)
+    written = a_submission(odd, **own, setup=("echo set up > SET_UP",))
+    environment = {**os.environ, "BASH_FUNC_module%%": '() { echo module "$@"; }'}
+    job = ["bash", written.folder / "job.sh"]
+    done = subprocess.run(job, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert f"module load {HOSTILE}" in done.stdout and f"{HOSTILE} {HOSTILE} -m bench.element" in done.stdout
     assert (tmp_path / "SET_UP").exists()
