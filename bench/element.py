@@ -25,11 +25,19 @@ FULL_MEMORY = 0.95  # of what the task asked for: who was killed there was kille
 
 @dataclass
 class Worker:
-    """A worker's process, its log and the most memory that it was seen with (bytes)."""
+    """A worker's process, its log and, when it has ended, the most memory that it or a child of it had (bytes)."""
 
     process: subprocess.Popen
     log: Path
     peak: int
+
+    def ended(self) -> bool:
+        """Asked of the system here, since subprocess would throw the memory away."""
+        pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+        if pid:
+            self.process.returncode = os.waitstatus_to_exitcode(status)
+            self.peak = usage.ru_maxrss * 1024
+        return bool(pid)
 
 
 class Element:
@@ -74,8 +82,7 @@ class Element:
         while self.workers and time.monotonic() < self.deadline:
             time.sleep(POLL_SECONDS)
             for worker in list(self.workers):
-                worker.peak = max(worker.peak, resident(worker.process.pid))
-                if worker.process.poll() is not None:
+                if worker.ended():
                     self.workers.remove(worker)
                     self.ended(worker)
         if self.signal == "SIGUSR2":
@@ -132,18 +139,10 @@ def _lease_of(folder: Path, pid: int):
     return lease
 
 
-def resident(pid: int) -> int:
-    """The most memory that a process had resident so far, in bytes; 0 if it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
-
-
 def memory_limit(submission: Submission) -> float:
-    """Bytes that the task asked for, 0 if it did not say."""
-    return megabytes(submission.cluster.memory) * 1e6 if submission.cluster.memory else 0.0
+    """Bytes that the task asked for, a worker's share of it; 0 if it did not say."""
+    cluster = submission.cluster
+    return megabytes(cluster.memory) * 2**20 / cluster.side_by_side if cluster.memory else 0.0
 
 
 def main(arguments: list[str]) -> int:

@@ -2,9 +2,13 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import yaml
@@ -14,7 +18,7 @@ from bench.config import Run
 from bench.store import Store
 from bench.submit import Submission, submissions
 from bench.sweep import grid, load, ordered
-from tests.virtual import slurm, wait
+from tests.virtual import Virtual, slurm, wait
 
 pytestmark = pytest.mark.slurm
 TINY = {
@@ -60,9 +64,9 @@ class Case:
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + (done.stderr if code else "")
 
-    def submit(self, *words: str) -> Submission:
+    def submit(self, *words: str, root: Path = ROOT) -> Submission:
         """`sweep --on`, and the submission that it made."""
-        self("--on", str(self.cluster), *words)
+        self("--on", str(self.cluster), *words, root=root)
         return submissions(self.store.root, self.sweep.stem)[-1]
 
     def records(self) -> list:
@@ -96,9 +100,20 @@ def case(folder: Path, cluster: dict, **changes) -> Case:
     return Case(folder, sweep, on)
 
 
+def checkout(folder: Path, edits: dict[str, tuple[str, str]]) -> Path:
+    """A checkout of this code with one passage of some files replaced."""
+    for part in ("bench", "configs"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, (old, new) in edits.items():
+        text = (folder / name).read_text()
+        assert text.count(old) == 1, f"{name}: {old}"
+        (folder / name).write_text(text.replace(old, new))
+    return folder
+
+
 def same_science(one, other) -> bool:
     """Whether two records say the same to the last bit of every metric and loss."""
-    parts = ("id", "outcome", "metrics", "curve", "hashes", "digests", "capacity", "gain")
+    parts = ("id", "outcome", "metrics", "curve", "hashes", "capacity", "gain")
     return all(getattr(one, part) == getattr(other, part) for part in parts)
 
 
@@ -114,3 +129,77 @@ def test_a_sweep_on_slurm_is_the_sweep_on_this_machine(virtual, tmp_path):
     (tmp_path / "results").rename(tmp_path / "there")
     asked()
     assert all(same_science(*pair) for pair in zip(there, asked.records(), strict=True))
+
+
+def test_the_code_that_runs_is_the_code_that_was_submitted(virtual, tmp_path):
+    """While the tasks wait, the checkout is edited so that every run would fail; nothing changes."""
+    root = checkout(tmp_path / "checkout", {})
+    asked = case(tmp_path, {})
+    slurm("scontrol", "update", "NodeName=n[1-4]", "State=DRAIN", "Reason=test")
+    asked.submit(root=root)
+    assert [line.split()[1] for line in asked.queue()] == ["PENDING"]
+    for name in ("bench/run.py", "bench/worker.py", "configs/protocol/quick_copying.yaml"):
+        (root / name).write_text("raise SystemExit('edited')")
+    slurm("scontrol", "update", "NodeName=n[1-4]", "State=RESUME")
+    asked.finished()
+    assert {record.outcome for record in asked.records()} == {"ok"}
+
+
+def test_two_submitters_at_once_submit_it_once(virtual, tmp_path):
+    asked = case(tmp_path, {"pack": 1})
+    slurm("scontrol", "update", "NodeName=n[1-4]", "State=DRAIN", "Reason=test")
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda _: asked("--on", str(asked.cluster)), range(2)))
+    assert len(asked.queue()) == 4
+    assert sum("4 tasks submitted" in text for text in said) == 1 and sum("nothing to submit" in t for t in said) == 1
+    tasks = asked.queue()
+    slurm("scancel", tasks[0].split()[0])  # one that waits: it leaves no trace, and the next command sends another
+    wait(lambda: len(asked.queue()) == 3, 20)
+    assert "1 tasks submitted" in asked("--on", str(asked.cluster))
+    assert "--max-parallel 2 is reached" not in asked("--on", str(asked.cluster), "--max-parallel", "2")
+    slurm("scancel", *(line.split()[0] for line in asked.queue()))
+    slurm("scontrol", "update", "NodeName=n[1-4]", "State=RESUME")
+    asked.ended(30)
+    assert asked.submit("--max-parallel", "1").arrays == [{"job": ANY, "elements": 4}]
+    wait(lambda: any("RUNNING" in line for line in asked.queue()), 30)
+    for _ in range(10):
+        assert sum("RUNNING" in line for line in asked.queue()) <= 1
+        time.sleep(0.2)
+    slurm("scancel", *(line.split()[0] for line in asked.queue()))
+    asked.ended(30)
+
+
+def test_a_thousand_runs_are_submitted_in_arrays_of_what_the_cluster_takes(tmp_path):
+    with Virtual(accounting=False, lines="MaxArraySize=301") as small:
+        assert small("nodes").count("idle") == 4
+        slurm("scontrol", "update", "NodeName=n[1-4]", "State=DRAIN", "Reason=test")
+        asked = case(tmp_path, {"pack": 1}, seeds=list(range(500)))
+        arrays = asked.submit().arrays
+        assert [array["elements"] for array in arrays] == [301, 301, 301, 97]
+        assert len(asked.queue()) == 1000
+        assert "nothing to submit" in asked("--on", str(asked.cluster))
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"partition": "night"}, "cluster.partition 'night'"),
+        ({"partition": "high", "time": 100}, "cluster.time: 100 minutes is more than high's limit, 60"),
+        (
+            {"gres": "gpu:9"},
+            "sbatch: error: Batch job submission failed: Requested node configuration is not available",
+        ),
+        ({"constraint": "moon"}, "sbatch: error: Batch job submission failed: Invalid feature specification"),
+    ],
+)
+def test_what_slurm_refuses_is_one_line_and_leaves_nothing(virtual, tmp_path, changes, part):
+    asked = case(tmp_path, changes)
+    said = asked("--on", str(asked.cluster), code=2)
+    assert part in said.splitlines()[-1]
+    assert list((tmp_path / "results" / "slurm").glob("tiny/*/")) == [] and not asked.queue()
+
+
+def test_without_slurm_it_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    asked = case(tmp_path, {})
+    assert "is not installed here" in asked("--on", str(asked.cluster), code=2).splitlines()[-1]

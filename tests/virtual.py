@@ -12,7 +12,9 @@ NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
 
 
 class Virtual:
-    """Four nodes n1 … n4 of one processor; while it is entered, SLURM_CONF names it."""
+    """Four nodes n1 … n4 of one processor; while it is entered, SLURM_CONF names it. One may be inside another."""
+
+    up = 0
 
     def __init__(self, accounting: bool, lines: str):
         self.settings = {"SLURM_CI_ACCT": "dbd" if accounting else "none", "SLURM_CI_CONF": lines}
@@ -34,6 +36,12 @@ class Virtual:
         return done.stdout
 
     def __enter__(self) -> "Virtual":
+        folder, port = (
+            os.environ.get("SLURM_CI_DIR", "/dev/shm/mixerbench-slurm"),
+            os.environ.get("SLURM_CI_PORT", "26817"),
+        )
+        self.settings |= {"SLURM_CI_DIR": f"{folder}-{Virtual.up}", "SLURM_CI_PORT": str(int(port) + 40 * Virtual.up)}
+        Virtual.up += 1
         self("stop")
         self("start")
         self.before = os.environ.get("SLURM_CONF")
@@ -42,6 +50,7 @@ class Virtual:
 
     def __exit__(self, *_) -> None:
         self("stop")
+        Virtual.up -= 1
         os.environ.pop("SLURM_CONF")
         if self.before is not None:
             os.environ["SLURM_CONF"] = self.before

@@ -1,0 +1,274 @@
+"""What may go wrong on a cluster, done to a virtual one: nothing lost, nothing doubled, every run as if undisturbed.
+
+The runs are slowed down by a sleep in the mixer, so that there is a middle in which to disturb them; what they compute
+is the same, and each is compared to the last bit with a run of the code as it is, undisturbed, in one process.
+"""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench.record import Record
+from tests.test_slurm import Case, case, checkout, same_science
+from tests.virtual import Virtual, slurm, wait
+
+pytestmark = pytest.mark.slurm
+STEPS = 200
+ONE = {"mixers": [{"name": "identity", "heads": 2}], "seeds": [0], "varies": {"budget.steps": [STEPS]}}
+SLOW = "        time.sleep(0.06)\n        "
+SLEEPY = {"bench/mixers/identity.py": ("        return v_BLHP", f"{SLOW}return v_BLHP")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Record:
+    """The record of the one run, made on this machine by the code as it is."""
+    plain = case(tmp_path_factory.mktemp("plain"), {}, **ONE)
+    plain()
+    return plain.records()[0]
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory) -> Path:
+    root = checkout(tmp_path_factory.mktemp("slow") / "checkout", SLEEPY)
+    path = root / "bench" / "mixers" / "identity.py"
+    text = path.read_text()
+    path.write_text(text.replace("\nimport torch\n", "\nimport time\n\nimport torch\n", 1))
+    return root
+
+
+@pytest.fixture
+def one(virtual, tmp_path, slow) -> Case:
+    """The one run, submitted and in its middle."""
+    asked = case(tmp_path, {}, **ONE)
+    asked.submit("where.checkpoint_seconds=1", root=slow)
+    in_the_middle(asked)
+    return asked
+
+
+def in_the_middle(asked: Case) -> str:
+    """Wait until the run is between 10 and 60 percent; the array element that has it."""
+    (run,) = asked.runs
+    wait(lambda: asked.store.progress(run.id) > 0.1, 180, asked.logs())
+    assert asked.store.progress(run.id) < 0.6 and not asked.store.has(run.id)
+    return owner_of(asked)["job"]["id"]
+
+
+def owner_of(asked: Case) -> dict:
+    """Whoever holds the newest lease, as its file says."""
+    (run,) = asked.runs
+    paths = asked.store.folder(run.id).glob("lease-*.json")
+    return json.loads(max(paths, key=lambda path: int(path.stem.split("-")[1])).read_text())
+
+
+def kinds(asked: Case) -> list[str]:
+    (run,) = asked.runs
+    return [failure["kind"] for failure in asked.store.failures(run.id)]
+
+
+def ends_well(asked: Case, undisturbed: Record) -> Record:
+    """One record, equal to the undisturbed one, and nobody left."""
+    asked.finished()
+    (record,) = asked.records()
+    assert same_science(record, undisturbed), asked.logs()
+    (run,) = asked.runs
+    left = {p.name.split("-")[0] for p in asked.store.folder(run.id).iterdir()}
+    assert left <= {"record.json", "items.parquet", "weights.pt", "failure", "lease"}
+    return record
+
+
+def test_a_worker_that_is_killed_is_spoken_for_and_replaced(one, undisturbed):
+    os.kill(owner_of(one)["pid"], signal.SIGKILL)
+    ends_well(one, undisturbed)
+    assert kinds(one) == ["lost"]
+    (failure,) = one.store.failures(one.runs[0].id)
+    assert "killed by SIGKILL" in failure["message"] and failure["progress"] > 0 and Path(failure["log"]).exists()
+
+
+def test_a_node_without_power(virtual, one, undisturbed):
+    first = owner_of(one)["node"]
+    virtual("cut", first)
+    try:
+        record = ends_well(one, undisturbed)
+    finally:
+        virtual("boot", first)
+    assert record.environment.node != first and kinds(one) == ["preempted"]
+    assert "put back into the queue" in one.store.failures(one.runs[0].id)[0]["message"]
+
+
+def test_slurms_daemons_may_restart(virtual, one, undisturbed):
+    node = owner_of(one)["node"]
+    virtual("halt")
+    virtual("orphan", node)
+    virtual("boot", node)
+    virtual("resume")
+    ends_well(one, undisturbed)
+    assert kinds(one) == []
+
+
+def test_an_administrators_requeue(one, undisturbed):
+    slurm("scontrol", "requeue", owner_of(one)["job"]["id"])
+    ends_well(one, undisturbed)
+    assert kinds(one) == ["preempted"]
+
+
+def test_a_job_that_is_preempted(one, undisturbed, tmp_path):
+    node = owner_of(one)["node"]
+    words = ["-p", "high", "-w", node, "-t", "1", "-o", "/dev/null", "--wrap", "sleep 5"]
+    job = slurm("sbatch", "--parsable", *words).strip()
+    ends_well(one, undisturbed)
+    assert kinds(one) == ["preempted"]
+    slurm("scancel", job)
+
+
+def test_a_cancelled_sweep_goes_on_when_it_is_submitted_again(one, undisturbed, slow):
+    slurm("scancel", owner_of(one)["job"]["id"])
+    one.ended(60)
+    assert kinds(one) == ["cancelled"]
+    progress = one.store.progress(one.runs[0].id)
+    one.submit(root=slow)
+    ends_well(one, undisturbed)
+    assert progress > 0.1 and kinds(one) == ["cancelled"]
+
+
+def test_two_live_copies_of_one_task(virtual, one, undisturbed):
+    """slurmd dies, its task does not: Slurm starts the task again elsewhere. The record is written once."""
+    owner = owner_of(one)
+    os.kill(owner["pid"], signal.SIGSTOP)  # so that it is still there when the other one has begun
+    virtual("orphan", owner["node"])
+    try:
+        wait(lambda: owner_of(one)["node"] != owner["node"], 120)
+        os.kill(owner["pid"], signal.SIGCONT)
+        ends_well(one, undisturbed)
+    finally:
+        virtual("boot", owner["node"])
+    wait(lambda: not Path(f"/proc/{owner['pid']}").exists(), 60)
+    ends_well(one, undisturbed)
+
+
+def test_a_lease_of_a_node_that_is_no_more(virtual, tmp_path, slow, undisturbed):
+    """Its job is gone, though another one has its number by now."""
+    asked = case(tmp_path, {}, **ONE)
+    (run,) = asked.runs
+    lease = asked.store.take(run.id)
+    stale = {"node": "n9", "machine": "x", "pid": 1, "started": "1"}
+    stale["job"] = {"name": "mb-00000000", "id": "1_0", "restarts": 0}
+    lease.path.write_text(json.dumps(stale))
+    asked.submit()
+    ends_well(asked, undisturbed)
+    assert kinds(asked) == ["lost"] and "n9" in asked.store.failures(run.id)[0]["message"]
+
+
+def test_the_time_limit_twice(virtual, tmp_path, slow, undisturbed):
+    """One minute, of which Slurm may take up to a minute for its warning; the run needs more than one such stretch."""
+    asked = case(tmp_path, {"time": 1, "warn": 30}, **ONE)
+    text = (slow / "bench" / "mixers" / "identity.py").read_text()
+    slower = checkout(tmp_path / "slower", {})
+    (slower / "bench" / "mixers" / "identity.py").write_text(text.replace("0.06", "0.25"))
+    asked.submit(root=slower)
+    ends_well(asked, undisturbed)
+    assert kinds(asked)[:2] == ["timeout", "timeout"] and set(kinds(asked)) == {"timeout"}
+
+
+def test_a_death_while_the_record_is_written(virtual, tmp_path, undisturbed):
+    die = 'if path.name == "record.json" and not Path("/dev/shm/died").exists():\n            '.replace(
+        "/dev/shm/died", str(tmp_path / "died")
+    )
+    die += f'Path("{tmp_path}/died").touch()\n            os.kill(os.getpid(), 9)\n        os.link(temporary, path)'
+    root = checkout(tmp_path / "checkout", {"bench/store.py": ("os.link(temporary, path)", die)})
+    asked = case(tmp_path, {}, **ONE)
+    asked.submit(root=root)
+    asked.finished()
+    assert (tmp_path / "died").exists() and same_science(asked.records()[0], undisturbed)
+    assert kinds(asked) == ["lost"]
+
+
+def test_a_full_disk(virtual, tmp_path, undisturbed):
+    asked = case(tmp_path, {}, **ONE)
+    results = tmp_path / "results"
+    results.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", results]).returncode:
+        pytest.skip("may not mount")
+    try:
+        root = checkout(tmp_path / "checkout", {})
+        asked.submit(root=root)
+        with open(results / "filler", "wb") as file, pytest.raises(OSError):
+            while True:
+                file.write(b"0" * 4096)
+                file.flush()
+        asked.ended(120)
+        assert asked.records() == [None] and "No space left on device" in asked.logs()
+        (results / "filler").unlink()
+        asked.submit(root=root)
+        ends_well(asked, undisturbed)
+    finally:
+        wait(lambda: not subprocess.run(["umount", results]).returncode, 20)
+
+
+def test_a_run_that_raises_one_too_large_and_one_that_diverges(virtual, tmp_path):
+    """Each ends with its reason, none is tried for ever, and their neighbour is not harmed."""
+    grab = 'x = b"x" * 700_000_000\n        __import__("os").kill(__import__("os").getpid(), 9)\n        '
+    line = "real_BL11 = real(segments_BL, v_BLHP.dtype)"
+    edits = {
+        "bench/mixers/identity.py": (
+            "        return v_BLHP * real",
+            '        raise ValueError("\\x1b[31mbad luck")\n        return v_BLHP * real',
+        ),
+        "bench/mixers/toeplitz.py": (line, grab + line),
+    }
+    mixers = [{"name": name, "heads": 2} for name in ("identity", "dense")]
+    mixers.append({"name": "toeplitz", "heads": 2, "sam": False})
+    asked = case(tmp_path, {"memory": "600M"}, mixers=mixers, seeds=[0], varies={"budget.steps": [4]})
+    root = checkout(tmp_path / "checkout", edits)
+    asked.submit("where.retries=1", root=root)
+    asked.ended(240)
+    store, (raises, fine, large) = asked.store, asked.runs
+    assert store.record(fine.id).outcome == "ok" and not store.has(raises.id) and not store.has(large.id)
+    assert [f["kind"] for f in store.failures(raises.id)] == ["error"] * 2
+    assert [f["kind"] for f in store.failures(large.id)] == ["oom"] * 2
+    assert "SIGKILL" in store.failures(large.id)[0]["message"]
+    assert "FAILED" in slurm("squeue", "-h", "-t", "all", "-o", "%T", f"--name={names(asked)}")
+    assert "nothing to submit" in asked("--on", str(asked.cluster), "where.retries=1", root=root)
+    wild = case(tmp_path, {}, **{**ONE, "varies": {"budget.steps": [20], "optimiser.lr": [1e30]}})
+    wild.submit()
+    wild.finished()
+    assert wild.records()[0].outcome == "diverged" and "not finite" in wild.records()[0].reason
+
+
+def names(asked: Case) -> str:
+    from bench.submit import submissions
+
+    return ",".join(s.name for s in submissions(asked.store.root, asked.sweep.stem))
+
+
+def test_sbatch_gives_up_though_the_job_was_accepted(virtual, tmp_path, undisturbed, monkeypatch):
+    real = slurm("which", "sbatch").strip()
+    fake = tmp_path / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\n{real} "$@" >/dev/null\necho "Socket timed out on send/recv" >&2\nexit 1\n')
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    asked = case(tmp_path, {}, **ONE)
+    assert len(asked.submit().arrays) == 1 and len(asked.queue()) == 1
+    ends_well(asked, undisturbed)
+    assert kinds(asked) == []
+
+
+def test_with_accounting_a_task_that_vanished_is_known_from_sacct(tmp_path, undisturbed, slow):
+    """All of the task is killed at once; when somebody asks, squeue has forgotten the job."""
+    with Virtual(accounting=True, lines="MinJobAge=2"):
+        asked = case(tmp_path, {}, **ONE)
+        asked.submit("where.checkpoint_seconds=1", root=slow)
+        element = in_the_middle(asked)
+        slurm("scancel", "--signal=KILL", "--full", element)
+        asked.ended(60)
+        wait(lambda: not slurm("squeue", "-h", "-t", "all"), 90, "squeue remembers")
+        asked.submit(root=slow)
+        ends_well(asked, undisturbed)
+        assert kinds(asked) == ["lost"]
+        message = asked.store.failures(asked.runs[0].id)[0]["message"]
+        assert element in message and ("FAILED" in message or "CANCELLED" in message)
