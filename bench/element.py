@@ -20,6 +20,7 @@ from bench.store import Store, take
 from bench.submit import Submission, digest_of
 
 POLL_SECONDS = 0.25
+IDLE_DEATHS = 3  # of workers that had no run, after which no other is started in their place
 FULL_MEMORY = 0.95  # of what the task asked for: who was killed there was killed for it
 
 
@@ -50,6 +51,7 @@ class Element:
         self.workers: list[Worker] = []
         self.codes: list[int] = []
         self.started = 0
+        self.idle_deaths = 0
         self.signal = ""
         self.deadline = float("inf")
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
@@ -90,9 +92,11 @@ class Element:
         return max(self.codes, default=0)
 
     def ended(self, worker: Worker) -> None:
-        """A worker that was killed is spoken for, and replaced if it had a run in hand."""
+        """A worker that was killed is spoken for and replaced, though not for ever if it had no run in hand."""
         code = worker.process.returncode
-        if code < 0 and not self.signal and self.bury(worker, -code):
+        if code < 0 and not self.signal:
+            self.idle_deaths += not self.bury(worker, -code)
+        if code < 0 and not self.signal and self.idle_deaths <= IDLE_DEATHS:
             self.start()
         elif code < 0 and self.signal:
             self.codes.append(0)  # by the signal, before it listened to it

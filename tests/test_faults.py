@@ -100,12 +100,15 @@ def test_a_node_without_power(virtual, one, undisturbed):
     assert "put back into the queue" in one.store.failures(one.runs[0].id)[0]["message"]
 
 
-def test_slurms_daemons_may_restart(virtual, one, undisturbed):
-    node = owner_of(one)["node"]
-    virtual("halt")
-    virtual("orphan", node)
-    virtual("boot", node)
-    virtual("resume")
+@pytest.mark.parametrize("daemon", ["slurmd", "slurmctld"])
+def test_slurms_daemons_may_restart(virtual, one, undisturbed, daemon):
+    if daemon == "slurmd":
+        node = owner_of(one)["node"]
+        virtual("orphan", node)
+        virtual("boot", node)
+    else:
+        virtual("halt")
+        virtual("resume")
     ends_well(one, undisturbed)
     assert kinds(one) == []
 

@@ -180,6 +180,27 @@ def test_a_thousand_runs_are_submitted_in_arrays_of_what_the_cluster_takes(tmp_p
         assert "nothing to submit" in asked("--on", str(asked.cluster))
 
 
+def test_the_limit_of_an_association_holds_back_what_is_over_it(tmp_path):
+    with Virtual(accounting=True, lines="AccountingStorageEnforce=associations,limits"):
+        slurm("sacctmgr", "-i", "add", "account", "lab")
+        slurm("sacctmgr", "-i", "add", "user", "root", "account=lab")
+        slurm("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
+        slurm("scontrol", "update", "NodeName=n[1-4]", "State=DRAIN", "Reason=test")
+        asked = case(tmp_path, {"pack": 1, "account": "lab"}, seeds=[0, 1, 2])
+        said = wait(lambda: _accepted(asked), 30, "the controller has not heard of the account")
+        assert "3 tasks are held back" in said and len(asked.queue()) == 3
+        slurm("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=9")
+        time.sleep(2)
+        assert "3 tasks submitted" in asked("--on", str(asked.cluster)) and len(asked.queue()) == 6
+
+
+def _accepted(asked: Case) -> str:
+    try:
+        return asked("--on", str(asked.cluster))
+    except AssertionError:
+        return ""
+
+
 @pytest.mark.parametrize(
     ("changes", "part"),
     [

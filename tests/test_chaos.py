@@ -1,0 +1,160 @@
+"""Sixty runs in chains of three: on Slurm as on this machine, and under random faults as without.
+
+    MIXERBENCH_CHAOS_RUNS=200 MIXERBENCH_CHAOS_SEED=7 python -m pytest tests/test_chaos.py -s
+
+makes it a longer one. Faults are drawn from a seeded generator; when they strike depends on the machine.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_slurm import Case, case, checkout, same_science
+from tests.virtual import Virtual, slurm, wait
+
+pytestmark = pytest.mark.slurm
+RUNS = int(os.environ.get("MIXERBENCH_CHAOS_RUNS", 60))
+SEED = int(os.environ.get("MIXERBENCH_CHAOS_SEED", 1))
+CHAIN = {"base": "", "child": "base", "grandchild": "child"}
+PLAIN = [{"name": name, "heads": 2} for name in ("identity", "dense")]
+BOTH = [{"name": name, "heads": 2, "sam": False} for name in ("toeplitz", "low_rank", "attention")]
+GRID = {
+    "protocols": list(CHAIN),
+    "mixers": [*PLAIN, *BOTH],
+    "seeds": list(range(-(-RUNS // 15))),
+    "varies": {},
+    "columns": [{"protocol": "base", "metric": "accuracy"}],
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """The code with three protocols more, each of a few steps, one from the weights of the other."""
+    made = checkout(tmp_path_factory.mktemp("chain") / "checkout", {})
+    for n, (name, init) in enumerate(CHAIN.items()):
+        own = f'init: "{init}"\ntask: {{held_out: {64 + n}}}\nbudget: {{steps: 6, batch: 16}}\n'
+        text = f"defaults:\n  - quick_copying\n  - _self_\n{own}"
+        (made / "configs" / "protocol" / f"{name}.yaml").write_text(text)
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(root, tmp_path_factory) -> dict:
+    """Every record of the grid, made by one process of this machine."""
+    here = case(tmp_path_factory.mktemp("alone"), {}, **GRID)
+    here(root=root)
+    return found(here)
+
+
+def found(asked: Case) -> dict:
+    store = asked.store
+    return {p.parent.name: store.record(p.parent.name) for p in store.root.glob("runs/*/record.json")}
+
+
+def wait_for(asked: Case, count: int, seconds: float) -> dict:
+    wait(lambda: len(list(asked.store.root.glob("runs/*/record.json"))) == count, seconds, "records are missing")
+    asked.ended(120)
+    return found(asked)
+
+
+def test_a_sweep_of_chains_is_bitwise_the_local_one(virtual, root, alone, tmp_path):
+    """Submitted by a shell that is gone when the runs begin."""
+    asked = case(tmp_path, {"pack": len(alone) // 4}, **GRID)
+    submission = asked.submit(root=root)
+    assert [array["elements"] for array in submission.arrays] == [4]
+    there = wait_for(asked, len(alone), 600)
+    assert there.keys() == alone.keys() and len(alone) >= RUNS
+    assert all(same_science(there[run_id], alone[run_id]) for run_id in alone)
+    assert not list(asked.store.root.glob("runs/*/failure-*"))
+    assert "nothing to submit" in asked("--on", str(asked.cluster), root=root)
+
+
+class Chaos:
+    """Faults in a random order. Each leaves the cluster able to go on by itself or by `sweep --on`."""
+
+    def __init__(self, virtual: Virtual, asked: Case, seed: int):
+        self.virtual, self.asked, self.draw = virtual, asked, random.Random(seed)
+
+    def __call__(self) -> str:
+        faults = [self.kill, self.kill, self.requeue, self.power, self.daemon, self.controller, self.cancel]
+        fault = self.draw.choice(faults)
+        with contextlib.suppress(subprocess.CalledProcessError):  # whom it was meant for has just ended
+            fault()
+        return fault.__name__
+
+    def a_task(self) -> str | None:
+        tasks = [line.split()[0] for line in self.asked.queue() if line.endswith("RUNNING")]
+        return self.draw.choice(tasks) if tasks else None
+
+    def a_node(self) -> str:
+        return f"n{self.draw.randint(1, 4)}"
+
+    def kill(self) -> None:
+        """A worker of this sweep, wherever it is."""
+        mine = f"{self.asked.folder}/results/slurm/"
+        workers = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                text = path.read_text()
+                if "bench.worker" in text and mine in text:
+                    workers.append(int(path.parent.name))
+        if workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.draw.choice(sorted(workers)), signal.SIGKILL)
+
+    def requeue(self) -> None:
+        if task := self.a_task():
+            slurm("scontrol", "requeue", task)
+
+    def cancel(self) -> None:
+        if task := self.a_task():
+            slurm("scancel", task)
+
+    def power(self) -> None:
+        node = self.a_node()
+        self.virtual("fail", node)
+        time.sleep(1)
+        self.virtual("boot", node)
+
+    def daemon(self) -> None:
+        node = self.a_node()
+        self.virtual("orphan", node)
+        self.virtual("boot", node)
+
+    def controller(self) -> None:
+        self.virtual("halt")
+        time.sleep(self.draw.random() * 3)
+        self.virtual("resume")
+
+
+def test_chaos_ends_as_that_many_correct_records(virtual, root, alone, tmp_path):
+    asked = case(tmp_path, {"pack": len(alone) // 4, "idle": 1.0}, **GRID)
+    words = ("where.retries=20", "where.checkpoint_seconds=0")
+    asked.submit(*words, root=root)
+    chaos = Chaos(virtual, asked, SEED)
+    for n in range(RUNS // 5):
+        time.sleep(chaos.draw.uniform(2, 6))
+        done = len(list(asked.store.root.glob("runs/*/record.json")))
+        print(f"{n}: {done} records, {chaos()}", flush=True)
+        if done == len(alone):
+            break
+        if n % 3 == 2:  # as a person would, now and then
+            slurm("scontrol", "update", "NodeName=n[1-4]", "State=RESUME")
+            asked("--on", str(asked.cluster), *words, root=root)
+    slurm("scontrol", "update", "NodeName=n[1-4]", "State=RESUME")
+    asked("--on", str(asked.cluster), *words, root=root)
+    there = wait_for(asked, len(alone), 600)
+    assert there.keys() == alone.keys()
+    assert all(same_science(there[run_id], alone[run_id]) for run_id in alone), asked.logs()
+    print({kind: n for kind, n in tally(asked).items()}, flush=True)
+
+
+def tally(asked: Case) -> dict[str, int]:
+    kinds = [f["kind"] for run_id in found(asked) for f in asked.store.failures(run_id)]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
