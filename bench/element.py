@@ -70,7 +70,9 @@ class Element:
 
     def start(self) -> None:
         log = self.submission.folder / f"log-{self.id}-{self.restarts}-{self.started}.txt"
-        command = [sys.executable, "-m", "bench.worker", "--submission", str(self.submission.folder)]
+        cluster = self.submission.cluster
+        python = [*cluster.container, cluster.python or sys.executable]
+        command = [*python, "-m", "bench.worker", "--submission", str(self.submission.folder)]
         with open(log, "w") as out:
             environment = {**os.environ, "MIXERBENCH_LOG": str(log)}
             process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)

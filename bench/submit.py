@@ -120,7 +120,8 @@ def snapshot(results: Path) -> tuple[Path, str]:
 def script(submission: Submission) -> str:
     """The batch script. All that comes from a file is quoted, but for the lines of `setup`, which are commands."""
     cluster, q = submission.cluster, shlex.quote
-    python = cluster.python or sys.executable
+    # The task itself talks to Slurm, so it stays outside of the container; only its workers are inside.
+    python = sys.executable if cluster.container else cluster.python or sys.executable
     lines = [
         "#!/bin/bash",
         "# One task of a sweep.",
@@ -131,7 +132,7 @@ def script(submission: Submission) -> str:
         f"export PYTHONPATH={q(str(submission.snapshot))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export OMP_NUM_THREADS={submission.where.threads} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1",
         f"cd {q(str(submission.snapshot))}",
-        f"exec {' '.join(map(q, [*cluster.container, python, '-m', 'bench.element', str(submission.folder)]))}",
+        f"exec {' '.join(map(q, [python, '-m', 'bench.element', str(submission.folder)]))}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -121,21 +121,21 @@ def test_nothing_but_setup_is_a_command(tmp_path):
     """Values with every quoting trick are run as the batch script would: none of them is executed."""
     odd = tmp_path / HOSTILE.replace("/", "")
     odd.mkdir()
-    own = {"modules": (HOSTILE,), "container": ("echo", HOSTILE), "python": HOSTILE}
+    own = {"modules": (HOSTILE,), "python": "echo"}
     written = a_submission(odd, **own, setup=("echo set up > SET_UP",))
     environment = {**os.environ, "BASH_FUNC_module%%": '() { echo module "$@"; }'}
     job = ["bash", written.folder / "job.sh"]
     done = subprocess.run(job, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert f"module load {HOSTILE}" in done.stdout and f"{HOSTILE} {HOSTILE} -m bench.element" in done.stdout
+    assert f"module load {HOSTILE}" in done.stdout and f"-m bench.element {written.folder}" in done.stdout
     assert (tmp_path / "SET_UP").exists()
     assert not list(tmp_path.rglob("HIT")) and not list(ROOT.glob("HIT"))
 
 
 def test_a_setup_line_that_fails_ends_the_task(tmp_path):
-    written = a_submission(tmp_path, setup=("false",), container=("touch", "HIT"))
+    written = a_submission(tmp_path, setup=("false",), python="touch")
     assert subprocess.run(["bash", written.folder / "job.sh"], cwd=tmp_path).returncode == 1
-    assert not list(tmp_path.rglob("HIT"))
+    assert not list(tmp_path.rglob("bench.element"))
 
 
 def test_empty_keys_are_left_to_the_cluster():
