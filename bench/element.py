@@ -21,7 +21,6 @@ from bench.submit import Submission, digest_of
 
 POLL_SECONDS = 0.25
 IDLE_DEATHS = 3  # of workers that had no run, after which no other is started in their place
-FULL_MEMORY = 0.95  # of what the task asked for: who was killed there was killed for it
 
 
 @dataclass
@@ -109,7 +108,7 @@ class Element:
         """Note why the run of a dead worker failed and free it; False if it had none."""
         limit = memory_limit(self.submission)
         used = f"{worker.peak / 1e6:.0f} MB of {limit / 1e6:.0f}" if limit else f"{worker.peak / 1e6:.0f} MB"
-        kind = "oom" if number == signal.SIGKILL and limit and worker.peak > FULL_MEMORY * limit else "lost"
+        kind = "oom" if number == signal.SIGKILL and limit and worker.peak > slurm.FULL_MEMORY * limit else "lost"
         name = signal.Signals(number).name
         found = False
         for run_id in self.submission.runs:

@@ -3,6 +3,7 @@
 Slurm's silence is not a state: `Unavailable` means that nobody answered, and never that a job failed.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
+FULL_MEMORY = 0.95  # of what was asked for: who was killed there was killed for it
 CONFIRM_SECONDS = 10.0  # between two looks before a job is taken for gone
 
 
@@ -180,7 +182,9 @@ class Watch:
         for key, owner in jobs.items():
             name, number, restarts = key
             element = found.get((name, number))
-            if element and alive(element) and element.restarts <= restarts:
+            # A controller that lost its state starts a task anew and does not count it as a restart.
+            elsewhere = element and element.state == "RUNNING" and element.node != owner["node"]
+            if element and alive(element) and element.restarts <= restarts and not elsewhere:
                 self.absent.pop(key, None)
             elif self.clock() - self.absent.setdefault(key, self.asked) >= CONFIRM_SECONDS:
                 gone.append(owner)
@@ -198,18 +202,42 @@ def last_words(owner: dict) -> tuple[str, str]:
         return "lost", f"its process {owner['pid']} on {owner['node']} ended without a word"
     state = _remembered(job)
     said = f"{job['id']} on {owner['node']} ended without a word: {state or 'Slurm has forgotten it'}"
-    if state == "OUT_OF_MEMORY":
+    if "OUT_OF_MEMORY" in state:
         return "oom", said
-    return ("preempted" if state in ("put back into the queue", "PREEMPTED", "NODE_FAIL") else "lost"), said
+    outside = any(word in state for word in ("put back", "PREEMPTED", "NODE_FAIL"))
+    return "preempted" if outside else "lost", said
 
 
 def _remembered(job: dict) -> str:
-    """Slurm's state of a job's element, '' if it is not known."""
-    try:
+    """What Slurm knows of a job's element: squeue first, then sacct, where there is one. '' if nothing."""
+    state = ""
+    with contextlib.suppress(Unavailable):
         for element in elements([job["name"]]):
             if element.id == job["id"]:
-                return "put back into the queue" if element.restarts > job["restarts"] else element.state
-        words = ["sacct", "-n", "-X", "-P", "-D", "-j", job["id"], "-o", "State"]
-        return ask(words, 10.0).split("\n")[0].split(" ")[0]
-    except Unavailable:
-        return ""
+                if element.restarts > job["restarts"]:
+                    return "put back into the queue"
+                if alive(element):
+                    return f"the task is {element.state} now"
+                state = element.state
+    with contextlib.suppress(Unavailable):
+        words = ["sacct", "-n", "-P", "-D", "-j", job["id"], "-o", "State,MaxRSS,ReqMem"]
+        state = accounted(ask(words, 10.0)) or state
+    return state
+
+
+def accounted(text: str) -> str:
+    """The state in sacct's State|MaxRSS|ReqMem lines of a job's steps.
+
+    Slurm calls many a job that was killed for its memory FAILED, so the memory that it used decides too.
+    """
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
+    used, asked = (max((row[n] for row in rows), key=_megabytes, default="") for n in (1, 2))
+    if rows and _megabytes(asked) and _megabytes(used) > FULL_MEMORY * _megabytes(asked):
+        return f"OUT_OF_MEMORY, using {used} of {asked}"
+    return rows[0][0].split(" ")[0] if rows else ""
+
+
+def _megabytes(text: str) -> float:
+    """Of sacct's 1024K or 4G (older ones: 4Gn for a node); 0 for what is not known."""
+    found = re.fullmatch(r"([\d.]+)([KMGT])n?", text)
+    return float(found[1]) * {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}[found[2]] if found else 0.0

@@ -110,7 +110,8 @@ def test_slurms_daemons_may_restart(virtual, one, undisturbed, daemon):
         virtual("halt")
         virtual("resume")
     ends_well(one, undisturbed)
-    assert kinds(one) == []
+    # A controller that had not saved that the task runs has it killed and starts it again.
+    assert kinds(one) in ([[]] if daemon == "slurmd" else [[], ["lost"]])
 
 
 def test_an_administrators_requeue(one, undisturbed):

@@ -258,6 +258,7 @@ def owner(restarts: int = 0) -> dict:
         ([element("RUNNING", restarts=1)], True),  # another life of the same task
         ([element("PENDING", restarts=1)], True),
         ([], True),  # cancelled while it waited, or forgotten
+        ([element("RUNNING")._replace(node="n2")], True),  # started anew by a controller that lost its state
         ([element("RUNNING", name="mb-2")], True),  # the number is another job's by now
     ],
 )
@@ -302,6 +303,19 @@ def test_silence_and_a_single_absence_are_no_death(monkeypatch):
 def test_why_a_task_was_stopped(monkeypatch, signal, answer, kind):
     monkeypatch.setattr(slurm, "ask", lambda words, seconds: answer + "\n")
     assert slurm.why_stopped(signal, "7_0", 0, 60)[0] == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("FAILED||600M\nFAILED|400000K|\n", "FAILED"),
+        ("FAILED||600M\nFAILED|598000K|\n", "OUT_OF_MEMORY, using 598000K of 600M"),
+        ("CANCELLED by 0||4Gn\n", "CANCELLED"),
+        ("", ""),
+    ],
+)
+def test_memory_decides_where_slurm_only_says_failed(text, state):
+    assert slurm.accounted(text) == state
 
 
 def test_a_job_that_sbatch_lost_sight_of_is_found_by_its_name(monkeypatch):
