@@ -90,7 +90,16 @@ class Element:
                     self.ended(worker)
         if self.signal == "SIGUSR2":
             self.put_back()
-        return max(self.codes, default=0)
+        return max([*self.codes, int(self.gave_up())])
+
+    def gave_up(self) -> bool:
+        """Whether a run that failed here will not be tried again: Slurm is to show this task as failed."""
+        for run_id in self.submission.runs:
+            failures = self.store.failures(run_id)
+            here = any(failure.get("job", {}).get("id") == self.id for failure in failures)
+            if here and not self.store.has(run_id) and self.store.given_up(run_id, self.submission.where.retries):
+                return True
+        return False
 
     def ended(self, worker: Worker) -> None:
         """A worker that was killed is spoken for and replaced, though not for ever if it had no run in hand."""

@@ -35,8 +35,20 @@ GRID = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
+    return with_chain(tmp_path_factory.mktemp("chain") / "checkout", {})
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory) -> Path:
+    """The same with runs of some seconds, so that a fault finds somebody at work."""
+    step = "        self.optimiser.step()\n"
+    edits = {"bench/train.py": (step, f"        time.sleep(0.4)\n{step}")}
+    return with_chain(tmp_path_factory.mktemp("slow") / "checkout", edits)
+
+
+def with_chain(folder: Path, edits: dict) -> Path:
     """The code with three protocols more, each of a few steps, one from the weights of the other."""
-    made = checkout(tmp_path_factory.mktemp("chain") / "checkout", {})
+    made = checkout(folder, edits)
     for n, (name, init) in enumerate(CHAIN.items()):
         own = f'init: "{init}"\ntask: {{held_out: {64 + n}}}\nbudget: {{steps: 6, batch: 16}}\n'
         text = f"defaults:\n  - quick_copying\n  - _self_\n{own}"
@@ -143,10 +155,10 @@ def bring_back() -> None:
             slurm("scontrol", "release", job.split()[0])
 
 
-def test_chaos_ends_as_that_many_correct_records(virtual, root, alone, tmp_path):
+def test_chaos_ends_as_that_many_correct_records(virtual, slow, alone, tmp_path):
     asked = case(tmp_path, {"pack": len(alone) // 4, "idle": 1.0}, **GRID)
     words = ("where.retries=20", "where.checkpoint_seconds=0")
-    asked.submit(*words, root=root)
+    asked.submit(*words, root=slow)
     chaos = Chaos(virtual, asked, SEED)
     for n in range(RUNS // 5):
         time.sleep(chaos.draw.uniform(2, 6))
@@ -156,13 +168,14 @@ def test_chaos_ends_as_that_many_correct_records(virtual, root, alone, tmp_path)
             break
         if n % 3 == 2:  # as a person would, now and then
             bring_back()
-            asked("--on", str(asked.cluster), *words, root=root)
+            asked("--on", str(asked.cluster), *words, root=slow)
     bring_back()
-    asked("--on", str(asked.cluster), *words, root=root)
+    asked("--on", str(asked.cluster), *words, root=slow)
     there = wait_for(asked, len(alone), 600)
     assert there.keys() == alone.keys()
     assert all(same_science(there[run_id], alone[run_id]) for run_id in alone), asked.logs()
-    print({kind: n for kind, n in tally(asked).items()}, flush=True)
+    print(tally(asked), flush=True)
+    assert tally(asked)
 
 
 def tally(asked: Case) -> dict[str, int]:

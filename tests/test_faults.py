@@ -200,10 +200,9 @@ def test_a_full_disk(virtual, tmp_path, undisturbed):
     try:
         root = checkout(tmp_path / "checkout", {})
         asked.submit(root=root)
-        with open(results / "filler", "wb") as file, pytest.raises(OSError):
+        with open(results / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(b"0" * 4096)
-                file.flush()
         asked.ended(120)
         assert asked.records() == [None] and "No space left on device" in asked.logs()
         (results / "filler").unlink()
