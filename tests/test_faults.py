@@ -209,7 +209,7 @@ def test_a_full_disk(virtual, tmp_path, undisturbed):
         asked.submit(root=root)
         ends_well(asked, undisturbed)
     finally:
-        wait(lambda: not subprocess.run(["umount", results]).returncode, 20)
+        subprocess.run(["umount", "--lazy", results], check=True)  # Slurm may still write the end of a log
 
 
 def test_a_run_that_raises_one_too_large_and_one_that_diverges(virtual, tmp_path):

@@ -131,6 +131,17 @@ def test_a_sweep_on_slurm_is_the_sweep_on_this_machine(virtual, tmp_path):
     assert all(same_science(*pair) for pair in zip(there, asked.records(), strict=True))
 
 
+def test_workers_side_by_side_in_a_container(virtual, tmp_path):
+    """The container is a plain command that leaves a trace of itself."""
+    inside = ["env", "INSIDE=a 'b", "sh", "-c", 'echo "inside $INSIDE"; exec "$@"', "container"]
+    asked = case(tmp_path, {"pack": 2, "side_by_side": 2, "container": inside})
+    assert [array["elements"] for array in asked.submit().arrays] == [1]
+    asked.finished()
+    logs = [p.read_text() for p in sorted(tmp_path.glob("results/slurm/tiny/*/log-*.txt"))]
+    assert len(logs) == 2 and all(text.startswith("inside a 'b\n") for text in logs)
+    assert sum(text.count("accuracy=") for text in logs) == 4
+
+
 def test_the_code_that_runs_is_the_code_that_was_submitted(virtual, tmp_path):
     """While the tasks wait, the checkout is edited so that every run would fail; nothing changes."""
     root = checkout(tmp_path / "checkout", {})

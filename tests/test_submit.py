@@ -86,9 +86,9 @@ def test_memory_is_read_as_slurm_reads_it():
 def test_limits_that_would_pend_or_crawl_are_refused(monkeypatch):
     monkeypatch.setattr(slurm, "ask", lambda words, seconds=0: "PartitionName=main MaxTime=01:00:00 X=1")
     where = make_where({"where.threads": 2})
-    assert "cluster.cpus=1" in refusal(submit.refuse, cluster(), where)
-    assert "limit, 60" in refusal(submit.refuse, cluster(cpus=2, time=61), where)
-    submit.refuse(cluster(cpus=2, time=60), where)
+    assert "cluster.cpus=1" in refusal(submit.refuse, cluster(cpus=1), where)
+    assert "limit, 60" in refusal(submit.refuse, cluster(time=61), where)
+    submit.refuse(cluster(time=60), where)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_setup_line_that_fails_ends_the_task(tmp_path):
 
 def test_empty_keys_are_left_to_the_cluster():
     words = requests(cluster())
-    assert words == ["--partition=main", "--cpus-per-task=1", "--time=10", "--signal=B:USR2@60"]
+    assert words == ["--partition=main", "--cpus-per-task=2", "--time=10", "--signal=B:USR2@60"]
     assert not any("wckey" in word or "USR1" in word for word in words)
 
 

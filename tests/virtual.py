@@ -12,7 +12,7 @@ NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
 
 
 class Virtual:
-    """Four nodes n1 … n4 of one processor; while it is entered, SLURM_CONF names it. One may be inside another."""
+    """Four nodes n1 … n4 of two processors; while it is entered, SLURM_CONF names it. One may be inside another."""
 
     up = 0
 
@@ -42,8 +42,13 @@ class Virtual:
         )
         self.settings |= {"SLURM_CI_DIR": f"{folder}-{Virtual.up}", "SLURM_CI_PORT": str(int(port) + 40 * Virtual.up)}
         Virtual.up += 1
-        self("stop")
-        self("start")
+        try:
+            self("stop")
+            self("start")
+        except BaseException:
+            Virtual.up -= 1
+            self("stop")
+            raise
         self.before = os.environ.get("SLURM_CONF")
         os.environ["SLURM_CONF"] = self("env").split("=", 1)[1].strip()
         return self

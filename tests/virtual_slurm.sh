@@ -16,7 +16,7 @@
 # SLURM_CI_CONF                 more lines for slurm.conf
 set -u
 dir=$(realpath -m "${SLURM_CI_DIR:-/dev/shm/mixerbench-slurm}")
-port=${SLURM_CI_PORT:-26817} count=${SLURM_CI_NODES:-4} cpus=${SLURM_CI_CPUS:-1} acct=${SLURM_CI_ACCT:-dbd}
+port=${SLURM_CI_PORT:-26817} count=${SLURM_CI_NODES:-4} cpus=${SLURM_CI_CPUS:-2} acct=${SLURM_CI_ACCT:-dbd}
 host=$(hostname -s)
 export PATH=$PATH:/usr/sbin:/sbin SLURM_CONF=$dir/slurm.conf MYSQL_UNIX_PORT=$dir/mysql.sock
 export MIXERBENCH_VIRTUAL_SLURM=$dir # in the environment of every daemon that is ours: that is how `ours` finds it
@@ -128,8 +128,10 @@ quiet() { "$@" </dev/null >>"$dir/log/start.log" 2>&1; }
 database() { # without a password: root by its socket, which only root can reach
   local options=(--no-defaults --user=root --datadir="$dir/mysql" --innodb-buffer-pool-size=32M --innodb-log-file-size=16M)
   quiet mariadb-install-db "${options[@]}" --skip-test-db --auth-root-authentication-method=normal || fail "no database; see $dir/log"
-  quiet setsid mariadbd "${options[@]}" --socket="$dir/mysql.sock" --pid-file="$dir/mysql.pid" --skip-networking \
-    --innodb-flush-log-at-trx-commit=0 --innodb-lock-wait-timeout=900 --skip-log-bin --performance-schema=OFF & disown
+  # Not by `quiet`: its shell would stay, and hold the caller's pipe.
+  setsid mariadbd "${options[@]}" --socket="$dir/mysql.sock" --pid-file="$dir/mysql.pid" --skip-networking \
+    --innodb-flush-log-at-trx-commit=0 --innodb-lock-wait-timeout=900 --skip-log-bin --performance-schema=OFF \
+    </dev/null >>"$dir/log/start.log" 2>&1 & disown
   until_true 60 mariadb-admin --no-defaults --socket="$dir/mysql.sock" ping || fail "no database; see $dir/log"
   quiet slurmdbd
   until_true 60 grep -qs 'slurmdbd version' "$dir/log/slurmdbd.log" || fail "slurmdbd did not start; see $dir/log"; }
