@@ -144,30 +144,60 @@ def make_run(protocol: str, mixer: str, changes: dict[str, object], seed: int, r
     Its parent is the same mixer and seed, replica 0, on the protocol named by `init`; changes of the backbone and the
     shell go up the chain.
     """
-    values, mixer_values = compose_group("protocol", protocol), compose_group("mixer", mixer)
-    for key, value in changes.items():
+    for key in changes:
         group, _, rest = key.partition(".")
         if group not in ("protocol", "mixer") or not rest:
             raise Refusal(f"unknown key '{key}'; allowed: protocol.…, mixer.…")
-        set_key(values if group == "protocol" else mixer_values, rest, value, group)
-    parent = _parent(protocol, values.get("init"), mixer, changes, seed)
+    protocol_text, mixer_text = _composed("protocol", protocol), _composed("mixer", mixer)
+    held, own = _below("protocol.", changes), _below("mixer.", changes)
+    parent = _parent(protocol, _init(protocol_text, held), mixer, changes, seed)
     if parent is None and replica:
         raise Refusal(f"replica {replica}: protocol '{protocol}' has no parent, only replica 0 exists")
-    if parent is not None:
-        values["init"] = parent.protocol_id
-    changed = ",".join(f"{k.removeprefix('protocol.')}={v}" for k, v in changes.items() if k.startswith("protocol."))
-    built = build(Protocol, {**values, "task": _named(values.get("task"), "protocol.task")}, "protocol")
+    built = _protocol(protocol_text, held, parent.protocol_id if parent else "")
     if parent is not None:
         _require_same_trunk(protocol, built, parent)
+    changed = ",".join(f"{k.removeprefix('protocol.')}={v}" for k, v in changes.items() if k.startswith("protocol."))
     return Run(
         protocol=built,
-        mixer=build(Named, _named(mixer_values, "mixer"), "mixer"),
+        mixer=_mixer(mixer_text, own),
         seed=coerce(int, seed, "seed"),
         replica=coerce(int, replica, "replica"),
         point={},
         label=f"{protocol}[{changed}]" if changed else protocol,
         parent=parent,
     )
+
+def _below(prefix: str, changes: dict[str, object]) -> str:
+    """The changes of one group as JSON, the key under which what they make is shared (1, 1.0 and true differ)."""
+    own = {key.removeprefix(prefix): value for key, value in changes.items() if key.startswith(prefix)}
+    try:
+        return json.dumps(own)
+    except TypeError as error:
+        raise Refusal(f"{prefix}… must have plain values: {error}") from None
+
+
+def _applied(text: str, changes: str, group: str) -> dict:
+    values = json.loads(text)
+    for key, value in json.loads(changes).items():
+        set_key(values, key, value, group)
+    return values
+
+
+@lru_cache(maxsize=4096)
+def _init(text: str, changes: str):
+    return _applied(text, changes, "protocol").get("init")
+
+
+@lru_cache(maxsize=4096)
+def _protocol(text: str, changes: str, init: str) -> Protocol:
+    """Built once for all runs that share it; nobody changes the arguments inside."""
+    values = _applied(text, changes, "protocol") | ({"init": init} if init else {})
+    return build(Protocol, {**values, "task": _named(values.get("task"), "protocol.task")}, "protocol")
+
+
+@lru_cache(maxsize=4096)
+def _mixer(text: str, changes: str) -> Named:
+    return build(Named, _named(_applied(text, changes, "mixer"), "mixer"), "mixer")
 
 
 def _parent(protocol: str, init, mixer: str, changes: dict[str, object], seed: int) -> Run | None:
@@ -176,7 +206,7 @@ def _parent(protocol: str, init, mixer: str, changes: dict[str, object], seed: i
         return None
     above = init
     while above and above != protocol:
-        above = compose_group("protocol", above).get("init")
+        above = _init(_composed("protocol", above), "{}")
     if above:
         raise Refusal(f"protocol '{protocol}' starts from itself through init: {init}")
     return make_run(init, mixer, {k: v for k, v in changes.items() if k.startswith((*CHAIN, "mixer."))}, seed, 0)

@@ -11,6 +11,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 from bench import Refusal
 
@@ -21,6 +22,11 @@ class Named:
 
     name: str
     args: dict
+
+    @cached_property
+    def canonical(self) -> str:
+        """Of a mixer: its part of the text that is hashed."""
+        return canonical({"name": self.name, **self.args}, "mixer")
 
 
 # The third value of a mixer's `sam`: as true, but each token gets the features of another token. Mixers never see it.
@@ -136,6 +142,15 @@ class Protocol:
         """Channels of v: heads x head width."""
         return inner_width(self.backbone.width, self.shell.expand)
 
+    @cached_property
+    def canonical(self) -> str:
+        """Its part of the text that is hashed: thousands of runs share one protocol."""
+        return canonical(_protocol_values(self), "protocol")
+
+    @cached_property
+    def id(self) -> str:
+        return _short_hash(f'{{"protocol":{self.canonical}}}')
+
 
 @dataclass(frozen=True)
 class Where:
@@ -177,13 +192,17 @@ class Run:
     def __post_init__(self):
         at_least("run", self, {"seed": 0, "replica": 0})
 
-    @property
+    @cached_property
     def id(self) -> str:
-        return digest(resolved(self))
+        """`digest(resolved(self))`, from the texts that runs of one protocol or mixer share."""
+        rest = f'"replica":{self.replica},"seed":{self.seed}'
+        point = canonical(self.point, "point")
+        parts = f'"mixer":{self.mixer.canonical},"point":{point},"protocol":{self.protocol.canonical}'
+        return _short_hash(f"{{{parts},{rest}}}")
 
     @property
     def protocol_id(self) -> str:
-        return digest({"protocol": resolved(self)["protocol"]})
+        return self.protocol.id
 
 
 CHAIN = ("protocol.backbone.", "protocol.shell.")  # what a child shares with its parent, since it takes its weights
@@ -198,15 +217,27 @@ NEUTRAL: dict[str, object] = {
 
 def resolved(run: Run) -> dict:
     """The total configuration of a run as plain values: what is hashed, stored and compared."""
-    protocol = dataclasses.asdict(run.protocol)
-    protocol["task"] = {"name": run.protocol.task.name, **run.protocol.task.args}
     mixer = {"name": run.mixer.name, **run.mixer.args}
+    protocol = _protocol_values(run.protocol)
     return {"protocol": protocol, "mixer": mixer, "seed": run.seed, "replica": run.replica, "point": run.point}
+
+
+def _protocol_values(protocol: Protocol) -> dict:
+    return {**dataclasses.asdict(protocol), "task": {"name": protocol.task.name, **protocol.task.args}}
 
 
 def digest(values: dict) -> str:
     """Twelve hex digits of the SHA-256 of canonical JSON; 1, 1.0 and 1e0 are one value."""
-    text = json.dumps(_canonical(values, ""), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _short_hash(canonical(values, ""))
+
+
+def canonical(values: dict, path: str) -> str:
+    """Canonical JSON of the values at `path` ('' for a whole run), neutral ones left out."""
+    plain = _canonical(values, path)
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -228,7 +259,7 @@ def build(cls, values, path: str):
     """An instance of dataclass `cls` from plain values, or a Refusal that names the key and lists what is allowed."""
     if not isinstance(values, dict):
         raise Refusal(f"{path} must be a mapping with the keys {listed(f.name for f in dataclasses.fields(cls))}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for key in values:
         if key not in hints:
             raise Refusal(f"unknown key '{path}.{key}'; allowed: {listed(hints)}")
@@ -236,6 +267,9 @@ def build(cls, values, path: str):
         if key not in values:
             raise Refusal(f"missing key '{path}.{key}'; {path} needs: {listed(hints)}")
     return cls(**{key: coerce(hint, values[key], f"{path}.{key}") for key, hint in hints.items()})
+
+
+_hints = lru_cache(typing.get_type_hints)
 
 
 def coerce(hint, value, path: str):
