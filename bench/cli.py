@@ -57,11 +57,23 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="rows for machines")
     check.add_argument("--full", action="store_true", help="larger sizes, about a minute a mixer")
     check.add_argument("words", nargs="*", metavar="key=value", help="the mixer's keys: sam=true heads=4 …")
+    add_plan(verbs)
     add_match(verbs)
     add_show(verbs)
     for verb in (fetch, vocab):
         verb.add_argument("words", nargs="*", metavar="where.data=…")
     return top
+
+
+def add_plan(verbs: argparse._SubParsersAction) -> None:
+    plan = verbs.add_parser("plan", help="what of a sweep is done and missing, why, at what cost, to see what effect")
+    plan.add_argument("path", type=Path, metavar="sweeps/x.yaml")
+    plan.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
+    plan.add_argument("--device", default="", metavar="MODEL", help="whose costs; usually the one most is known of")
+    plan.add_argument("--pilot", action="store_true", help="first train 60 steps of each protocol and mixer, here")
+    plan.add_argument("--on", type=Path, default=None, metavar="slurm/c.yaml", help="not there yet: see --pilot")
+    plan.add_argument("--json", action="store_true", help="all of it for machines")
+    plan.add_argument("words", nargs="*", metavar="where.key=value")
 
 
 def add_match(verbs: argparse._SubParsersAction) -> None:
@@ -265,6 +277,16 @@ def check(options: argparse.Namespace) -> int:
     return check_verb(options.name, options.words, options.json, options.full)
 
 
+def plan(options: argparse.Namespace) -> int:
+    from bench.plan.verb import plan_verb
+
+    if options.on:
+        here = f"run `mixerbench plan {options.path} --pilot` in a job there, its results folder shared with this one"
+        raise Refusal(f"--on: pilots are not submitted yet; {here}")
+    where = where_of(options.words)
+    return plan_verb(options.path, where, options.parallel, options.device, options.pilot, options.json)
+
+
 def match(options: argparse.Namespace) -> int:
     from bench.match.verb import match as match_verb
 
@@ -321,7 +343,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> int:
     options = parse(sys.argv[1:])
     try:
-        verbs = (run, sweep, report, merge, data, check, match, show)
+        verbs = (run, sweep, plan, report, merge, data, check, match, show)
         return {verb.__name__: verb for verb in verbs}[options.verb](options)
     except Refusal as error:
         print(f"mixerbench: {error}", file=sys.stderr)

@@ -167,6 +167,7 @@ def make_run(protocol: str, mixer: str, changes: dict[str, object], seed: int, r
         parent=parent,
     )
 
+
 def _below(prefix: str, changes: dict[str, object]) -> str:
     """The changes of one group as JSON, the key under which what they make is shared (1, 1.0 and true differ)."""
     own = {key.removeprefix(prefix): value for key, value in changes.items() if key.startswith(prefix)}

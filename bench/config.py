@@ -196,7 +196,7 @@ class Run:
     def id(self) -> str:
         """`digest(resolved(self))`, from the texts that runs of one protocol or mixer share."""
         rest = f'"replica":{self.replica},"seed":{self.seed}'
-        point = canonical(self.point, "point")
+        point = canonical(self.point, "point") if self.point else "{}"
         parts = f'"mixer":{self.mixer.canonical},"point":{point},"protocol":{self.protocol.canonical}'
         return _short_hash(f"{{{parts},{rest}}}")
 

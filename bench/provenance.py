@@ -32,7 +32,7 @@ def environment(run: Run, where: Where, device: str, compiled: bool, backend: st
         python=platform.python_version(),
         torch=torch.__version__,
         packages={name: metadata.version(name) for name in PACKAGES} | brought,
-        device=torch.cuda.get_device_name() if device == "cuda" else processor(),
+        device=model_of(device),
         world=where.devices,
         threads=where.threads,
         precision=run.protocol.precision,
@@ -41,6 +41,11 @@ def environment(run: Run, where: Where, device: str, compiled: bool, backend: st
         micro_batches=where.micro_batches,
         node=os.environ.get("SLURMD_NODENAME") or platform.node(),  # several nodes of Slurm may share a host
     )
+
+
+def model_of(device: str) -> str:
+    """The model name of 'cuda' or 'cpu' on this machine."""
+    return torch.cuda.get_device_name() if device == "cuda" else processor()
 
 
 @lru_cache

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import bdtr, nctdtr, stdtr, stdtrit
 
 from bench import Refusal
@@ -233,7 +232,11 @@ def detectable(n: int, family: int, alpha: float, wanted: float) -> float:
         high *= 2
     if power(0.0, n, family, alpha) >= wanted:
         return 0.0
-    return float(brentq(lambda effect: power(effect, n, family, alpha) - wanted, 0.0, high))
+    low = 0.0
+    while high - low > 1e-12 * high:  # by bisection: loading scipy.optimize takes longer than all of this
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle, n, family, alpha) < wanted else (low, middle)
+    return high
 
 
 def seeds_to_find(effect: float, family: int, alpha: float, wanted: float) -> int:

@@ -1,0 +1,182 @@
+"""Ranges of seconds and bytes for what is left, from records and pilots, never from a guess.
+
+For a run, in this order: finished runs of its protocol and mixer on the device of the plan; a pilot of them; the other
+mixers of its protocol; else None. Three records or more give least, median and most; fewer give what their step-time
+quantiles would make of a whole run, the tenth and ninetieth percentile at every step.
+"""
+
+import heapq
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bench import Refusal
+from bench.config import canonical
+from bench.plan.evidence import WEIGHT_BYTES, Ledger, Pilot
+from bench.plan.graph import LEFT, Node
+
+MANY = 3  # records that speak for themselves
+SOURCES = ("records", "pilot", "other mixers", "unknown")
+
+
+class Range(NamedTuple):
+    low: float
+    mid: float
+    high: float
+
+    def times(self, factor: float) -> "Range":
+        return Range(*(value * factor for value in self))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one whole run: seconds of each device, and bytes (low: lasting; high: with the checkpoint of one in hand)."""
+
+    seconds: Range
+    source: str  # one of SOURCES but the last
+    lasting_bytes: float
+    checkpoint_bytes: float
+
+
+def by_steps(cost, steps: int) -> Range:
+    """Seconds of a whole run from a record's or a pilot's own parts."""
+    around = cost.startup + cost.first_step + cost.evaluation
+    return Range(*(around + (steps - 1) * each for each in (cost.step_p10, cost.step_p50, cost.step_p90)))
+
+
+class Costs:
+    """What runs cost on one device model (and number of devices)."""
+
+    def __init__(self, ledger: Ledger, pilots: list[Pilot], nodes: list[Node], device: str):
+        self.left = [n for n in nodes if n.state in LEFT and n.trains]
+        self.steps = {n.run.protocol_id: n.run.protocol.budget.steps for n in nodes}
+        self.copies = {n.run.protocol_id: 3 + bool(n.run.protocol.optimiser.ema) for n in nodes}
+        self.pilots = [(p, canonical(p.mixer, "mixer")) for p in pilots if p.protocol_id in self.steps]
+        ok = [f for f in ledger.finished.values() if f.outcome == "ok" and f.cost.wall > 0]
+        self.records = [f for f in ok if f.protocol_id in self.steps]
+        self.device, self.world = self._chosen(device)
+        self.known = self._by_pair()
+        self.cache: dict[tuple[str, str], Estimate | None] = {}
+
+    def _chosen(self, device: str) -> tuple[str, int]:
+        """The asked device, or the one whose evidence covers most of what is left; ('', 1) if there is no evidence."""
+        wanted = Counter((n.run.protocol_id, n.run.mixer.canonical) for n in self.left)
+        found = {(f.device, f.world): Counter() for f in [*self.records, *(p for p, _ in self.pilots)]}
+        for f in self.records:
+            found[f.device, f.world][f.protocol_id, f.mixer] += 1
+        for pilot, text in self.pilots:
+            found[pilot.device, pilot.world][pilot.protocol_id, text] += 1
+        if device:
+            matching = [pair for pair in found if pair[0] == device]
+            if not matching:
+                known = ", ".join(sorted({name for name, _ in found})) or "none"
+                raise Refusal(f"no record or pilot of this sweep on '{device}'; there are some on: {known}")
+            return matching[0]
+
+        def cover(pair: tuple[str, int]) -> tuple:
+            return sum(wanted[key] for key in found[pair]), sum(found[pair].values()), pair
+
+        return max(found, key=cover) if found else ("", 1)
+
+    def _by_pair(self) -> dict[str, dict[str, Estimate]]:
+        """Protocol id -> mixer -> what whole runs cost."""
+        records: dict[tuple[str, str], list] = {}
+        for f in self.records:
+            if f.device == self.device:
+                records.setdefault((f.protocol_id, f.mixer), []).append(f)
+        known: dict[str, dict[str, Estimate]] = {}
+        for pilot, text in self.pilots:
+            if pilot.device == self.device:
+                seconds = by_steps(pilot, self.steps[pilot.protocol_id])
+                lasting = pilot.weights_bytes + pilot.record_bytes
+                estimate = Estimate(seconds, "pilot", lasting, pilot.checkpoint_bytes)
+                known.setdefault(pilot.protocol_id, {})[text] = estimate  # the last one counts
+        for (protocol, mixer), found in records.items():
+            known.setdefault(protocol, {})[mixer] = self._from_records(protocol, found)
+        return known
+
+    def _from_records(self, protocol: str, found: list) -> Estimate:
+        walls = [f.cost.wall for f in found]
+        spread = list(walls)
+        if len(found) < MANY:
+            spread += [value for f in found for value in by_steps(f.cost, self.steps[protocol])]
+        weights = WEIGHT_BYTES * max(f.parameters for f in found)
+        lasting = weights + max(f.bytes for f in found)
+        seconds = Range(min(spread), statistics.median(walls), max(spread))
+        return Estimate(seconds, "records", lasting, self.copies[protocol] * weights)
+
+    def of(self, node: Node) -> Estimate | None:
+        """Of the whole run, nothing subtracted for what is done."""
+        key = node.run.protocol_id, node.run.mixer.canonical
+        if key not in self.cache:
+            self.cache[key] = self._of(*key)
+        return self.cache[key]
+
+    def _of(self, protocol: str, mixer: str) -> Estimate | None:
+        others = self.known.get(protocol, {})
+        if mixer in others or not others:
+            return others.get(mixer)
+        every = [e.seconds for e in others.values()]
+        mid = statistics.median(r.mid for r in every)
+        seconds = Range(min(r.low for r in every), mid, max(r.high for r in every))
+        lasting = max(e.lasting_bytes for e in others.values())
+        return Estimate(seconds, "other mixers", lasting, max(e.checkpoint_bytes for e in others.values()))
+
+    def left_of(self, node: Node) -> Range | None:
+        """Seconds that are left of a run: nothing for one that is done, failed, or will not train."""
+        if node.state not in LEFT or not node.trains:
+            return Range(0.0, 0.0, 0.0)
+        estimate = self.of(node)
+        return estimate.seconds.times(node.share) if estimate else None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of all that is left; None where something is unknown. Device seconds, wall seconds, bytes."""
+
+    device_seconds: Range | None
+    known_device_seconds: Range  # of the runs whose cost is known
+    wall_seconds: Range | None
+    chain_seconds: Range | None  # of the longest chain: no number of devices beats it
+    disk_bytes: tuple[float, float] | None  # what stays; and with the checkpoints of those in hand
+    unknown: tuple[str, ...]  # 'protocol / mixer' without a cost
+
+
+def totals(nodes: list[Node], costs: Costs, parallel: int) -> Totals:
+    left = {n.run.id: costs.left_of(n) for n in nodes}
+    known = [r.times(costs.world) for r in left.values() if r is not None]
+    sums = Range(*(sum(values) for values in zip(*known, strict=True))) if known else Range(0.0, 0.0, 0.0)
+    lost = [n for n in nodes if left[n.run.id] is None]
+    unknown = tuple(dict.fromkeys(f"{n.run.label} / {n.run.mixer.name}" for n in lost))
+    if lost:
+        return Totals(None, sums, None, None, None, unknown)
+    wall = Range(*(makespan(nodes, {i: r[q] for i, r in left.items()}, parallel) for q in range(3)))
+    chain = Range(*(makespan(nodes, {i: r[q] for i, r in left.items()}, len(nodes)) for q in range(3)))
+    working = [costs.of(n) for n in costs.left]
+    lasting = sum(e.lasting_bytes for e in working)
+    flying = sum(sorted((e.checkpoint_bytes for e in working), reverse=True)[:parallel])
+    return Totals(sums, sums, wall, chain, (lasting, lasting + flying), ())
+
+
+def makespan(nodes: list[Node], seconds: dict[str, float], parallel: int) -> float:
+    """Seconds until all runs have ended: the next in the sweep's order whose parent is done, as workers take them."""
+    place = {n.run.id: number for number, n in enumerate(nodes)}
+    children: dict[str, list[int]] = {}
+    ready = []
+    for number, node in enumerate(nodes):
+        if node.run.parent:
+            children.setdefault(node.run.parent.id, []).append(number)
+        else:
+            ready.append(number)
+    heapq.heapify(ready)
+    running: list[tuple[float, int]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < parallel:
+            number = heapq.heappop(ready)
+            heapq.heappush(running, (now + seconds[nodes[number].run.id], place[nodes[number].run.id]))
+        now, number = heapq.heappop(running)
+        for child in children.get(nodes[number].run.id, ()):
+            heapq.heappush(ready, child)
+    return now

@@ -1,0 +1,192 @@
+"""What is known already: the records of a store, read lightly, and the pilots beside them.
+
+A plan of 10,000 runs may meet 10,000 records, so of those in run folders only what a plan uses is built (strictly); the
+report, which makes claims, reads them in full.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench import Refusal
+from bench.config import build, canonical
+from bench.record import SCHEMA, Cost, Record, dump
+from bench.store import Store
+
+WEIGHT_BYTES = 4  # weights and optimiser states are fp32 whatever the protocol's precision
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Of one record: what a plan uses."""
+
+    id: str
+    outcome: str
+    protocol_id: str
+    mixer: str  # canonical text of name and arguments
+    seed: int
+    replica: int
+    device: str  # model, '2 x …' for two of them
+    world: int
+    cost: Cost
+    parameters: int
+    bytes: int  # of the record itself
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """One line of pilots.jsonl: a training cut short. Seconds and bytes."""
+
+    protocol_id: str
+    label: str  # of the protocol
+    mixer: dict
+    device: str  # as in Finished
+    world: int
+    steps: int  # that were run
+    startup: float
+    first_step: float  # compilation included
+    step_p10: float
+    step_p50: float
+    step_p90: float
+    evaluation: float
+    peak_memory: int
+    weights_bytes: int
+    checkpoint_bytes: int
+    record_bytes: int
+    torch: str
+    time: str  # UTC
+
+
+class Ledger:
+    """All finished runs of a store by id, and each protocol and mixer that occurs among them once."""
+
+    def __init__(self, store: Store):
+        self.finished: dict[str, Finished] = {}
+        self.protocols: dict[str, dict] = {}
+        self.mixers: dict[str, dict] = {}
+        self.folders = _folders(store)
+        for record in store.committed().values():
+            self._add(asdict(record), len(dump(record)), str(store.root))
+        for name in sorted(self.folders - self.finished.keys()):
+            path = store.folder(name) / "record.json"
+            try:
+                text = path.read_text()
+            except FileNotFoundError:
+                continue
+            except (OSError, UnicodeDecodeError) as error:
+                raise Refusal(f"{path} cannot be read: {error}") from None
+            self._add(_plain(text, path), len(text), str(path), name)
+
+    def _add(self, values: dict, size: int, source: str, folder: str = "") -> None:
+        try:
+            found = _finished(values, size)
+            self.protocols.setdefault(found.protocol_id, values["run"]["protocol"])
+            self.mixers.setdefault(found.mixer, values["run"]["mixer"])
+            tuned = bool(values["run"]["point"])
+        except (KeyError, TypeError, AttributeError, Refusal) as error:
+            what = str(error) if isinstance(error, Refusal) else f"{type(error).__name__} {error}"
+            raise Refusal(f"{source}: not a whole record ({what}); delete it and run again, or restore it") from None
+        if folder and found.id != folder:
+            raise Refusal(f"{source} is the record of run {found.id}, not of {folder}; delete it and run again")
+        if not tuned:
+            self.finished[found.id] = found
+
+
+def _folders(store: Store) -> set[str]:
+    """Names of all run folders: asked once, since most runs of a new sweep have none."""
+    try:
+        return {entry.name for entry in os.scandir(store.root / "runs")}
+    except FileNotFoundError:
+        return set()
+
+
+def _plain(text: str, path: Path) -> dict:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Refusal(f"{path}: not a whole record ({error}); delete it and run again, or restore it") from None
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA:
+        raise Refusal(f"{path}: record schema {schema} is not known; this version reads: {SCHEMA}")
+    return values
+
+
+def _finished(values: dict, size: int) -> Finished:
+    run, environment = values["run"], values["environment"]
+    return Finished(
+        id=values["id"],
+        outcome=values["outcome"],
+        protocol_id=values["protocol_id"],
+        mixer=canonical(run["mixer"], "mixer"),
+        seed=run["seed"],
+        replica=run["replica"],
+        device=device_label(environment["device"], environment["world"]),
+        world=environment["world"],
+        cost=build(Cost, values["cost"], "record.cost"),
+        parameters=values["capacity"]["parameters"],
+        bytes=size,
+        metrics=dict(values["metrics"]),
+    )
+
+
+def device_label(model: str, world: int) -> str:
+    return model if world == 1 else f"{world} x {model}"
+
+
+# Pilots -------------------------------------------------------------------------------------------------------------
+
+
+def read_pilots(path: Path) -> list[Pilot]:
+    """All lines of pilots.jsonl; [] if there is none. Raises Refusal for a line that is not a whole pilot."""
+    if not path.exists():
+        return []
+    found = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            found.append(build(Pilot, json.loads(line), "pilot"))
+        except (json.JSONDecodeError, Refusal) as error:
+            raise Refusal(f"{path}:{number}: not a whole pilot ({error}); delete the line and measure again") from None
+    return found
+
+
+def pilot_of(record: Record, weights_bytes: int, time: str) -> Pilot:
+    """What the record of a training cut short says of the costs of whole ones.
+
+    A checkpoint holds the weights, two moments of each and, if the protocol averages weights, their average.
+    """
+    cost, protocol = record.cost, record.run["protocol"]
+    copies = 2 + bool(protocol["optimiser"]["ema"])
+    return Pilot(
+        protocol_id=record.protocol_id,
+        label=record.label,
+        mixer=record.run["mixer"],
+        device=device_label(record.environment.device, record.environment.world),
+        world=record.environment.world,
+        steps=protocol["budget"]["steps"],
+        startup=cost.startup,
+        first_step=cost.first_step,
+        step_p10=cost.step_p10,
+        step_p50=cost.step_p50,
+        step_p90=cost.step_p90,
+        evaluation=cost.evaluation,
+        peak_memory=cost.peak_memory,
+        weights_bytes=weights_bytes,
+        checkpoint_bytes=weights_bytes + copies * WEIGHT_BYTES * record.capacity.parameters,
+        record_bytes=len(dump(record)),
+        torch=record.environment.torch,
+        time=time,
+    )
+
+
+def append_pilot(path: Path, pilot: Pilot) -> None:
+    """Add one line, whole, in one write: several machines may measure at once. One that a dead writer cut is ended."""
+    line = json.dumps(asdict(pilot), sort_keys=True, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+", buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode())
+        os.fsync(file.fileno())

@@ -1,0 +1,126 @@
+"""`mixerbench plan`: gathers what the other files of this room find out, for people or as JSON."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench import Refusal
+from bench.compose import ROOT
+from bench.config import Where
+from bench.plan.costs import SOURCES, Costs, Range, Totals, totals
+from bench.plan.effects import Effect, effects
+from bench.plan.evidence import Ledger, read_pilots
+from bench.plan.graph import LEFT, STATES, Node, nodes
+from bench.plan.screen import show
+from bench.plan.why import Reason, reasons
+from bench.store import Store
+from bench.sweep import Cell, Sweep, cells, load, ordered
+
+
+@dataclass(frozen=True)
+class Row:
+    """One protocol of the graph."""
+
+    protocol: str  # label
+    depth: int  # of the chain that leads to it
+    runs: int
+    states: dict[str, int]
+    device_seconds: Range | None  # of what is left; None if a run's cost is unknown
+    sources: dict[str, int]  # runs that are left by what their cost comes from
+
+
+@dataclass(frozen=True)
+class Plan:
+    sweep: str
+    runs: int
+    states: dict[str, int]
+    rows: list[Row]
+    failed: list[str]  # a line for each run that is given up
+    new: list[Reason]
+    device: str  # whose costs these are; '' if nothing is known
+    parallel: int
+    totals: Totals
+    effects: list[Effect]
+
+
+def plan_verb(path: Path, where: Where, parallel: int, device: str, pilot: bool, as_json: bool) -> int:
+    if parallel < 1:
+        raise Refusal(f"--parallel must be at least 1, got {parallel}")
+    sweep, store = load(path), Store(ROOT / where.results)
+    if pilot:
+        from bench.plan.pilot import measure
+
+        measure(ordered(_runs(cells(sweep))), where, store)
+    made = plan(sweep, store, where.retries, parallel, device)
+    if as_json:
+        json.dump(asdict(made), sys.stdout, indent=1)
+        print()
+    else:
+        show(made, path)
+    return 0
+
+
+def plan(sweep: Sweep, store: Store, retries: int, parallel: int, device: str) -> Plan:
+    """Nothing is started or written. Raises Refusal for a damaged record or pilot, or an unknown device."""
+    places, ledger = cells(sweep), Ledger(store)
+    graph = nodes(ordered(_runs(places)), store, ledger, retries)
+    costs = Costs(ledger, read_pilots(store.root / "pilots.jsonl"), graph, device)
+    return Plan(
+        sweep=sweep.name,
+        runs=len(graph),
+        states=_states(graph),
+        rows=_rows(graph, costs),
+        failed=[f"{n.run.id} {n.run.label} {n.run.mixer.name}: {n.reason}" for n in graph if n.state == "failed"],
+        new=reasons(graph, ledger),
+        device=costs.device,
+        parallel=parallel,
+        totals=totals(graph, costs, parallel),
+        effects=effects(sweep, places, ledger),
+    )
+
+
+def _runs(places: list[Cell]) -> list:
+    """The runs of the cells, each once."""
+    return list({cell.run.id: cell.run for cell in places}.values())
+
+
+def _states(graph: list[Node]) -> dict[str, int]:
+    return {state: sum(n.state == state for n in graph) for state in STATES}
+
+
+def _rows(graph: list[Node], costs: Costs) -> list[Row]:
+    """By protocol, each below the one that it starts from."""
+    above: dict[str, str] = {}
+    members: dict[str, list[Node]] = {}
+    for node in graph:
+        name = node.run.label
+        members.setdefault(name, []).append(node)
+        above.setdefault(name, node.run.parent.label if node.run.parent else "")
+    found: list[Row] = []
+
+    def visit(name: str, depth: int) -> None:
+        found.append(_row(name, depth, members[name], costs))
+        for child in [c for c in members if above[c] == name]:
+            visit(child, depth + 1)
+
+    for root in [name for name in members if not above[name]]:
+        visit(root, 0)
+    return found
+
+
+def _row(name: str, depth: int, members: list[Node], costs: Costs) -> Row:
+    seconds = [costs.left_of(n) for n in members]
+    sums = None
+    if None not in seconds:
+        sums = Range(*(costs.world * sum(values) for values in zip(*seconds, strict=True)))
+    working = [costs.of(n) for n in members if n.state in LEFT and n.trains]
+    sources = [e.source if e else "unknown" for e in working]
+    return Row(
+        protocol=name,
+        depth=depth,
+        runs=len(members),
+        states=_states(members),
+        device_seconds=sums,
+        sources={s: sources.count(s) for s in SOURCES if s in sources},
+    )
