@@ -51,13 +51,14 @@ MAY = {
     "element": ("", "cluster compose slurm store submit"),
     "worker": ("", "compose config record run slurm store submit sweep"),
     "launch": ("", "config store sweep"),
+    "plan": ("", "compose config plan provenance record report run store sweep worker"),
     "report": ("pandas matplotlib seaborn", "report config record store sweep"),
     "check": ("torch", "check compose config mixers registry"),
     "match": ("torch", "capacity compose config match record registry tasks"),
     "show": ("torch", "backbone compose config directions mixers provenance record registry report run store tasks"),
     "cli": (
         "",
-        "check cluster compose config launch match merge registry report run show store submit sweep tasks worker",
+        "check cluster compose config launch match merge plan registry report run show store submit sweep tasks worker",
     ),
 }
 VERBS = "config compose"  # which tasks/verbs.py may import besides: `data fetch` goes from a task's name to its pins
@@ -102,7 +103,10 @@ def test_a_mixer_imports_no_other_mixer():
 
 @pytest.mark.parametrize(
     "module",
-    ["bench.cli", "bench.config", "bench.sweep", "bench.launch", "bench.report", "bench.store", "bench.submit"],
+    [
+        *("bench.cli", "bench.config", "bench.sweep", "bench.launch", "bench.report", "bench.store", "bench.submit"),
+        "bench.plan.verb",
+    ],
 )
 def test_what_users_wait_for_does_not_load_torch(module):
     heavy = "('torch', 'lightning', 'hydra', 'optuna', 'submitit')"

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from bench import Refusal
-from bench.config import Run, Where
+from bench.config import Run, Where, canonical
 from bench.plan.evidence import Pilot, append_pilot, device_label, pilot_of, read_pilots
 from bench.store import Store, utc
 
@@ -25,14 +25,13 @@ def measure(runs: list[Run], where: Where, store: Store) -> None:
 
     path = store.root / "pilots.jsonl"
     store.writable(store.root)
-    known = {(p.protocol_id, str(p.mixer), p.device) for p in read_pilots(path)}
+    known = {(p.protocol_id, canonical(p.mixer, "mixer"), p.device) for p in read_pilots(path)}
     todo = {(r.protocol_id, r.mixer.canonical): r for r in runs}
     stop = Stop(float("inf"))
     for number, run in enumerate(todo.values(), 1):
-        mixer = {"name": run.mixer.name, **run.mixer.args}
         here = device_label(model_of(device_of(run, where)), where.devices)
         title = f"[{number}/{len(todo)}] pilot of {run.label} {run.mixer.name}"
-        if (run.protocol_id, str(mixer), here) in known:
+        if (run.protocol_id, run.mixer.canonical, here) in known:
             print(f"{title}: measured before on {here}", file=sys.stderr)
             continue
         if pilot := one(run, where, store, stop):
