@@ -276,6 +276,8 @@ def coerce(hint, value, path: str):
     """The value as its declared type, or a Refusal: a whole float may be an int and an int a float, nothing else."""
     if isinstance(value, float) and not math.isfinite(value):
         raise Refusal(f"{path} must be a finite number, got {value}")
+    if type(value) is hint and hint in (bool, int, float, str):  # nearly every value of a record
+        return value
     if dataclasses.is_dataclass(hint):
         return build(hint, value, path)
     origin = typing.get_origin(hint)
@@ -289,12 +291,8 @@ def coerce(hint, value, path: str):
         return {coerce(key_type, k, path): coerce(inner, v, f"{path}.{k}") for k, v in value.items()}
     elif hint in (dict, list) and isinstance(value, hint):
         return value
-    elif (hint is float and type(value) in (int, float)) or (
-        hint is int and type(value) is float and value.is_integer()
-    ):
+    elif (hint is float and type(value) is int) or (hint is int and type(value) is float and value.is_integer()):
         return hint(value)
-    elif hint in (bool, int, str) and type(value) is hint:
-        return value
     wanted = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
     raise Refusal(f"{path} must be of type {wanted}, got {value!r} ({type(value).__name__})")
 

@@ -12,7 +12,7 @@ import pytest
 from bench import cli, run
 from bench.compose import make_run
 from bench.config import NEUTRAL, Run, digest, resolved
-from bench.plan.costs import makespan
+from bench.plan.costs import longest, makespan
 from bench.plan.effects import _sd, _sds
 from bench.plan.evidence import Pilot, append_pilot, read_pilots
 from bench.plan.graph import Node
@@ -259,6 +259,7 @@ def test_the_schedule_respects_chains_as_computed_by_hand(chain, tmp_path):
     nodes = [Node(r, "missing", 1.0, "", True) for r in runs]
     seconds = {r.id: {"base": 4.0, "other": 2.0, "child": 3.0}[r.label] for r in runs}
     assert [makespan(nodes, seconds, n) for n in (1, 2, 3, 4, 9)] == [18.0, 10.0, 9.0, 7.0, 7.0]
+    assert longest(nodes, seconds) == 7.0
 
 
 # Effects ------------------------------------------------------------------------------------------------------------

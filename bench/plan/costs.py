@@ -152,16 +152,24 @@ def totals(nodes: list[Node], costs: Costs, parallel: int) -> Totals:
     if lost:
         return Totals(None, sums, None, None, None, unknown)
     wall = Range(*(makespan(nodes, {i: r[q] for i, r in left.items()}, parallel) for q in range(3)))
-    chain = Range(*(makespan(nodes, {i: r[q] for i, r in left.items()}, len(nodes)) for q in range(3)))
+    chain = Range(*(longest(nodes, {i: r[q] for i, r in left.items()}) for q in range(3)))
     working = [costs.of(n) for n in costs.left]
     lasting = sum(e.lasting_bytes for e in working)
     flying = sum(sorted((e.checkpoint_bytes for e in working), reverse=True)[:parallel])
     return Totals(sums, sums, wall, chain, (lasting, lasting + flying), ())
 
 
+def longest(nodes: list[Node], seconds: dict[str, float]) -> float:
+    """Seconds of the longest chain of a run and what it starts from; the nodes hold parents before children."""
+    end: dict[str, float] = {}
+    for node in nodes:
+        above = end[node.run.parent.id] if node.run.parent else 0.0
+        end[node.run.id] = above + seconds[node.run.id]
+    return max(end.values(), default=0.0)
+
+
 def makespan(nodes: list[Node], seconds: dict[str, float], parallel: int) -> float:
     """Seconds until all runs have ended: the next in the sweep's order whose parent is done, as workers take them."""
-    place = {n.run.id: number for number, n in enumerate(nodes)}
     children: dict[str, list[int]] = {}
     ready = []
     for number, node in enumerate(nodes):
@@ -175,7 +183,7 @@ def makespan(nodes: list[Node], seconds: dict[str, float], parallel: int) -> flo
     while ready or running:
         while ready and len(running) < parallel:
             number = heapq.heappop(ready)
-            heapq.heappush(running, (now + seconds[nodes[number].run.id], place[nodes[number].run.id]))
+            heapq.heappush(running, (now + seconds[nodes[number].run.id], number))
         now, number = heapq.heappop(running)
         for child in children.get(nodes[number].run.id, ()):
             heapq.heappush(ready, child)

@@ -70,14 +70,15 @@ class Ledger:
         for record in store.committed().values():
             self._add(asdict(record), len(dump(record)), str(store.root))
         for name in sorted(self.folders - self.finished.keys()):
-            path = store.folder(name) / "record.json"
+            path = os.path.join(store.root, "runs", name, "record.json")  # a Path for each costs more than its reading
             try:
-                text = path.read_text()
-            except FileNotFoundError:
+                with open(path, "rb") as file:
+                    content = file.read()
+            except (FileNotFoundError, NotADirectoryError):
                 continue
-            except (OSError, UnicodeDecodeError) as error:
+            except OSError as error:
                 raise Refusal(f"{path} cannot be read: {error}") from None
-            self._add(_plain(text, path), len(text), str(path), name)
+            self._add(_plain(content, path), len(content), path, name)
 
     def _add(self, values: dict, size: int, source: str, folder: str = "") -> None:
         try:
@@ -102,10 +103,10 @@ def _folders(store: Store) -> set[str]:
         return set()
 
 
-def _plain(text: str, path: Path) -> dict:
+def _plain(content: bytes, path: str) -> dict:
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Refusal(f"{path}: not a whole record ({error}); delete it and run again, or restore it") from None
     schema = values.get("schema") if isinstance(values, dict) else None
     if schema != SCHEMA:
