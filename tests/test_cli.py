@@ -19,6 +19,7 @@ from bench.compose import make_run, make_where
 from bench.run import execute
 from bench.store import Store
 from bench.sweep import grid, load, ordered
+from bench.words import duration
 from tests.test_store import a_record, content
 from tests.test_sweep import PLAIN
 
@@ -98,7 +99,7 @@ def test_bad_options_are_refused_by_argparse(call):
         with pytest.raises(SystemExit) as caught:
             call("sweep", "sweeps/quickstart.yaml", *words)
         assert caught.value.code == 2
-    assert [cli.duration(t) for t in ("90s", "1.5m", "2h")] == [90, 90, 7200]
+    assert [duration(t) for t in ("90s", "1.5m", "2h")] == [90, 90, 7200]
 
 
 def test_interpolation_in_a_yaml_is_refused(call, tmp_path):

@@ -37,7 +37,7 @@ def test_make_targets_and_sweeps_that_the_readme_names_exist():
 
 
 def test_every_verb_of_the_readme_is_a_verb():
-    from bench.cli import parser
+    from bench.words import parser
 
     known = parser().format_help()
     for verb in set(re.findall(r"^    mixerbench (\w+)", README, re.MULTILINE)):

@@ -56,9 +56,11 @@ MAY = {
     "check": ("torch", "check compose config mixers registry"),
     "match": ("torch", "capacity compose config match record registry tasks"),
     "show": ("torch", "backbone compose config directions mixers provenance record registry report run store tasks"),
+    "words": ("", ""),
     "cli": (
         "",
-        "check cluster compose config launch match merge plan registry report run show store submit sweep tasks worker",
+        "check cluster compose config launch match merge plan registry report run show store submit "
+        "sweep tasks words worker",
     ),
 }
 VERBS = "config compose"  # which tasks/verbs.py may import besides: `data fetch` goes from a task's name to its pins

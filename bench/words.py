@@ -1,0 +1,127 @@
+"""The command line's words: every verb with its options, and the reading of them. Nothing is done here."""
+
+import argparse
+import re
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    about = "Controlled ablations of sequence mixers: only the mixer varies."
+    top = argparse.ArgumentParser(prog="mixerbench", description=about)
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    run = verbs.add_parser("run", help="train and evaluate one run (and its parents)")
+    example = "protocol=… mixer=… mixer.sam=true mixer.heads=4 seed=0 where.device=cpu"
+    run.add_argument("words", nargs="+", metavar="key=value", help=example)
+
+    sweep = verbs.add_parser("sweep", help="train what is missing of a sweep")
+    sweep.add_argument("path", type=Path, metavar="sweeps/x.yaml")
+    sweep.add_argument("--workers", type=int, default=1, help="processes on this machine (default: %(default)s)")
+    until = "start nothing that cannot finish by then; s, m or h"
+    on = "submit the workers to the Slurm cluster of this file, and exit"
+    sweep.add_argument("--on", type=Path, default=None, metavar="slurm/c.yaml", help=on)
+    sweep.add_argument("--max-parallel", type=int, default=None, metavar="N", help="with --on: tasks at a time")
+    sweep.add_argument("--stop-after", type=duration, default=None, metavar="9m", help=until)
+    sweep.add_argument("words", nargs="*", metavar="where.key=value")
+
+    report = verbs.add_parser("report", help="table, figure and fairness certificate of a sweep, from its records")
+    report.add_argument("path", type=Path, metavar="sweeps/x.yaml")
+    report.add_argument("words", nargs="*", metavar="where.results=…")
+
+    merge = verbs.add_parser("merge", help="bring records of another machine or folder home")
+    merge.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="results folder, run folder or records file")
+    into = "folder whose records.jsonl takes them"
+    merge.add_argument("--into", type=Path, required=True, metavar="results/x", help=into)
+
+    data = verbs.add_parser("data", help="fetch pinned data, make a vocabulary")
+    data = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
+    fetch = data.add_parser("fetch", help="fetch or verify a pinned data set")
+    fetch.add_argument("name", help="a data set's name or a task of configs/task")
+    source = "copy the pinned files from here"
+    fetch.add_argument("--from", dest="source", type=Path, default=None, metavar="FOLDER", help=source)
+    vocab = data.add_parser("vocab", help="make a WordPiece vocabulary from a text task's training split")
+    vocab.add_argument("task", help="a text task of configs/task")
+    vocab.add_argument("--size", type=int, required=True, help="entries")
+    vocab.add_argument("--out", type=Path, required=True, metavar="FILE")
+    check = verbs.add_parser("check", help="hold a mixer to what every mixer promises: one row a property")
+    check.add_argument("name", help="a mixer's name, module:Class, or all")
+    check.add_argument("--json", action="store_true", help="rows for machines")
+    check.add_argument("--full", action="store_true", help="larger sizes, about a minute a mixer")
+    check.add_argument("words", nargs="*", metavar="key=value", help="the mixer's keys: sam=true heads=4 …")
+    add_plan(verbs)
+    add_match(verbs)
+    add_show(verbs)
+    for verb in (fetch, vocab):
+        verb.add_argument("words", nargs="*", metavar="where.data=…")
+    return top
+
+
+def add_plan(verbs: argparse._SubParsersAction) -> None:
+    plan = verbs.add_parser("plan", help="what of a sweep is done and missing, why, at what cost, to see what effect")
+    plan.add_argument("path", type=Path, metavar="sweeps/x.yaml")
+    plan.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
+    plan.add_argument("--device", default="", metavar="MODEL", help="whose costs; usually the one most is known of")
+    plan.add_argument("--pilot", action="store_true", help="first train 60 steps of each protocol and mixer, here")
+    plan.add_argument("--on", type=Path, default=None, metavar="slurm/c.yaml", help="not there yet: see --pilot")
+    plan.add_argument("--json", action="store_true", help="all of it for machines")
+    plan.add_argument("words", nargs="*", metavar="where.key=value")
+
+
+def add_match(verbs: argparse._SubParsersAction) -> None:
+    match = verbs.add_parser("match", help="what mixers cost under a protocol, and the values that meet one budget")
+    rows = (
+        "protocol=…, then mixers: NAME or 'NAME mixer.key=value …' (none: all); protocol.… and mixer.… are for all rows"
+    )
+    match.add_argument("words", nargs="+", metavar="WORD", help=f"{rows}; a list [a,b] is a row each")
+    figures = "parameters, mixer_parameters, flops or state"
+    match.add_argument("--budget", default="", metavar="FIGURE=NUMBER", help=figures)
+    match.add_argument("--like", default="", metavar="MIXER", help="the budget is what this mixer has")
+    match.add_argument("--by", default="", metavar="FIGURE", help=f"of --like: {figures} (usually mixer_parameters)")
+    match.add_argument("--knob", default="", metavar="KEY", help="turn this key (heads too), not the mixer's own first")
+    match.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="write the yaml of those that meet it")
+    match.add_argument("--json", action="store_true", help="rows for machines")
+
+
+def add_show(verbs) -> None:
+    about = "draw the matrices that a run's mixers apply to one input, and write them to an .npz"
+    show = verbs.add_parser("show", help="heat maps of the matrices that a run's mixers apply to one input")
+    show.description = f"{about}. The words are those of `run`, or a run's id, or such an .npz to draw it again."
+    show.add_argument("words", nargs="+", metavar="key=value", help="protocol=… mixer=… seed=0, an id, or an .npz")
+    of_what = show.add_mutually_exclusive_group()
+    of_what.add_argument("--example", type=int, default=0, metavar="N", help="of the held-out set (default: 0)")
+    arrays = "a sequence of your own: the arrays of the task's batches (tokens or patches, segments, types)"
+    of_what.add_argument("--input", type=Path, default=None, metavar="X.npz", help=arrays)
+    show.add_argument("--part", default="", metavar="NAME", help="which held-out set, if the task has several")
+    show.add_argument("--layers", type=numbers, default=None, metavar="0,5", help="default: all")
+    show.add_argument("--heads", type=numbers, default=None, metavar="0,1", help="default: all")
+    show.add_argument("--fresh", action="store_true", help="as training starts: initial values, calibrated gains")
+    show.add_argument("--with-skip", action="store_true", help="draw the shell's skip too, M + I")
+    where = "default: <results>/show/<run id>, or beside the .npz"
+    show.add_argument("--out", type=Path, default=None, metavar="FOLDER", help=where)
+
+
+def numbers(text: str) -> list[int]:
+    """'0,5' as [0, 5]."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers like 0,5")
+    return [int(number) for number in text.split(",")]
+
+
+def duration(text: str) -> float:
+    """'90s', '9m' or '2h' in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a time like 90s, 9m or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """As argparse does, but key=value words (and, for match, names) may also stand behind options."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    odd = [word for word in rest if word.startswith("-") or ("=" not in word and options.verb != "match")]
+    if odd or (rest and "words" not in options):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.words = [*options.words, *rest]
+    return options
