@@ -165,6 +165,7 @@ def make_run(protocol: str, mixer: str, changes: dict[str, object], seed: int, r
         point={},
         label=f"{protocol}[{changed}]" if changed else protocol,
         parent=parent,
+        registration="",
     )
 
 

@@ -188,6 +188,8 @@ class Run:
     point: dict  # a tuning trial's values
     label: str = field(compare=False)  # the protocol's file name and what was changed in it: for people, not hashed
     parent: "Run | None" = field(compare=False)  # hashed through protocol.init
+    # What its sweep declared to test (Sweep.registration), '' outside a sweep: goes into the record, never into the id.
+    registration: str = field(compare=False)
 
     def __post_init__(self):
         at_least("run", self, {"seed": 0, "replica": 0})

@@ -11,6 +11,9 @@ from bench.config import build, digest
 
 SCHEMA = 1
 OUTCOMES = ("ok", "diverged", "unfit")
+# A field added after the first committed record has one neutral value here, at which it is not written, so that old
+# records read, and are written again, as they are. Append only.
+YOUNGER: dict[str, object] = {"registration": ""}
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ class Record:
     metrics: dict[str, float]
     curve: tuple[tuple[int, float], ...]  # (optimiser steps done, training loss), at most 64 points
     finished: str  # UTC, ISO 8601
+    registration: (
+        str  # hash of what the run's sweep declared to test, as it stood when the run began; '' outside a sweep
+    )
 
     def __post_init__(self):
         if self.outcome not in OUTCOMES:
@@ -91,7 +97,8 @@ class Record:
 
 def dump(record: Record) -> str:
     """Canonical one-line JSON text."""
-    return json.dumps(asdict(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    values = {k: v for k, v in asdict(record).items() if k not in YOUNGER or v != YOUNGER[k]}
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def parse(text: str, source: str) -> Record:
@@ -104,6 +111,6 @@ def parse(text: str, source: str) -> Record:
         # Before the strict build, which would only find the other schema's first key unknown.
         raise Refusal(f"{source}: record schema {values.get('schema')} is not known; this version reads: {SCHEMA}")
     try:
-        return build(Record, values, "record")
+        return build(Record, YOUNGER | values if isinstance(values, dict) else values, "record")
     except Refusal as error:
         raise Refusal(f"{source}: {error}") from None

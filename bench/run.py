@@ -246,6 +246,7 @@ def record_of(run: Run, where: Where, device: str, built: Built, ended: Ended) -
         metrics=ended.metrics,
         curve=ended.curve,
         finished=utc(),
+        registration=run.registration,
     )
 
 

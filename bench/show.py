@@ -106,6 +106,7 @@ def run_of(record: Record, store: Store, with_parent: bool) -> Run:
         point=values["point"],
         label=record.label,
         parent=None,
+        registration=record.registration,
     )
     if run.id != record.id:
         raise Refusal(f"record {record.id} was written by a version whose keys this one does not know")

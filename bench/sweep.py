@@ -2,6 +2,7 @@
 
 There is no syntax for 'this mixer with another learning rate'. Two declared exceptions make derived protocols with ids
 of their own: `varies` (a response axis, for every mixer alike) and `departures` (a named confound of one mixer).
+`family` declares before the first run what the report will test; its hash goes into every record of the sweep.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from bench import Refusal
 from bench.compose import compose_group, load_yaml, make_run
-from bench.config import Run, build
+from bench.config import Run, at_least, build, digest, one_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,29 @@ class Column:
     metric: str
 
 
+AGAINST, SAM = "reference", "sam"  # kinds of comparisons; each is a family of its own for Holm
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the report tests, declared before the runs. Columns other than `primary` are exploration."""
+
+    reference: dict  # `name` and any own keys of the one arm that others are compared with; {} without 'reference'
+    comparisons: tuple[str, ...]  # 'reference': each arm against it; 'sam': SAM against not SAM of each mixer
+    primary: Column  # written out where a protocol varies: 'x[budget.steps=2]'
+    margin: float  # differences within ± margin count as equivalent; in the primary metric's units, 0: no such test
+    alpha: float  # family-wise error; intervals have level 1 - alpha
+
+    def __post_init__(self):
+        for kind in self.comparisons:
+            one_of("sweep.family.comparisons", kind, (AGAINST, SAM))
+        at_least("sweep.family", self, {"margin": 0})
+        if not 0 < self.alpha < 1:
+            raise Refusal(f"sweep.family.alpha must lie between 0 and 1, got {self.alpha}")
+        if bool(self.reference) != (AGAINST in self.comparisons):
+            raise Refusal("sweep.family.reference names an arm if 'reference' is among its comparisons, and only then")
+
+
 @dataclass(frozen=True)
 class Sweep:
     name: str
@@ -41,6 +65,14 @@ class Sweep:
     varies: dict[str, list]  # protocol key -> values
     departures: tuple[Departure, ...]
     columns: tuple[Column, ...]
+    family: Family
+
+    @property
+    def registration(self) -> str:
+        """Hash of what was declared: family, metric, margin, alpha, seeds and replicas, and the arms that span it."""
+        values = dataclasses.asdict(self)
+        keys = ("family", "seeds", "replicas", "protocols", "mixers", "varies", "departures")
+        return digest({"registration": [[k, values[k]] for k in keys]})
 
 
 @dataclass(frozen=True)
@@ -81,11 +113,16 @@ def load(path: Path) -> Sweep:
     for key in (*sweep.varies, *(k for d in sweep.departures for k in d.set)):
         if key.split(".")[0] == "init":
             raise Refusal(f"sweep: '{key}' cannot be changed, it names the parent protocol")
+    columns = [(c.protocol, c.metric) for c in sweep.columns]
+    primary = (sweep.family.primary.protocol, sweep.family.primary.metric)
+    if primary not in columns and (primary[0].split("[", 1)[0], primary[1]) not in columns:
+        has = ", ".join(" x ".join(c) for c in columns)
+        raise Refusal(f"sweep.family.primary: '{' x '.join(primary)}' is not a column of {path}; it has: {has}")
     return sweep
 
 
 def arms(sweep: Sweep) -> list[Arm]:
-    found, used = [], set()
+    found, used, wholes = [], set(), []
     for mixer in sweep.mixers:
         if not isinstance(mixer.get("name"), str):
             raise Refusal("sweep.mixers: every entry needs a name")
@@ -101,10 +138,26 @@ def arms(sweep: Sweep) -> list[Arm]:
                     departed |= {f"protocol.{k}": v for k, v in departure.set.items()}
                     used.add(number)
             found.append(Arm(mixer["name"], {f"mixer.{k}": v for k, v in own.items()}, departed))
+            wholes.append({**whole, **own})
     unused = [str(d.mixer) for n, d in enumerate(sweep.departures) if n not in used]
     if unused:
         raise Refusal(f"sweep.departures: no arm of the sweep matches {', '.join(unused)}")
+    check_reference(sweep.family.reference, wholes)
     return found
+
+
+def check_reference(reference: dict, mixers: list[dict]) -> None:
+    """Refuse a reference that no arm or more than one is; an arm that the file lists twice is one."""
+    matches = {digest(m): m for m in mixers if all(m.get(k) == v for k, v in reference.items())}
+    if reference and len(matches) != 1:
+        several = f"{len(matches)} arms match it, name more of its keys" if matches else "no arm of the sweep matches"
+        raise Refusal(f"sweep.family.reference {reference}: {several}")
+
+
+def registered(run: Run, registration: str) -> Run:
+    """The run and its parents, marked with what their sweep declared."""
+    parent = registered(run.parent, registration) if run.parent else None
+    return dataclasses.replace(run, registration=registration, parent=parent)
 
 
 def variations(sweep: Sweep) -> list[dict]:
@@ -118,12 +171,12 @@ def cells(sweep: Sweep) -> list[Cell]:
     every = arms(sweep)
     columns = itertools.product(sweep.protocols, variations(sweep))
     plain = [(protocol, v, make_run(protocol, every[0].mixer, v, 0, 0)) for protocol, v in columns]
-    found = []
+    found, registration = [], sweep.registration
     for seed, arm, (protocol, variation, base), replica in itertools.product(sweep.seeds, every, plain, sweep.replicas):
         if replica and base.parent is None:
             continue
         run = make_run(protocol, arm.mixer, {**variation, **arm.departed, **arm.changes}, seed, replica)
-        found.append(Cell(base.label, arm, variation, seed, replica, run))
+        found.append(Cell(base.label, arm, variation, seed, replica, registered(run, registration)))
     return found
 
 

@@ -141,6 +141,8 @@ replicas: [0]
 varies: {budget.steps: [2], budget.batch: [4], task.held_out: [8]}
 departures: []
 columns: [{protocol: quick_recall, metric: accuracy}]
+family:
+  {reference: {}, comparisons: [sam], primary: {protocol: quick_recall, metric: accuracy}, margin: 0.02, alpha: 0.05}
 """
 
 

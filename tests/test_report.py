@@ -23,7 +23,7 @@ from bench.record import Capacity, Cost, Environment, Hashes, Record
 from bench.report import certificate, frame, report, tables
 from bench.report.frame import Row, controlled
 from bench.store import Store
-from bench.sweep import Column, Departure, Sweep, grid, load
+from bench.sweep import Column, Departure, Family, Sweep, grid, load
 
 GOLDEN = Path(__file__).parent / "golden"
 PROTOCOL = {
@@ -89,6 +89,7 @@ def a_record(run: dict, metrics: dict, outcome: str = "ok", label: str = "quick"
         metrics=metrics if outcome == "ok" else {},
         curve=((1, 2.0),),
         finished="2026-01-01T00:00:00+00:00",
+        registration="",
     )
 
 
@@ -101,7 +102,8 @@ def a_row(
 
 
 def a_sweep(**changes) -> Sweep:
-    plain = Sweep("demo", "Does it pass?", ("quick",), (), (0, 1), (0,), {}, (), (Column("quick", "accuracy"),))
+    family = Family({"name": "dense"}, ("reference", "sam"), Column("quick", "accuracy"), 0.02, 0.05)
+    plain = Sweep("demo", "Does it pass?", ("quick",), (), (0, 1), (0,), {}, (), (Column("quick", "accuracy"),), family)
     return replace(plain, **changes)
 
 
@@ -382,6 +384,12 @@ replicas: [0]
 varies: {}
 departures: [{mixer: {name: identity}, set: {backbone.width: 40}, source: a test}]
 columns: [{protocol: quick_digits, metric: accuracy}]
+family:
+  reference: {name: identity}
+  comparisons: [reference, sam]
+  primary: {protocol: quick_digits, metric: accuracy}
+  margin: 0.02
+  alpha: 0.05
 """
 
 
@@ -430,7 +438,9 @@ def test_a_record_older_than_a_key_has_its_neutral_value_in_gate_and_certificate
     (departed,) = proof["protocols"]["quick_digits"]["departed"].values()
     assert departed["differs"] == {"shell.directions": ["one", "concat"]}
     declared = Departure({"name": "low_rank"}, {"shell.directions": "one"}, "a test")
-    old = replace(sweep, mixers=({"name": "low_rank", "heads": 2, "sam": [False, True]},), departures=(declared,))
+    family = replace(sweep.family, reference={}, comparisons=())
+    arms = ({"name": "low_rank", "heads": 2, "sam": [False, True]},)
+    old = replace(sweep, mixers=arms, departures=(declared,), family=family)
     assert {a.departed["shell.directions"] for a in frame.controlled(frame.rows(old, store), old).arms} == {"one"}
 
 

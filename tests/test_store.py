@@ -18,7 +18,7 @@ from bench import Refusal, store
 from bench.compose import make_run
 from bench.config import resolved
 from bench.merge import merge
-from bench.record import SCHEMA, Capacity, Cost, Environment, Hashes, Record, dump
+from bench.record import SCHEMA, Capacity, Cost, Environment, Hashes, Record, dump, parse
 from bench.store import Store, link_whole, replace_whole
 
 RUN = "0123456789ab"
@@ -44,6 +44,7 @@ def a_record(seed: int, outcome: str = "ok", wall: float = 1.0, accuracy: float 
         metrics={"accuracy": accuracy},
         curve=(),
         finished="2026-01-01T00:00:00+00:00",
+        registration="",
     )
 
 
@@ -442,3 +443,10 @@ def test_a_refused_merge_changes_nothing(tmp_path):
     assert "occurs twice" in refusal(merge, [good, twice], home)
     assert content(home) == before
     assert merge([good], home) == (1, 3)
+
+
+def test_a_record_from_before_the_declarations_reads_and_is_written_again_as_it_was():
+    old = dump(parse(dump(a_record(0)), "x"))
+    assert "registration" not in old and parse(old, "x").registration == "" and dump(parse(old, "x")) == old
+    new = dump(dataclasses.replace(parse(old, "x"), registration="abc"))
+    assert parse(new, "x").registration == "abc" and dump(parse(new, "x")) == new

@@ -27,6 +27,13 @@ PLAIN = {
     "varies": {"budget.steps": [2]},
     "departures": [],
     "columns": [{"protocol": "quick_copying", "metric": "accuracy"}],
+    "family": {
+        "reference": {},
+        "comparisons": [],
+        "primary": {"protocol": "quick_copying", "metric": "accuracy"},
+        "margin": 0,
+        "alpha": 0.05,
+    },
 }
 
 
@@ -132,7 +139,7 @@ def test_a_departure_matches_what_the_sweep_leaves_as_the_mixer_has_it(tmp_path)
         ({"varies": {"budget.stepz": [1]}}, ["stepz", "steps, batch"]),
         ({"varies": {"budget.steps": []}}, ["budget.steps", "empty"]),
         ({"varies": {"budget.steps": 3}}, ["budget.steps", "list"]),
-        ({"lr": 1}, ["sweep.lr", "question, protocols, mixers, seeds, replicas, varies, departures, columns"]),
+        ({"lr": 1}, ["sweep.lr", "question, protocols, mixers, seeds, replicas, varies, departures, columns, family"]),
         ({"name": "other"}, ["sweep.name"]),
         ({"mixers": []}, ["sweep.mixers is empty"]),
         ({"mixers": [{"heads": 2}]}, ["needs a name"]),
@@ -148,6 +155,45 @@ def test_a_departure_matches_what_the_sweep_leaves_as_the_mixer_has_it(tmp_path)
 def test_what_a_sweep_may_not_say_is_one_line(tmp_path, changes, parts):
     message = refusal(lambda: grid(a_sweep(tmp_path, **changes)))
     assert all(part in message for part in parts), message
+
+
+FAMILY = PLAIN["family"]
+AGAINST = {**FAMILY, "reference": {"name": "identity"}, "comparisons": ["reference"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({**FAMILY, "primary": {"protocol": "quick_copying", "metric": "acc"}}, ["acc'", "quick_copying x accuracy"]),
+        ({**FAMILY, "comparisons": ["all"]}, ["comparisons", "reference, sam"]),
+        ({**FAMILY, "comparisons": ["reference"]}, ["reference names an arm"]),
+        ({**FAMILY, "reference": {"name": "identity"}}, ["only then"]),
+        ({**FAMILY, "alpha": 1}, ["alpha"]),
+        ({**FAMILY, "margin": -1}, ["margin"]),
+        ({**AGAINST, "reference": {"name": "dense"}}, ["'dense'", "no arm"]),
+        ({**AGAINST, "reference": {"sam": False}}, ["2 arms match it"]),
+        ({k: v for k, v in FAMILY.items() if k != "alpha"}, ["sweep.family.alpha"]),
+    ],
+)
+def test_what_a_family_may_not_say_is_one_line(tmp_path, changes, parts):
+    mixers = [{"name": "identity", "heads": [2, 4, 4]}, {"name": "low_rank", "heads": 2, "sam": True}]
+    mixers = mixers[:1] if changes.get("reference") == {"sam": False} else [{"name": "identity"}, mixers[1]]
+    message = refusal(lambda: grid(a_sweep(tmp_path, family=changes, mixers=mixers)))
+    assert all(part in message for part in parts), message
+
+
+def test_what_was_declared_goes_with_every_run_and_its_parents_and_leaves_their_ids(chain, tmp_path):
+    column = {"protocol": "grandchild", "metric": "accuracy"}
+    changes = {"protocols": ["grandchild"], "columns": [column], "varies": {}}
+    declared = a_sweep(tmp_path, **changes, family={**FAMILY, "primary": column})
+    runs = ordered(grid(declared))
+    assert len(runs) == 3 and {r.registration for r in runs} == {declared.registration}
+    for key, value in {"margin": 0.5, "alpha": 0.1}.items():
+        other = a_sweep(tmp_path, **changes, family={**FAMILY, "primary": column, key: value})
+        assert other.registration != declared.registration
+        assert [r.id for r in ordered(grid(other))] == [r.id for r in runs]
+    more = a_sweep(tmp_path, **changes, family={**FAMILY, "primary": column}, seeds=[0, 1])
+    assert more.registration != declared.registration and make_run("base", "identity", {}, 0, 0).registration == ""
 
 
 def test_a_sweep_lacks_no_key(tmp_path):

@@ -58,6 +58,13 @@ def swept(site, tmp_path_factory) -> tuple[Path, Path]:
         "varies": {"budget.steps": [2]},
         "departures": [],
         "columns": [{"protocol": "quick_recall", "metric": "accuracy"}],
+        "family": {
+            "reference": {"name": "low_rank"},
+            "comparisons": ["reference"],
+            "primary": {"protocol": "quick_recall", "metric": "accuracy"},
+            "margin": 0.02,
+            "alpha": 0.05,
+        },
     }
     path = folder / "windows.yaml"
     path.write_text(yaml.safe_dump(values))
