@@ -129,6 +129,8 @@ def submit(options: argparse.Namespace, runs: list, todo: list, where) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from bench.compose import ROOT
     from bench.report import report as make_report
     from bench.store import Store
@@ -136,8 +138,10 @@ def report(options: argparse.Namespace) -> int:
 
     where, loaded = where_of(options.words), load(options.path)
     store = Store(ROOT / where.results)
-    written = make_report(loaded, store, store.root / loaded.name)
-    print((store.root / loaded.name / "table.md").read_text())
+    console = Console() if sys.stdout.isatty() else None  # a file or a pipe gets Markdown
+    written = make_report(loaded, store, store.root / loaded.name, console)
+    if console is None:
+        print((store.root / loaded.name / "table.md").read_text())
     for path in written:
         print(path)
     return 0

@@ -72,7 +72,8 @@ def test_a_second_sweep_does_nothing_and_the_report_stays_accepted_and_equal(qui
     first = command("report", str(sweep), words)
     assert first.returncode == 0, first.stderr
     files = {p.name: p.read_bytes() for p in (results / "quickstart").iterdir()}
-    assert set(files) == {"table.md", "table.csv", "figure.png", "figure.pdf", "certificate.json"}
+    tables = {"table.md", "table.csv", "comparisons.csv", "table.tex", "page.tex"}
+    assert set(files) == {*tables, "figure.png", "figure.pdf", "certificate.json"}
     again = command("sweep", str(sweep), words)
     assert again.returncode == 0 and ", 0 to do" in again.stdout
     assert command("report", str(sweep), words).returncode == 0
@@ -124,8 +125,12 @@ def test_the_whole_chain_runs_on_real_data(tmp_path):
 def test_the_report_rebuilds_what_is_committed_bit_for_bit(committed, tmp_path):
     name = committed.parent.name
     (tmp_path / name).mkdir()
-    (tmp_path / name / "records.jsonl").write_bytes(committed.read_bytes())
+    evidence = ("records.jsonl", "items.parquet")
+    for file in evidence:
+        (tmp_path / name / file).write_bytes((committed.parent / file).read_bytes())
     done = command("report", str(ROOT / "sweeps" / f"{name}.yaml"), f"where.results={tmp_path}")
     assert done.returncode == 0, done.stderr
-    for file in ("table.md", "table.csv", "certificate.json", "figure.png", "figure.pdf"):
+    files = {p.name for p in committed.parent.iterdir()}
+    assert {"table.md", "table.csv", "comparisons.csv", "table.tex", "certificate.json", "figure.png"} <= files
+    for file in files - set(evidence):
         assert (tmp_path / name / file).read_bytes() == (committed.parent / file).read_bytes(), file

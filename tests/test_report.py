@@ -20,8 +20,9 @@ from bench import Refusal
 from bench.compose import ROOT
 from bench.config import digest, resolved
 from bench.record import Capacity, Cost, Environment, Hashes, Record
-from bench.report import certificate, frame, report, tables
+from bench.report import analysis, certificate, frame, latex, report, tables
 from bench.report.frame import Row, controlled
+from bench.report.sections import sections
 from bench.store import Store
 from bench.sweep import Column, Departure, Family, Sweep, grid, load
 
@@ -107,6 +108,15 @@ def a_sweep(**changes) -> Sweep:
     return replace(plain, **changes)
 
 
+def text_of(table: frame.Table, proof: list[str]) -> str:
+    found = analysis.analyse(table, {})
+    return tables.markdown(table, found, sections(table, found), proof)
+
+
+def csv_of(table: frame.Table) -> str:
+    return tables.csv(table, analysis.analyse(table, {}))
+
+
 def rows_of(arms=ARMS, seeds=(0, 1)) -> list[Row]:
     return [a_row(mixer, seed, 0.5 + i / 8 + seed / 64) for i, mixer in enumerate(arms) for seed in seeds]
 
@@ -167,7 +177,7 @@ def departing(changes: dict, departure: Departure) -> tuple[list[Row], Sweep]:
 
 def test_a_declared_departure_passes_and_is_printed_with_its_source():
     table = controlled(*departing({"backbone.width": 40}, WIDER))
-    text = tables.markdown(table, certificate.short(certificate.certificate(table)))
+    text = text_of(table, certificate.short(certificate.certificate(table)))
     assert "| dense [1]" in text and "| low_rank  " in text
     assert "[1] dense departs from the protocol by backbone.width = 40; source: the published table." in text
     assert "equal for all arms but dense (departure)" in text
@@ -272,8 +282,8 @@ def test_an_arm_that_was_never_trained_has_no_hashes_to_compare():
     empty = {"hashes": Hashes("", "", ""), "capacity": Capacity(0, 0, 0, 0), "metrics": {}, "outcome": "unfit"}
     rows = [with_record(r, reason="too short", **empty) if r.mixer == DENSE else r for r in rows]
     table = controlled(rows, a_sweep())
-    text = tables.markdown(table, certificate.short(certificate.certificate(table)))
-    assert "2 of 2 unfit [1]" in text and "unfit: too short (seeds 0, 1)" in text
+    text = text_of(table, certificate.short(certificate.certificate(table)))
+    assert "2 of 2 failed (2 unfit) [1]" in text and "unfit: too short (seeds 0, 1)" in text
     assert "not trained: dense" in text and "parameters 41,800 to 41,900" in text
 
 
@@ -311,30 +321,30 @@ def test_mean_and_spread_are_over_seeds_of_means_over_replicas():
     assert cell["n"] == 3 and cell["runs"] == 6
     assert cell["mean"] == pytest.approx(statistics.mean(by_seed), abs=1e-15)
     assert cell["sd"] == pytest.approx(statistics.stdev(by_seed), abs=1e-15)
-    text = tables.markdown(table, [])
+    text = text_of(table, [])
     assert "0.417 ± 0.247" in text and "Replicas are averaged within their seed first: quick (2)." in text
 
 
 def test_no_mean_over_survivors():
     rows = [a_row(r.mixer, r.seed, 0.777, outcome="diverged" if r.mixer == LOW and r.seed else "ok") for r in rows_of()]
     table = controlled(rows, a_sweep())
-    (line,) = [x for x in tables.markdown(table, []).splitlines() if x.startswith("| low_rank ") and "| no" in x]
-    assert "1 of 2 diverged [1]" in line and "0.777" not in line
-    (cell,) = [c for c in csv.DictReader(io.StringIO(tables.csv(table))) if c["arm"] == "low_rank"]
+    (line,) = [x for x in text_of(table, []).splitlines() if x.startswith("| low_rank ") and "| no" in x]
+    assert "1 of 2 failed (1 diverged) [1]" in line and "0.777" not in line
+    (cell,) = [c for c in csv.DictReader(io.StringIO(csv_of(table))) if c["arm"] == "low_rank"]
     assert (cell["mean"], cell["sd"], cell["diverged"], cell["seed_0"], cell["seed_1"]) == ("", "", "1", "0.777", "")
 
 
 def test_a_seed_with_a_diverged_replica_has_no_value():
     rows = [a_row(LOW, s, 0.5, outcome="diverged" if s and r else "ok", replica=r) for s in (0, 1) for r in (0, 1)]
-    (cell,) = csv.DictReader(io.StringIO(tables.csv(controlled(rows, a_sweep()))))
+    (cell,) = csv.DictReader(io.StringIO(csv_of(controlled(rows, a_sweep()))))
     assert (cell["runs"], cell["diverged"], cell["mean"], cell["seed_0"], cell["seed_1"]) == ("4", "1", "", "0.5", "")
 
 
 def test_one_seed_has_no_spread():
     table = controlled(rows_of(seeds=(3,)), a_sweep())
-    text = tables.markdown(table, [])
+    text = text_of(table, [])
     assert "±" not in text and "One seed (3): no spread." in text
-    assert {c["sd"] for c in csv.DictReader(io.StringIO(tables.csv(table)))} == {""}
+    assert {c["sd"] for c in csv.DictReader(io.StringIO(csv_of(table)))} == {""}
 
 
 def test_an_own_key_gets_a_column_where_it_takes_several_values():
@@ -361,13 +371,16 @@ def golden_table() -> frame.Table:
 
 def test_table_reads_as_the_golden_text():
     table = golden_table()
-    text = tables.markdown(table, certificate.short(certificate.certificate(table)))
+    text = text_of(table, certificate.short(certificate.certificate(table)))
     assert text == (GOLDEN / "report_table.md").read_text()
-    assert tables.csv(table) == (GOLDEN / "report_table.csv").read_text()
+    assert csv_of(table) == (GOLDEN / "report_table.csv").read_text()
+    found = analysis.analyse(table, {})
+    assert latex.fragment(table, found, sections(table, found)) == (GOLDEN / "report_table.tex").read_text()
 
 
 def test_markdown_lines_up():
-    lines = [x for x in tables.markdown(golden_table(), []).splitlines() if x.startswith("|")]
+    wide = text_of(golden_table(), []).split("\n## ")[0]
+    lines = [x for x in wide.splitlines() if x.startswith("|")]
     assert len({tuple(i for i, c in enumerate(line) if c == "|") for line in lines}) == 1
 
 
@@ -412,12 +425,13 @@ def test_the_rows_are_the_runs_of_the_grid(tmp_path):
 
 
 def test_report_writes_its_files_and_a_whole_certificate(tmp_path):
-    paths = report(*fill(tmp_path), tmp_path / "out")
-    names = ["table.md", "table.csv", "figure.png", "figure.pdf", "certificate.json"]
+    paths = report(*fill(tmp_path), tmp_path / "out", None)
+    names = ["table.md", "table.csv", "figure.png", "figure.pdf"]
+    names += ["comparisons.csv", "table.tex", "page.tex", "certificate.json"]
     assert [p.name for p in paths] == names and all(p.stat().st_size for p in paths)
     text = paths[0].read_text()
     assert text.startswith("# way\n\nDoes the whole way work?\n") and "identity [1]" in text and "low_rank" in text
-    proof = json.loads(paths[4].read_text())
+    proof = json.loads(paths[-1].read_text())
     assert proof["records"] == 6 and proof["seeds"] == [0, 1]
     for values in proof["protocols"].values():
         assert list(values["departed"]) == ["identity"]
@@ -434,7 +448,7 @@ def test_a_record_older_than_a_key_has_its_neutral_value_in_gate_and_certificate
         if values["protocol"]["shell"]["directions"] == "one":
             del values["protocol"]["shell"]["directions"]
         store.finish(a_record(values, {"accuracy": 0.5}, label=run.label), {})
-    proof = json.loads(report(sweep, store, tmp_path / "out")[4].read_text())
+    proof = json.loads(report(sweep, store, tmp_path / "out", None)[-1].read_text())
     (departed,) = proof["protocols"]["quick_digits"]["departed"].values()
     assert departed["differs"] == {"shell.directions": ["one", "concat"]}
     declared = Departure({"name": "low_rank"}, {"shell.directions": "one"}, "a test")
@@ -447,7 +461,7 @@ def test_a_record_older_than_a_key_has_its_neutral_value_in_gate_and_certificate
 def test_nothing_is_written_for_a_table_that_is_refused(tmp_path):
     sweep, store = fill(tmp_path)
     with pytest.raises(Refusal):
-        report(replace(sweep, columns=(Column("quick_digits", "nothing"),)), store, tmp_path / "out")
+        report(replace(sweep, columns=(Column("quick_digits", "nothing"),)), store, tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
 
 
@@ -457,7 +471,7 @@ def test_the_same_records_give_the_same_bytes_whatever_the_process_and_the_users
     code = (
         "import sys; from pathlib import Path; from bench.report import report; from bench.store import Store; "
         "from bench.sweep import load; here = Path(sys.argv[1]); "
-        "report(load(here / 'way.yaml'), Store(here / 'results'), here / sys.argv[2]); "
+        "report(load(here / 'way.yaml'), Store(here / 'results'), here / sys.argv[2], None); "
         "print(sorted({'torch', 'lightning', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     for out, changes in {

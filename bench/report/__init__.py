@@ -1,30 +1,39 @@
-"""The report room: from records to a table, a figure and the proof that the table is fair. It reads nothing else.
+"""The report room: from records to tables, a figure and the proof that they are fair. It reads nothing else.
 
 The gate (frame.py) runs first; nothing is written for a table that it refuses. Same records, same files, bit for bit.
 """
 
 from pathlib import Path
 
-from bench.report import certificate, frame, plots, tables
+from bench.report import analysis, certificate, frame, latex, plots, suite, tables, terminal
+from bench.report.sections import sections
 from bench.store import Store
 from bench.sweep import Sweep
 
 
-def report(sweep: Sweep, store: Store, target: Path) -> list[Path]:
-    """Write the sweep's table.md, table.csv, figure.png, figure.pdf and certificate.json into the folder `target`.
+def report(sweep: Sweep, store: Store, target: Path, console) -> list[Path]:
+    """Write the sweep's tables (.md, .csv, .tex), figure (.png, .pdf) and certificate.json into the folder `target`.
 
-    Refuses (bench.Refusal) what is not a controlled comparison, and a sweep without one complete seed.
+    `console`: a rich console to print the tables on, or None. Refuses (bench.Refusal) what is not a controlled
+    comparison, and a sweep without one complete seed.
     """
     table = frame.controlled(frame.rows(sweep, store), sweep)
     proof = certificate.certificate(table)
-    target.mkdir(parents=True, exist_ok=True)
+    found = analysis.analyse(table, suite.floors(table, store))
+    more = sections(table, found)
     texts = {
-        "table.md": tables.markdown(table, certificate.short(proof)),
-        "table.csv": tables.csv(table),
+        "table.md": tables.markdown(table, found, more, certificate.short(proof)),
+        "table.csv": tables.csv(table, found),
+        "comparisons.csv": tables.comparisons_csv(table, found),
+        "table.tex": latex.fragment(table, found, more),
+        "page.tex": latex.PAGE,
         "certificate.json": certificate.dump(proof),
     }
+    target.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (target / name).write_text(text, encoding="utf-8")
     figures = [target / "figure.png", target / "figure.pdf"]
     plots.draw(table, figures)
-    return [target / "table.md", target / "table.csv", *figures, target / "certificate.json"]
+    if console is not None:
+        terminal.show(table, found, more, console)
+    return [target / "table.md", target / "table.csv", *figures, *(target / name for name in list(texts)[2:])]

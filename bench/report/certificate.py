@@ -23,11 +23,19 @@ def certificate(table: Table) -> dict:
         "seeds": list(table.seeds),
         "arms": {a.label: {"mixer": a.mixer, "departed": a.departed, "sources": list(a.sources)} for a in table.arms},
         "varies": sweep.varies,
+        "declared": declared(table),
         "protocols": {protocol: of_protocol(table, protocol) for protocol in table.protocols()},
         "ran_on": ran_on(table.rows),
         "records": len(table.rows),
         "notes": list(table.notes),
     }
+
+
+def declared(table: Table) -> dict:
+    """What the sweep says now that the report tests, its hash, and how many records ran under each declaration."""
+    carried = [r.record.registration or "none" for r in table.rows]
+    counts = {name: carried.count(name) for name in sorted(set(carried))}
+    return {"family": asdict(table.sweep.family), "hash": table.sweep.registration, "records": counts}
 
 
 def of_protocol(table: Table, protocol: str) -> dict:
@@ -119,6 +127,10 @@ def short(proof: dict) -> list[str]:
     lines.append(f"Departures: {' | '.join(declared) or 'none'}.")
     varies = [f"{k} in {', '.join(plain(v) for v in values)}" for k, values in proof["varies"].items()]
     lines.append(f"Varies, for every arm alike: {'; '.join(varies) or 'nothing'}.")
+    family, counts = proof["declared"]["family"], proof["declared"]["records"]
+    carried = ", ".join(f"{n} records ran under `{name}`".replace("`none`", "none") for name, n in counts.items())
+    primary = " x ".join(family["primary"].values())
+    lines.append(f"Declared: primary {primary}, margin {family['margin']:g}, `{proof['declared']['hash']}`; {carried}.")
     return lines
 
 

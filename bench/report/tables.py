@@ -4,8 +4,10 @@ A mean is over seeds, after replicas are averaged within their seed, and exists 
 """
 
 import math
+import statistics
 
-from bench.report.frame import LEVELS, Arm, Table, plain, seeds_text
+from bench.report.frame import LEVELS, Arm, Table, nested, plain, seeds_text
+from bench.report.stats_tests import t_interval
 
 PLACE = ["arm", "protocol", "metric"]
 
@@ -63,9 +65,19 @@ def summary(frame):
     return table.rename_axis(columns=None)
 
 
-def csv(table: Table) -> str:
-    """Tidy, full precision: one line an (arm, column)."""
+def csv(table: Table, analysis) -> str:
+    """Tidy, full precision: one line an (arm, column), the mean's t interval (level 1 - alpha) and letters included."""
     frame = summary(tidy(table)).reset_index()
+    seeds = frame[[f"seed_{s}" for s in table.seeds]].to_numpy(float)
+    _, low, high = t_interval(seeds, 1 - analysis.alpha)
+    for place, (key, values) in enumerate((("low", low), ("high", high)), list(frame.columns).index("sd") + 1):
+        frame.insert(place, key, values)
+    letters = {
+        (arm.label, m.column.protocol, m.column.metric): text
+        for m in analysis.measured
+        for arm, text in zip(table.arms, m.letters, strict=True)
+    }
+    frame["letters"] = [letters[key] for key in frame[PLACE].itertuples(index=False, name=None)]
     arms = {a.label: a for a in table.arms}
     own = {
         "mixer": [arms[label].mixer["name"] for label in frame["arm"]],
@@ -78,7 +90,42 @@ def csv(table: Table) -> str:
     for key in ("parameters", "mixer_parameters", "flops", "state_per_head"):
         found = [capacities(table, arms[a], [p], key) for a, p in zip(frame["arm"], frame["protocol"], strict=True)]
         frame[key] = [str(values[0]) if values else "" for values in found]
+    speeds = {(a.label, p): throughput(table, a, [p]) for a in table.arms for p in table.protocols()}
+    frame["tokens_per_second"] = [speeds[a, p] for a, p in zip(frame["arm"], frame["protocol"], strict=True)]
     return frame.to_csv(index=False, lineterminator="\n")
+
+
+def throughput(table: Table, arm: Arm, protocols: list[str]) -> float:
+    """Median over the arm's trained runs of positions a second at their median step; NaN if there are none.
+
+    As the runs ran, whatever else the machine did: an orientation, not a benchmark.
+    """
+    found = []
+    for row in (r for p in protocols for r in table.of(p) if r.arm == arm.key and r.trained):
+        cost, steps = row.record.cost, nested(row.record.run["protocol"], "budget.steps")
+        if cost.step_p50 > 0 and row.record.outcome == "ok":
+            found.append(cost.tokens / steps / cost.step_p50)
+    return statistics.median(found) if found else math.nan
+
+
+def comparisons_csv(table: Table, analysis) -> str:
+    """Every declared comparison on every column in full precision, one line each."""
+    import pandas as pd
+
+    lines = []
+    for result in analysis.results:
+        found, column = result.found, result.measured.column
+        for i, (first, second) in enumerate(found.pairs):
+            line = {"family": result.kind, "arm": table.arms[first].label, "against": table.arms[second].label}
+            line |= {"protocol": column.protocol, "metric": column.metric, "primary": str(result.primary).lower()}
+            line |= {"n": found.seeds, "difference": found.difference_P.estimate[i]}
+            line |= {"low": found.difference_P.low[i], "high": found.difference_P.high[i]}
+            line |= {"p_t": found.p_P[i], "p_t_holm": found.adjusted_P[i], "p_t_bh": result.explored_P[i]}
+            line |= {"p_flip": found.flip_P[i], "p_flip_holm": found.flip_adjusted_P[i]}
+            line |= {"p_block_holm": found.pooled_adjusted_P[i], "tested": str(found.tested).lower()}
+            line |= {"p_equivalent_holm": result.equivalence.p[i] if result.equivalence else math.nan}
+            lines.append(line | {"verdict": found.verdicts()[i] if result.primary else "exploration"})
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
 
 
 def departed_text(arm: Arm) -> str:
@@ -91,34 +138,85 @@ def capacities(table: Table, arm: Arm, protocols: list[str], key: str) -> list[i
     return sorted({getattr(r.record.capacity, key) for r in rows})
 
 
-# Markdown -----------------------------------------------------------------------------------------------------------
+# The wide table -----------------------------------------------------------------------------------------------------
 
 
-def markdown(table: Table, certificate: list[str]) -> str:
-    """The table with its question above and its notes and the short fairness certificate below."""
+def column_title(column) -> str:
+    return f"{column.protocol}: {column.metric.replace('_', ' ')}"
+
+
+def wide(table: Table, analysis) -> tuple[list[str], list[list[str]], list[str]]:
+    """(head, lines, notes): arms as rows, columns and GLUE's average as columns, then capacity. `analysis.Analysis`."""
     marks = departure_marks(table)
     numbered = [f"[{n}] {text}" for n, text in enumerate(departure_notes(table), 1)]
     cells, reasons = cell_texts(table, len(numbered))
-    head = ["mixer", "SAM", *table.axes, *(f"{c.protocol}: {c.metric.replace('_', ' ')}" for c in table.columns)]
+    if analysis.average:
+        cells |= average_texts(table, analysis.average)
+    head = ["mixer", "SAM", *table.axes]
+    head += [column_title(m.column) + " (at floor)" * m.at_floor for m in analysis.measured]
     head += ["parameters", "of the mixer", "state per head"]
     lines = []
-    for arm in table.arms:
+    for place, arm in enumerate(table.arms):
         own = [arm.mixer["name"] + marks[arm.key], LEVELS[arm.mixer["sam"]].cell]
         own += [plain(arm.mixer[k]) if k in arm.mixer else "-" for k in table.axes]
-        own += [cells[arm.label, c.protocol, c.metric] for c in table.columns]
+        texts = [(cells[arm.label, m.column.protocol, m.column.metric], m.letters[place]) for m in analysis.measured]
+        own += [f"{text} {letters}".rstrip() for text, letters in texts]
         own += [capacity_text(table, arm, k) for k in ("parameters", "mixer_parameters", "state_per_head")]
         lines.append(own)
-    but = ", and what is declared as a departure" if numbered else ""
-    notes = [*numbered, *reasons, *standing_notes(table), *table.notes]
-    parts = [
-        f"# {table.sweep.name}",
-        table.sweep.question,
-        grid(head, lines, left=2),
-        "\n".join(f"- {note}" for note in notes),
-        f"Fairness certificate (in each column only mixer and seed differ{but}; checked on {len(table.rows)} records):",
-        "\n".join(f"- {line}" for line in certificate),
+    return head, lines, [*numbered, *reasons, *standing_notes(table), *analysis_notes(table, analysis), *table.notes]
+
+
+def average_texts(table: Table, average) -> dict[tuple, str]:
+    """Cells of GLUE's average."""
+    texts = {}
+    for arm, values_S in zip(table.arms, average.values_AS, strict=True):
+        failed = int((values_S != values_S).sum())
+        spread = f" ± {values_S.std(ddof=1):.3f}" if len(values_S) > 1 else ""
+        text = f"{failed} of {len(values_S)} failed" if failed else f"{values_S.mean():.3f}{spread}"
+        texts[arm.label, average.column.protocol, average.column.metric] = text
+    return texts
+
+
+def analysis_notes(table: Table, analysis) -> list[str]:
+    """On letters, floors, averages and what no test can say."""
+    notes, lettered = [], [m for m in analysis.measured if not m.no_letters]
+    if len(table.arms) < 2:
+        notes.append("One arm: there is nothing to compare.")
+    elif lettered:
+        level = f"{analysis.alpha:g}"
+        notes.append(f"Arms that share a letter were not declared different (paired t, Holm over all pairs, {level}).")
+    elif len(table.seeds) > 1:
+        notes.append(f"No significance groups: {analysis.measured[0].no_letters} (n = {len(table.seeds)}).")
+    if low := [column_title(m.column) for m in analysis.measured if m.at_floor]:
+        name = table.arms[analysis.reference].label
+        text = "is not more than 3 standard errors above always saying the most frequent class"
+        notes.append(f"At floor: {', '.join(low)}: {name} {text}; such a task tells no arms apart.")
+    if analysis.average:
+        notes.append(f"{column_title(analysis.average.column)}: {analysis.average.note}.")
+    return notes
+
+
+# Markdown -----------------------------------------------------------------------------------------------------------
+
+
+def markdown(table: Table, analysis, sections: list, certificate: list[str]) -> str:
+    """The wide table under its question, then its notes, the other sections and the short fairness certificate."""
+    head, lines, notes = wide(table, analysis)
+    but = ", and what is declared as a departure" if any(a.departed for a in table.arms) else ""
+    parts = [f"# {table.sweep.name}", table.sweep.question, grid(head, lines, left=2), bullets(notes)]
+    for section in sections:
+        parts += [f"## {section.title}", grid(section.head, section.lines, section.left)]
+        parts += [bullets(section.notes)] if section.notes else []
+    parts += [
+        "## Fairness certificate",
+        f"In each column only mixer and seed differ{but}; checked on {len(table.rows)} records:",
+        bullets(certificate),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def grid(head: list[str], lines: list[list[str]], left: int) -> str:
@@ -152,8 +250,10 @@ def cell_texts(table: Table, notes_before: int) -> tuple[dict[tuple, str], list[
 
 
 def failed_text(cell) -> str:
-    """'1 of 5 diverged', '' if every run came out ok; `cell` is a row of `summary`."""
-    return ", ".join(f"{int(cell[k])} of {int(cell['runs'])} {k}" for k in ("diverged", "unfit") if cell[k])
+    """'1 of 5 failed (1 diverged)', '' if every run came out ok; `cell` is a row of `summary`."""
+    kinds = [f"{int(cell[k])} {k}" for k in ("diverged", "unfit") if cell[k]]
+    failed = int(cell["diverged"] + cell["unfit"])
+    return f"{failed} of {int(cell['runs'])} failed ({', '.join(kinds)})" if failed else ""
 
 
 def decimals(means) -> int:

@@ -1,0 +1,249 @@
+"""What a report says under its wide table: differences of each declared family, responses, ranks. Plain text cells.
+
+A Section is one table with its notes; tables.py, latex.py and terminal.py only set it. '+' is in the units of the
+column, as recorded: a loss that falls has a negative difference.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.config import NEUTRAL
+from bench.report import stats
+from bench.report.analysis import A_A, Analysis, Measured, Result
+from bench.report.frame import LEVELS, Arm, Table, nested, plain, same
+from bench.report.stats_tests import Interval, detectable, smallest_flip_p
+from bench.report.tables import column_title, decimals
+from bench.sweep import AGAINST, SAM
+
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    head: list[str]
+    lines: list[list[str]]
+    left: int  # that many first columns are text
+    notes: list[str]
+
+
+def sections(table: Table, analysis: Analysis) -> list[Section]:
+    found = []
+    for kind in analysis.families:
+        results = [r for r in analysis.results if r.kind == kind]
+        found.append(deltas(table, analysis, results))
+        found += [detail(table, r) for r in results if r.primary and r.found.tested]
+    found += responses(table, analysis)
+    return [*found, ranking(table, analysis)] if analysis.overall else found
+
+
+def kind_title(table: Table, analysis: Analysis, kind: str) -> str:
+    if kind == AGAINST:
+        return f"Difference from {table.arms[analysis.reference].label}"
+    return {SAM: "SAM minus not SAM", A_A: "A/A: the same mixer with other initial values"}[kind]
+
+
+def pair_label(table: Table, kind: str, pair: tuple[int, int]) -> str:
+    first, second = (table.arms[i].label for i in pair)
+    return first if kind == AGAINST else f"{first} - {second}"
+
+
+# Differences --------------------------------------------------------------------------------------------------------
+
+
+def deltas(table: Table, analysis: Analysis, results: list[Result]) -> Section:
+    """Pairs as rows, columns as columns: mean paired difference, its interval and its mark."""
+    kind, found = results[0].kind, results[0].found
+    head = ["arm", *(column_title(r.measured.column) for r in results)]
+    texts = [delta_cells(r, table) for r in results]
+    lines = [[pair_label(table, kind, pair), *cells] for pair, *cells in zip(found.pairs, *texts, strict=True)]
+    notes = delta_notes(table, analysis, results)
+    return Section(kind_title(table, analysis, kind), head, lines, 1, notes)
+
+
+def delta_cells(result: Result, table: Table) -> list[str]:
+    values_AS, found = result.measured.values_AS, result.found
+    digits, texts = digits_of(result.measured), []
+    failed_A, seeds = stats.failures(values_AS), values_AS.shape[-1]
+    for place, pair in enumerate(found.pairs):
+        bad = [stats.failed_text(int(failed_A[i]), seeds) for i in pair if failed_A[i]]
+        texts.append(bad[0] if bad else interval_text(found.difference_P, place, digits) + result.marks()[place])
+    return texts
+
+
+def digits_of(measured: Measured) -> int:
+    import pandas as pd
+
+    return decimals(pd.Series(measured.values_AS.mean(-1)))
+
+
+def interval_text(interval: Interval, place: int, digits: int) -> str:
+    """'+0.012 [-0.003, +0.027]'; without ends for one seed."""
+    estimate, low, high = (float(ends[place]) for ends in interval)
+    if np.isnan(low):
+        return signed(estimate, digits)
+    return f"{signed(estimate, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def signed(value: float, digits: int) -> str:
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else f"{0:.{digits}f}"
+
+
+def delta_notes(table: Table, analysis: Analysis, results: list[Result]) -> list[str]:
+    found, family = results[0].found, table.sweep.family
+    level, n, size = percent(1 - found.alpha), found.seeds, len(found.pairs)
+    family_note = [] if results[0].kind == A_A else [f"A family of {size}, {declared(table)}."]
+    if n < 2:
+        return ["One seed: differences have no interval and nothing is tested.", *family_note]
+    notes = [f"Mean paired difference over n = {n} seeds [{level} t interval of the pair].", *family_note]
+    if not found.tested:
+        notes.append(
+            f"{stats.FEW.capitalize()}: the smallest p that sign-flips of n = {n} can reach is "
+            f"{smallest_flip_p(n):.2g}, x {size} by Holm, above alpha = {found.alpha:g}. Intervals only."
+        )
+        return notes
+    decided = " x ".join((family.primary.protocol, family.primary.metric))
+    if results[0].kind == A_A:
+        wrong = [column_title(r.measured.column) for r in results if any(r.marks())]
+        says = f"WARNING: it came out different on {', '.join(wrong)}" if wrong else "it did not come out different"
+        notes.append(f"The two arms differ in nothing but the mixer's draws; {says}.")
+    notes.append(
+        f"`*` differs on the primary column ({decided}): paired t, Holm over {size}, p <= {found.alpha:g}. "
+        f"`°` elsewhere, by Benjamini-Hochberg: exploration, no claim rests on it."
+    )
+    least = detectable(n, size, found.alpha, POWER)
+    notes.append(f"A true difference of {least:.2g} SDs of paired differences is found with {percent(POWER)} chance.")
+    return notes
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def detail(table: Table, result: Result) -> Section:
+    """All tests of one family on the primary column."""
+    found, same_as = result.found, result.equivalence
+    margin = table.sweep.family.margin
+    head = [
+        "arm",
+        "difference",
+        "p (t, Holm)",
+        "p (sign-flip, Holm)",
+        "p (block model, Holm)",
+        "seeds ahead",
+        "verdict",
+    ]
+    gaps_PS = result.measured.sign * stats.differences(result.measured.values_AS, found.pairs)
+    lines = []
+    for i, (pair, cell, verdict) in enumerate(
+        zip(found.pairs, delta_cells(result, table), found.verdicts(), strict=True)
+    ):
+        p = [found.adjusted_P[i], found.flip_adjusted_P[i], found.pooled_adjusted_P[i]]
+        shown = [p_text(v) for v in p]
+        ahead = "-" if np.isnan(gaps_PS[i]).any() else f"{int((gaps_PS[i] > 0).sum())} of {found.seeds}"
+        if same_as is not None and same_as.equivalent[i]:
+            verdict += f", within ±{margin:g}"
+        lines.append([pair_label(table, result.kind, pair), cell.rstrip("*°"), *shown, ahead, verdict])
+    notes = ["The t test decides; sign-flips are exact without normality; the block model pools all arms' noise."]
+    if same_as is not None:
+        least = min(p for p in [*same_as.p, 1.0] if not np.isnan(p))
+        notes.append(f"Equivalence (two one-sided t tests, Holm) within ±{margin:g}; smallest p {p_text(least)}.")
+    return Section(f"{kind_name(result.kind)} on {column_title(result.measured.column)}", head, lines, 1, notes)
+
+
+def kind_name(kind: str) -> str:
+    return {AGAINST: "Tests against the reference", SAM: "Tests of SAM", A_A: "Tests of A/A"}[kind]
+
+
+def p_text(p: float) -> str:
+    return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def declared(table: Table) -> str:
+    """Whether the records were made under the sweep's declaration as it stands now."""
+    now = table.sweep.registration
+    carried = sum(r.record.registration == now for r in table.rows)
+    total = len(table.rows)
+    if carried == total:
+        return f"declared before the first run (`{now}` in all {total} records)"
+    if not carried:
+        return f"declared after the runs (no record carries `{now}`)"
+    return f"declared `{now}`, which {carried} of {total} records carry: the others ran under another or no declaration"
+
+
+# Responses ----------------------------------------------------------------------------------------------------------
+
+
+def responses(table: Table, analysis: Analysis) -> list[Section]:
+    """One table for each mixer key with several values and each protocol key that varies: its values as rows."""
+    named = [a for a in table.axes if a != "salt"]
+    return [by_key(table, analysis, k) for k in named] + [by_variation(table, analysis, k) for k in table.sweep.varies]
+
+
+def by_key(table: Table, analysis: Analysis, key: str) -> Section:
+    """Primary column; rows the key's values, columns the mixers, an arm a cell (several: the axes beside it)."""
+    measured = primary(table, analysis)
+    values = {plain(a.mixer[key]): None for a in table.arms if key in a.mixer}
+    names = {family_label(a, key): None for a in table.arms if key in a.mixer}
+    texts = {}
+    for place, arm in enumerate(table.arms):
+        if key in arm.mixer:
+            texts[plain(arm.mixer[key]), family_label(arm, key)] = value_text(measured, place)
+    lines = [[value, *(texts.get((value, name), "-") for name in names)] for value in values]
+    return Section(f"{column_title(measured.column)} by {key}", [key, *names], lines, 1, [])
+
+
+def family_label(arm: Arm, key: str) -> str:
+    """The arm without the key, and without keys that it shares with nobody."""
+    rest = [part for part in arm.label.split(", ")[1:] if not part.startswith(f"{key} ")]
+    return ", ".join([f"{arm.mixer['name']}{LEVELS[arm.mixer['sam']].label}", *rest])
+
+
+def by_variation(table: Table, analysis: Analysis, key: str) -> Section:
+    """The primary metric; rows the variations, columns the arms."""
+    base, metric = table.sweep.family.primary.protocol.split("[", 1)[0], table.sweep.family.primary.metric
+    shown = [m for m in analysis.measured if (m.column.protocol.split("[", 1)[0], m.column.metric) == (base, metric)]
+    lines = []
+    for measured in shown:
+        config = table.of(measured.column.protocol)[0].record.run["protocol"]
+        value = nested(config, key)
+        value = plain(NEUTRAL.get(f"protocol.{key}", value) if same(value, "absent") else value)
+        lines.append([value, *(value_text(measured, place) for place in range(len(table.arms)))])
+    return Section(f"{base}: {metric} by {key}", [key, *(a.label for a in table.arms)], lines, 1, [])
+
+
+def primary(table: Table, analysis: Analysis) -> Measured:
+    return next((m for m in analysis.measured if m.column == table.sweep.family.primary), analysis.measured[0])
+
+
+def value_text(measured: Measured, place: int) -> str:
+    values_S, digits = measured.values_AS[place], digits_of(measured)
+    if failed := stats.failed_text(int(stats.failures(values_S)), len(values_S)):
+        return failed
+    spread = f" ± {values_S.std(ddof=1):.{digits}f}" if len(values_S) > 1 else ""
+    return f"{values_S.mean():.{digits}f}{spread}"
+
+
+# Over tasks ---------------------------------------------------------------------------------------------------------
+
+
+def ranking(table: Table, analysis: Analysis) -> Section:
+    found = analysis.overall
+    head = ["arm", "mean rank"] + (
+        [f"chance to beat {table.arms[analysis.reference].label}"] if found.improvement_A else []
+    )
+    lines = []
+    for place, arm in enumerate(table.arms):
+        cells = [span(found.rank_A, place)]
+        if found.improvement_A:
+            cells.append("-" if place == analysis.reference else span(found.improvement_A, place))
+        lines.append([arm.label, *cells])
+    label = f": {found.caution}" if found.caution else ""
+    notes = [f"[percentile bootstrap over seeds{label}]. 1 is the best rank; an arm with failed runs loses there."]
+    return Section(f"Over {found.tasks} tasks", head, lines, 1, notes)
+
+
+def span(interval: Interval, place: int) -> str:
+    return f"{interval.estimate[place]:.2f} [{interval.low[place]:.2f}, {interval.high[place]:.2f}]"
