@@ -5,7 +5,7 @@ The gate (frame.py) runs first; nothing is written for a table that it refuses. 
 
 from pathlib import Path
 
-from bench.report import analysis, certificate, frame, latex, plots, suite, tables, terminal
+from bench.report import analysis, certificate, frame, latex, plots, published, suite, tables, terminal
 from bench.report.sections import sections
 from bench.store import Store
 from bench.sweep import Sweep
@@ -20,7 +20,7 @@ def report(sweep: Sweep, store: Store, target: Path, console) -> list[Path]:
     table = frame.controlled(frame.rows(sweep, store), sweep)
     proof = certificate.certificate(table)
     found = analysis.analyse(table, suite.floors(table, store))
-    more = sections(table, found)
+    more = [*sections(table, found), *published.beside(table, found)]
     texts = {
         "table.md": tables.markdown(table, found, more, certificate.short(proof)),
         "table.csv": tables.csv(table, found),

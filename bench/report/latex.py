@@ -55,7 +55,7 @@ def tabular(sweep: str, title: str, head: list[str], lines: list[list[str]], lef
     body = " \\\\\n".join(rows[1:])
     below = "\n\n".join(escaped(n) for n in notes)
     return f"""\\begin{{table}}[htbp]
-\\centering\\footnotesize
+\\centering\\footnotesize\\setlength{{\\belowcaptionskip}}{{4pt}}
 \\caption{{{escaped(title)}}}\\label{{tab:{label}}}
 \\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%
 \\begin{{tabular}}{{{spec}}}
