@@ -202,7 +202,7 @@ class Run:
         parts = f'"mixer":{self.mixer.canonical},"point":{point},"protocol":{self.protocol.canonical}'
         return _short_hash(f"{{{parts},{rest}}}")
 
-    @property
+    @cached_property
     def protocol_id(self) -> str:
         return self.protocol.id
 
@@ -219,9 +219,13 @@ NEUTRAL: dict[str, object] = {
 
 def resolved(run: Run) -> dict:
     """The total configuration of a run as plain values: what is hashed, stored and compared."""
-    mixer = {"name": run.mixer.name, **run.mixer.args}
     protocol = _protocol_values(run.protocol)
+    mixer = resolved_mixer(run)
     return {"protocol": protocol, "mixer": mixer, "seed": run.seed, "replica": run.replica, "point": run.point}
+
+
+def resolved_mixer(run: Run) -> dict:
+    return {"name": run.mixer.name, **run.mixer.args}
 
 
 def _protocol_values(protocol: Protocol) -> dict:

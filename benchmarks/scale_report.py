@@ -1,6 +1,6 @@
 """Seconds from 10,000 records on disk to all tables and figures of a report.
 
-Command: python benchmarks/scale_report.py. Fabricated records: 25 arms x 40 seeds x 10 columns' protocols, as a committed
+Command: python benchmarks/scale_report.py. Fabricated records: 25 arms x 20 seeds x 20 protocols, as a committed
 records.jsonl, read and reported as `mixerbench report` does. Target: under 20 s on two cores.
 """
 
@@ -75,8 +75,8 @@ def fill(folder: Path, seeds: int, protocols: int) -> Sweep:
 
 def main() -> None:
     about = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    about.add_argument("--seeds", type=int, default=40)
-    about.add_argument("--protocols", type=int, default=10)
+    about.add_argument("--seeds", type=int, default=20)
+    about.add_argument("--protocols", type=int, default=20)
     options = about.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

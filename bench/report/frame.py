@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bench import Refusal
 from bench import sweep as sweeps
-from bench.config import CHAIN, MISALIGNED, NEUTRAL, digest, resolved
+from bench.config import CHAIN, MISALIGNED, NEUTRAL, digest, resolved_mixer
 from bench.record import Record
 from bench.store import Store
 from bench.sweep import Column, Sweep
@@ -91,7 +91,7 @@ def rows(sweep: Sweep, store: Store) -> list[Row]:
     """Every cell of the sweep with its record. One arm that is listed twice is one arm."""
     found: dict[tuple, Row] = {}
     for cell in sweeps.cells(sweep):
-        mixer, run_id = resolved(cell.run)["mixer"], cell.run.id
+        run_id, mixer = cell.run.id, resolved_mixer(cell.run)
         row = Row(cell.protocol, mixer, cell.seed, cell.replica, run_id, store.record(run_id))
         found.setdefault((row.protocol, row.arm, row.seed, row.replica), row)
     return list(found.values())
@@ -304,7 +304,7 @@ def plain(value) -> str:
 
 
 def same(a, b) -> bool:
-    return digest({"": a}) == digest({"": b})
+    return (type(a) is type(b) and a == b) or digest({"": a}) == digest({"": b})
 
 
 def protocol_value(run: dict, key: str):

@@ -95,10 +95,10 @@ def panel(ax, table: Table, cells, place: int, first: bool) -> None:
                 backgroundcolor="white",
             )
             continue
-        for i, seed in enumerate(table.seeds):
-            offset = 0.0 if n == 1 else 0.44 * (i / (n - 1) - 0.5)
-            face = filled(arm.mixer["sam"], colour)
-            ax.plot(cell[f"seed_{seed}"], height + offset, marker, ms=size, mec=colour, **face, mew=0.8, zorder=3)
+        offsets = [0.0 if n == 1 else 0.44 * (i / (n - 1) - 0.5) for i in range(n)]
+        values, heights = [cell[f"seed_{s}"] for s in table.seeds], [height + offset for offset in offsets]
+        face = filled(arm.mixer["sam"], colour)
+        ax.plot(values, heights, marker, ms=size, mec=colour, **face, mew=0.8, zorder=3)
         if n > 1:
             ax.plot([cell["mean"]] * 2, [height - 0.36, height + 0.36], color="0.1", lw=0.9, zorder=4)
     ax.set_ylim(len(table.arms) - 0.5, -0.5)
