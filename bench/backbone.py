@@ -174,13 +174,17 @@ def shared(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((n, p) for n, p in sorted(model.named_parameters()) if not owned_by_mixer(n))
 
 
-def initialise(model: Backbone, streams: Streams) -> None:
-    """Draw every parameter on the host from the stream of its own name, so that none depends on another's draw."""
+def initialise(model: Backbone, streams: Streams, salt: int) -> None:
+    """Draw every parameter on the host from the stream of its own name, so that none depends on another's draw.
+
+    A salt other than 0 changes the streams of what exists for the mixer only, and nothing else (an A/A arm).
+    """
     with torch.no_grad():
         for prefix, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 full = f"{prefix}.{name}" if prefix else name
-                generator = torch.Generator().manual_seed(streams.torch_seed(f"parameter {full}"))
+                purpose = f"parameter {full}" + (f" salt {salt}" if salt and owned_by_mixer(full) else "")
+                generator = torch.Generator().manual_seed(streams.torch_seed(purpose))
                 value = _initial(module, name, model.settings.init_std, generator)
                 if value.shape != parameter.shape:
                     raise ValueError(

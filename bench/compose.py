@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from bench import Refusal, plugins
-from bench.config import CHAIN, Named, Protocol, Run, Where, build, coerce, listed
+from bench.config import CHAIN, NEUTRAL, Named, Protocol, Run, Where, build, coerce, listed
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -199,7 +199,12 @@ def _protocol(text: str, changes: str, init: str) -> Protocol:
 
 @lru_cache(maxsize=4096)
 def _mixer(text: str, changes: str) -> Named:
-    return build(Named, _named(_applied(text, changes, "mixer"), "mixer"), "mixer")
+    if "salt" in json.loads(changes):  # every mixer takes it, though no yaml lists it
+        text = json.dumps({**json.loads(text), "salt": NEUTRAL["mixer.salt"]})
+    values = _applied(text, changes, "mixer")
+    if coerce(int, values.get("salt", 0), "mixer.salt") < 0:
+        raise Refusal(f"mixer.salt must be at least 0, got {values['salt']}")
+    return build(Named, _named(values, "mixer"), "mixer")
 
 
 def _parent(protocol: str, init, mixer: str, changes: dict[str, object], seed: int) -> Run | None:

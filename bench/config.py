@@ -214,6 +214,7 @@ CHAIN = ("protocol.backbone.", "protocol.shell.")  # what a child shares with it
 NEUTRAL: dict[str, object] = {
     "protocol.task.pieces": 0,  # masked_lm: all pieces of a document
     "protocol.shell.directions": "one",
+    "mixer.salt": 0,  # no yaml has it: an A/A arm says 1
 }
 
 

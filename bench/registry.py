@@ -10,7 +10,7 @@ import types
 
 from bench import Refusal
 from bench.compose import choices, claim_of
-from bench.config import MISALIGNED, Run, build
+from bench.config import MISALIGNED, NEUTRAL, Run, build
 from bench.mixers.base import Grant, Mixer
 from bench.plugins import Claim
 from bench.seeds import Streams
@@ -94,8 +94,14 @@ def mixer_args(run: Run):
 
 
 def aligned(args: dict) -> dict:
-    """A mixer's arguments as its class takes them: `sam: misaligned` is its `sam: true` form."""
-    return {**args, "sam": True} if args.get("sam") == MISALIGNED else args
+    """A mixer's arguments as its class takes them, without salt: `sam: misaligned` is its `sam: true` form."""
+    own = {key: value for key, value in args.items() if key != "salt"}
+    return {**own, "sam": True} if own.get("sam") == MISALIGNED else own
+
+
+def salt(run: Run) -> int:
+    """Other than 0 for an A/A arm: the same mixer, with other draws of its own parameters."""
+    return run.mixer.args.get("salt", NEUTRAL["mixer.salt"])
 
 
 def _levels(cls: type[Mixer]) -> str:

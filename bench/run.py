@@ -152,7 +152,7 @@ def build(run: Run, where: Where, device: str) -> Built:
     backend = registry.backend(registry.mixer_class(run.mixer.name), where.backend, device)
     model = model_of(run, task, backend)
     streams = Streams(run.seed, run.replica)
-    backbone.initialise(model, streams)
+    backbone.initialise(model, streams, registry.salt(run))
     hashes = Hashes(
         shared_init=backbone.shared_digest(model),
         batches=batches_digest(task, streams, run.protocol.budget.batch, run.protocol.budget.steps),

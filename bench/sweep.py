@@ -59,7 +59,7 @@ class Sweep:
     name: str
     question: str  # one line, printed above the table
     protocols: tuple[str, ...]
-    mixers: tuple[dict, ...]  # each `name` and own keys; a list of values is an axis
+    mixers: tuple[dict, ...]  # each `name` and own keys; a list of values is an axis; `salt: 1` makes an A/A arm
     seeds: tuple[int, ...]
     replicas: tuple[int, ...]  # of the protocols that start from a parent; others have replica 0 only
     varies: dict[str, list]  # protocol key -> values
@@ -148,7 +148,8 @@ def arms(sweep: Sweep) -> list[Arm]:
 
 def check_reference(reference: dict, mixers: list[dict]) -> None:
     """Refuse a reference that no arm or more than one is; an arm that the file lists twice is one."""
-    matches = {digest(m): m for m in mixers if all(m.get(k) == v for k, v in reference.items())}
+    plain = [m for m in mixers if not m.get("salt", 0)]  # an A/A arm is no reference
+    matches = {digest({"mixer": m}): m for m in plain if all(m.get(k) == v for k, v in reference.items())}
     if reference and len(matches) != 1:
         several = f"{len(matches)} arms match it, name more of its keys" if matches else "no arm of the sweep matches"
         raise Refusal(f"sweep.family.reference {reference}: {several}")

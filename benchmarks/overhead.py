@@ -28,7 +28,7 @@ def made(run: Run, device: str) -> tuple[backbone.Backbone, object]:
     args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
     granted = registry.grant(run, task, args)
     model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, cls.backends[0]), registry.order(run))
-    backbone.initialise(model, Streams(run.seed, run.replica))
+    backbone.initialise(model, Streams(run.seed, run.replica), 0)
     example = task.example(run.protocol.budget.batch)
     task.batch = lambda streams, step, size, part: {key: value[part] for key, value in example.items()}
     return model.to(device), task

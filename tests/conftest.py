@@ -64,7 +64,7 @@ def built(run: Run, device: str = "cpu") -> tuple[backbone.Backbone, object]:
     with torch.device(device):
         model = model_of(run, task, registry.mixer_class(run.mixer.name).backends[0])
     if device != "meta":
-        backbone.initialise(model, Streams(run.seed, run.replica))
+        backbone.initialise(model, Streams(run.seed, run.replica), registry.salt(run))
     example = task.example(run.protocol.budget.batch)
     task.batch = lambda streams, step, size, part: {key: value[part] for key, value in example.items()}
     return model, task

@@ -40,7 +40,7 @@ def model_of(
     args = cls.Args(**{"heads": 2} | MIXERS[mixer])
     grant = Grant(2, WIDTH * shell_settings.expand // 2, spec.length, spec.packed)
     model = backbone.Backbone(spec, settings, shell_settings, lambda: cls(grant, args, "torch"), order)
-    backbone.initialise(model, Streams(0, 0))
+    backbone.initialise(model, Streams(0, 0), 0)
     with torch.no_grad():  # norms and biases that start as 1 and 0 would hide that they are left out
         for name, parameter in model.named_parameters():
             if "norm" in name or "bias" in name:

@@ -214,7 +214,7 @@ def test_a_child_starts_from_its_parents_weights_and_scales(directions, tmp_path
     for _, scale in above.parts():
         scale.fill_(0.25)
     torch.save(above.state_dict(), tmp_path / "weights.pt")
-    backbone.initialise(below, Streams(5, 0))
+    backbone.initialise(below, Streams(5, 0), 0)
     load_parent(below, tmp_path / "weights.pt", child)
     assert all(float(scale.min()) == float(scale.max()) == 0.25 for _, scale in below.parts())
     values = dict(above.named_parameters())

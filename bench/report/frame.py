@@ -49,7 +49,7 @@ class Row:
 
     @cached_property
     def arm(self) -> str:
-        return digest(self.mixer)
+        return digest({"mixer": self.mixer})
 
     @property
     def trained(self) -> bool:
@@ -128,7 +128,7 @@ def written_out(sweep: Sweep, labels: list[str]) -> tuple[Column, ...]:
 def arms_of(rows: list[Row], sweep: Sweep) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
     """The arms in the sweep's order, and the mixer keys that deserve a column: those with several values among them."""
     mixers = {r.arm: r.mixer for r in rows}
-    keys = dict.fromkeys(k for m in mixers.values() for k in m if k not in ("name", "sam"))
+    keys = dict.fromkeys(k for m in mixers.values() for k in m if k not in ("name", "sam", "salt"))
 
     def several(key: str, among) -> bool:
         return len({digest({"": m[key]}) for m in among if key in m}) > 1
@@ -138,6 +138,7 @@ def arms_of(rows: list[Row], sweep: Sweep) -> tuple[tuple[Arm, ...], tuple[str, 
     for key, mixer in mixers.items():
         alike = [m for m in mixers.values() if (m["name"], m["sam"]) == (mixer["name"], mixer["sam"])]
         own = [f"{k} {plain(mixer[k])}" for k in axes if several(k, alike)]
+        own += [f"A/A {mixer['salt']}"] if mixer.get("salt", 0) else []
         label = ", ".join([f"{mixer['name']}{LEVELS[mixer['sam']].label}", *own])
         declared = departures(sweep, mixer)
         departed = {k: v for d in declared for k, v in d.set.items()}

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.config import NEUTRAL
 from bench.report import stats
-from bench.report.analysis import A_A, Analysis, Measured, Result
+from bench.report.analysis import A_A, Analysis, Measured, Result, salted
 from bench.report.frame import LEVELS, Arm, Table, nested, plain, same
 from bench.report.stats_tests import Interval, detectable, smallest_flip_p
 from bench.report.tables import column_title, decimals
@@ -178,18 +178,19 @@ def declared(table: Table) -> str:
 
 def responses(table: Table, analysis: Analysis) -> list[Section]:
     """One table for each mixer key with several values and each protocol key that varies: its values as rows."""
-    named = [a for a in table.axes if a != "salt"]
-    return [by_key(table, analysis, k) for k in named] + [by_variation(table, analysis, k) for k in table.sweep.varies]
+    return [by_key(table, analysis, k) for k in table.axes] + [
+        by_variation(table, analysis, k) for k in table.sweep.varies
+    ]
 
 
 def by_key(table: Table, analysis: Analysis, key: str) -> Section:
     """Primary column; rows the key's values, columns the mixers, an arm a cell (several: the axes beside it)."""
     measured = primary(table, analysis)
     values = {plain(a.mixer[key]): None for a in table.arms if key in a.mixer}
-    names = {family_label(a, key): None for a in table.arms if key in a.mixer}
+    names = {family_label(a, key): None for a in table.arms if key in a.mixer and not salted(a)}
     texts = {}
     for place, arm in enumerate(table.arms):
-        if key in arm.mixer:
+        if key in arm.mixer and not salted(arm):
             texts[plain(arm.mixer[key]), family_label(arm, key)] = value_text(measured, place)
     lines = [[value, *(texts.get((value, name), "-") for name in names)] for value in values]
     return Section(f"{column_title(measured.column)} by {key}", [key, *names], lines, 1, [])

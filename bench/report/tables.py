@@ -157,7 +157,8 @@ def wide(table: Table, analysis) -> tuple[list[str], list[list[str]], list[str]]
     head += ["parameters", "of the mixer", "state per head"]
     lines = []
     for place, arm in enumerate(table.arms):
-        own = [arm.mixer["name"] + marks[arm.key], LEVELS[arm.mixer["sam"]].cell]
+        twin = f" (A/A {arm.mixer['salt']})" if arm.mixer.get("salt", 0) else ""
+        own = [arm.mixer["name"] + twin + marks[arm.key], LEVELS[arm.mixer["sam"]].cell]
         own += [plain(arm.mixer[k]) if k in arm.mixer else "-" for k in table.axes]
         texts = [(cells[arm.label, m.column.protocol, m.column.metric], m.letters[place]) for m in analysis.measured]
         own += [f"{text} {letters}".rstrip() for text, letters in texts]
@@ -180,6 +181,12 @@ def average_texts(table: Table, average) -> dict[tuple, str]:
 def analysis_notes(table: Table, analysis) -> list[str]:
     """On letters, floors, averages and what no test can say."""
     notes, lettered = [], [m for m in analysis.measured if not m.no_letters]
+    for result in analysis.flagged():
+        names = [table.arms[p[0]].label for p, mark in zip(result.found.pairs, result.marks(), strict=True) if mark]
+        where = column_title(result.measured.column)
+        notes.append(
+            f"WARNING: the A/A arm {', '.join(names)} came out different on {where}: noise passes for an effect."
+        )
     if len(table.arms) < 2:
         notes.append("One arm: there is nothing to compare.")
     elif lettered:
