@@ -38,6 +38,9 @@ PLAIN = {
 
 
 def a_sweep(folder: Path, **changes) -> sweep.Sweep:
+    """A sweep file and what it means; its primary outcome is its first column unless `family` says otherwise."""
+    if changes.get("columns"):
+        changes = {"family": PLAIN["family"] | {"primary": changes["columns"][0]}} | changes
     (folder / "x.yaml").write_text(yaml.safe_dump(PLAIN | changes, sort_keys=False))
     return load(folder / "x.yaml")
 
