@@ -12,7 +12,7 @@ from bench.report import stats
 from bench.report.frame import Arm, Table
 from bench.report.stats_bootstrap import caution, draws
 from bench.report.stats_suite import improvement, ranks
-from bench.report.stats_tests import Equivalence, Interval, benjamini_hochberg, equivalence, holm
+from bench.report.stats_tests import Equivalence, Interval, benjamini_hochberg, can_test, equivalence, holm
 from bench.report.suite import Average, Floor, glue_average
 from bench.report.tables import by_seed, tidy
 from bench.sweep import AGAINST, SAM, Column
@@ -45,7 +45,12 @@ class Result:
     equivalence: Equivalence | None  # of the primary column if a margin is declared; p adjusted by Holm
 
     def marks(self) -> list[str]:
-        """'*' for a pair that differs on the primary column, '°' for one that does in exploration, else ''."""
+        """'*' for a pair that differs on the primary column, '°' for one that does in exploration, else ''.
+
+        A/A pairs have none: they are judged over all columns at once (`Analysis.flagged`).
+        """
+        if self.kind == A_A:
+            return [""] * len(self.found.pairs)
         p_P = self.found.adjusted_P if self.primary else self.explored_P
         mark = "*" if self.primary else "°"
         return [mark if self.found.tested and p <= self.found.alpha else "" for p in p_P]
@@ -74,9 +79,14 @@ class Analysis:
     def result(self, kind: str, column: Column) -> Result:
         return next(r for r in self.results if r.kind == kind and r.measured.column == column)
 
-    def flagged(self) -> list[Result]:
-        """A/A comparisons that came out different."""
-        return [r for r in self.results if r.kind == A_A and any(r.marks())]
+    def flagged(self) -> list[tuple[int, Column]]:
+        """(A/A arm, column) that came out different: paired t, Holm over all A/A pairs and columns of the table."""
+        results = [r for r in self.results if r.kind == A_A]
+        places = [(pair[0], r.measured.column) for r in results for pair in r.found.pairs]
+        if not places or not can_test(results[0].found.seeds, len(places), self.alpha):
+            return []
+        adjusted = holm(np.concatenate([r.found.p_P for r in results]))
+        return [place for place, p in zip(places, adjusted, strict=True) if p <= self.alpha]
 
 
 def lower_is_better(metric: str) -> bool:

@@ -98,6 +98,11 @@ def delta_notes(table: Table, analysis: Analysis, results: list[Result]) -> list
     if n < 2:
         return ["One seed: differences have no interval and nothing is tested.", *family_note]
     notes = [f"Mean paired difference over n = {n} seeds [{level} t interval of the pair].", *family_note]
+    if results[0].kind == A_A:
+        wrong = dict.fromkeys(column_title(column) for _, column in analysis.flagged())
+        says = f"WARNING: they came out different on {', '.join(wrong)}" if wrong else "nothing came out different"
+        text = f"Arms that differ in nothing but the mixer's draws; {says} (paired t, Holm over all pairs and columns)."
+        return [*notes, text if found.tested else text.split(";")[0] + "."]
     if not found.tested:
         notes.append(
             f"{stats.FEW.capitalize()}: the smallest p that sign-flips of n = {n} can reach is "
@@ -105,10 +110,6 @@ def delta_notes(table: Table, analysis: Analysis, results: list[Result]) -> list
         )
         return notes
     decided = " x ".join((family.primary.protocol, family.primary.metric))
-    if results[0].kind == A_A:
-        wrong = [column_title(r.measured.column) for r in results if any(r.marks())]
-        says = f"WARNING: it came out different on {', '.join(wrong)}" if wrong else "it did not come out different"
-        notes.append(f"The two arms differ in nothing but the mixer's draws; {says}.")
     notes.append(
         f"`*` differs on the primary column ({decided}): paired t, Holm over {size}, p <= {found.alpha:g}. "
         f"`°` elsewhere, by Benjamini-Hochberg: exploration, no claim rests on it."

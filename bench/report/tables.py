@@ -43,7 +43,8 @@ def tidy(table: Table):
 
 def by_seed(frame):
     """Cells x seeds: replicas averaged; NaN where one of them is not ok. Index and columns keep the table's order."""
-    means = frame.groupby([*PLACE, "seed"], sort=False)["value"].agg(lambda v: v.mean(skipna=False))
+    groups = frame.groupby([*PLACE, "seed"], sort=False)["value"]
+    means = groups.mean().where(groups.count() == groups.size())  # a mean skips NaN
     order = list(frame[PLACE].drop_duplicates().itertuples(index=False, name=None))
     return means.unstack("seed").reindex(index=order, columns=frame["seed"].unique())
 
@@ -54,14 +55,14 @@ def summary(frame):
     `sd` is the sample standard deviation, NaN for one seed.
     """
     seeds = by_seed(frame)
-    outcomes = frame.groupby(PLACE, sort=False)["outcome"]
+    keys = [frame[key] for key in PLACE]
     table = seeds.add_prefix("seed_")
     table.insert(0, "n", seeds.shape[1])
     table.insert(1, "mean", seeds.mean(axis=1, skipna=False))
     table.insert(2, "sd", seeds.std(axis=1, ddof=1, skipna=False))
-    table.insert(3, "runs", outcomes.size())
+    table.insert(3, "runs", frame.groupby(PLACE, sort=False).size())
     for place, outcome in ((4, "diverged"), (5, "unfit")):
-        table.insert(place, outcome, outcomes.agg(lambda o, outcome=outcome: int((o == outcome).sum())))
+        table.insert(place, outcome, (frame["outcome"] == outcome).groupby(keys, sort=False).sum().astype(int))
     return table.rename_axis(columns=None)
 
 
@@ -181,12 +182,9 @@ def average_texts(table: Table, average) -> dict[tuple, str]:
 def analysis_notes(table: Table, analysis) -> list[str]:
     """On letters, floors, averages and what no test can say."""
     notes, lettered = [], [m for m in analysis.measured if not m.no_letters]
-    for result in analysis.flagged():
-        names = [table.arms[p[0]].label for p, mark in zip(result.found.pairs, result.marks(), strict=True) if mark]
-        where = column_title(result.measured.column)
-        notes.append(
-            f"WARNING: the A/A arm {', '.join(names)} came out different on {where}: noise passes for an effect."
-        )
+    for place, column in analysis.flagged():
+        what = f"{table.arms[place].label} came out different on {column_title(column)}"
+        notes.append(f"WARNING: the A/A arm {what}: noise passes for an effect.")
     if len(table.arms) < 2:
         notes.append("One arm: there is nothing to compare.")
     elif lettered:
