@@ -199,7 +199,7 @@ def test_a_key_that_older_records_do_not_have_is_read_as_neutral(tmp_path, store
     finish(store, one, run=old)
     assert planned(tmp_path, store, **plain).states["done"] == 1
     made = planned(tmp_path, store, varies={"budget.steps": [3]})
-    assert why(made) == [(1, "protocol.budget.steps 400 -> 3")]
+    assert why(made) == [(1, "protocol.budget.steps 300 -> 3")]
     made = planned(tmp_path, store, varies={"shell.directions": ["concat"]})
     assert why(made) == [(1, f"protocol.shell.directions {NEUTRAL['protocol.shell.directions']} -> concat")]
 
