@@ -39,6 +39,13 @@ def written(path: Path, runs: int) -> None:
         "varies": {},
         "departures": [],
         "columns": [{"protocol": "mini_mlm", "metric": "loss"}, {"protocol": "mini_mrpc", "metric": "f1"}],
+        "family": {
+            "reference": {"name": "dense", "heads": 4},
+            "comparisons": ["reference"],
+            "primary": {"protocol": "mini_mrpc", "metric": "f1"},
+            "margin": 0.0,
+            "alpha": 0.05,
+        },
     }
     path.write_text(json.dumps(values))  # JSON is yaml
 
@@ -63,6 +70,7 @@ def a_record(run: Run, number: int) -> Record:
         metrics={"loss": 2.0 * wobble, "f1": 0.7 * wobble},
         curve=tuple((10 * n, 1.0 / n) for n in range(1, 65)),
         finished=utc(),
+        registration=run.registration,
     )
 
 

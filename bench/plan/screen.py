@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.plan.costs import Range
-from bench.plan.effects import ALPHA, POWER, Effect
+from bench.plan.effects import POWER, Effect
 from bench.plan.graph import STATES
 from bench.plan.why import Reason
 
@@ -36,7 +36,7 @@ def show(plan: "Plan", path: Path) -> None:
                 console.print(f"  {line}")
     for name, text in costs(plan):
         console.print(f"{name:<15}{text}")
-    console.print(f"Smallest effect that is found with probability {POWER:g} (paired t, Holm, alpha {ALPHA:g})")
+    console.print(f"Smallest effect that is found with probability {POWER:g} (paired t, Holm, alpha {plan.alpha:g})")
     for line in cut(effect_lines(plan.effects)):
         console.print(f"  {line}")
 

@@ -41,6 +41,7 @@ class Plan:
     device: str  # whose costs these are; '' if nothing is known
     parallel: int
     totals: Totals
+    alpha: float  # that the sweep declares
     effects: list[Effect]
 
 
@@ -76,6 +77,7 @@ def plan(sweep: Sweep, store: Store, retries: int, parallel: int, device: str) -
         device=costs.device,
         parallel=parallel,
         totals=totals(graph, costs, parallel),
+        alpha=sweep.family.alpha,
         effects=effects(sweep, places, ledger),
     )
 
