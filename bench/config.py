@@ -279,23 +279,28 @@ def build(cls, values, path: str):
 _hints = lru_cache(typing.get_type_hints)
 
 
+@lru_cache(maxsize=256)
+def shape_of(hint) -> tuple[bool, object, tuple]:
+    """(whether it is a dataclass, origin, arguments) of a type hint."""
+    return dataclasses.is_dataclass(hint), typing.get_origin(hint), typing.get_args(hint)
+
+
 def coerce(hint, value, path: str):
     """The value as its declared type, or a Refusal: a whole float may be an int and an int a float, nothing else."""
     if isinstance(value, float) and not math.isfinite(value):
         raise Refusal(f"{path} must be a finite number, got {value}")
     if type(value) is hint and hint in (bool, int, float, str):  # nearly every value of a record
         return value
-    if dataclasses.is_dataclass(hint):
+    nested, origin, inner = shape_of(hint)
+    if nested:
         return build(hint, value, path)
-    origin = typing.get_origin(hint)
     if origin is tuple and isinstance(value, list | tuple):
-        inner = typing.get_args(hint)
         inner = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
         if len(inner) == len(value):
             return tuple(coerce(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
     elif origin is dict and isinstance(value, dict):
-        key_type, inner = typing.get_args(hint)
-        return {coerce(key_type, k, path): coerce(inner, v, f"{path}.{k}") for k, v in value.items()}
+        key_type, own = inner
+        return {coerce(key_type, k, path): coerce(own, v, f"{path}.{k}") for k, v in value.items()}
     elif hint in (dict, list) and isinstance(value, hint):
         return value
     elif (hint is float and type(value) is int) or (hint is int and type(value) is float and value.is_integer()):

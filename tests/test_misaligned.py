@@ -154,7 +154,8 @@ def test_a_sweep_with_the_level_trains_and_its_report_shows_it(tmp_path, where):
     assert len({r.hashes.shared_init for r in records}) == 2  # one a seed
     assert records[1].capacity == records[2].capacity and records[1].metrics["loss"] != records[2].metrics["loss"]
     table, csv, figure, *_ = report(sweep, store, tmp_path / "out", None)
-    cells = [line.split("|")[1:3] for line in table.read_text().splitlines() if line.startswith("| low_rank")]
+    wide = table.read_text().split("\n## ")[0]
+    cells = [line.split("|")[1:3] for line in wide.splitlines() if line.startswith("| low_rank")]
     assert [[c.strip() for c in line] for line in cells] == [
         ["low_rank", level] for level in ("no", "yes", "misaligned")
     ]

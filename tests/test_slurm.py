@@ -30,6 +30,13 @@ TINY = {
     "varies": {"budget.steps": [20]},
     "departures": [],
     "columns": [{"protocol": "quick_copying", "metric": "accuracy"}],
+    "family": {
+        "reference": {},
+        "comparisons": [],
+        "primary": {"protocol": "quick_copying", "metric": "accuracy"},
+        "margin": 0,
+        "alpha": 0.05,
+    },
 }
 
 
@@ -95,7 +102,9 @@ class Case:
 def case(folder: Path, cluster: dict, **changes) -> Case:
     """A sweep of four tiny runs with `changes`, and the virtual cluster's file with `cluster` changed."""
     sweep, on = folder / "tiny.yaml", folder / "cluster.yaml"
-    sweep.write_text(yaml.safe_dump(TINY | changes, sort_keys=False))
+    values = TINY | changes
+    values["family"] = TINY["family"] | {"primary": values["columns"][0]}
+    sweep.write_text(yaml.safe_dump(values, sort_keys=False))
     on.write_text(yaml.safe_dump(yaml.safe_load((ROOT / "slurm" / "virtual.yaml").read_text()) | cluster))
     return Case(folder, sweep, on)
 
