@@ -181,6 +181,24 @@ def plan(options: argparse.Namespace) -> int:
     return plan_verb(options.path, where, options.parallel, options.device, options.pilot, options.json)
 
 
+def status(options: argparse.Namespace) -> int:
+    from bench.compose import ROOT
+    from bench.status import status as show_status
+
+    where = where_of(options.words)
+    told = any(word.startswith("where.retries=") for word in options.words)
+    return show_status(options.path, where, ROOT / where.results, told, options.watch, options.everything)
+
+
+def logs(options: argparse.Namespace) -> int:
+    from bench.compose import ROOT
+    from bench.tend import logs as show_logs
+
+    where = where_of([word for word in options.words if "=" in word])
+    names = [word for word in options.words if "=" not in word]
+    return show_logs(options.path, where, ROOT / where.results, names, options.lines)
+
+
 def match(options: argparse.Namespace) -> int:
     from bench.match.verb import match as match_verb
 
@@ -225,7 +243,7 @@ def redraw(options: argparse.Namespace) -> int:
 def main() -> int:
     options = parse(sys.argv[1:])
     try:
-        verbs = (run, sweep, plan, report, merge, data, check, match, show)
+        verbs = (run, sweep, plan, status, logs, report, merge, data, check, match, show)
         return {verb.__name__: verb for verb in verbs}[options.verb](options)
     except Refusal as error:
         print(f"mixerbench: {error}", file=sys.stderr)

@@ -35,9 +35,8 @@ def local(path: Path, runs: list[Run], store: Store, where: Where, words: list[s
             log = logs / f"worker-{os.getpid()}-{n}.log"
             with open(log, "w") as out:
                 # A session of their own: Ctrl-C reaches only us, and we ask the workers to checkpoint.
-                started[log] = subprocess.Popen(
-                    command, stdout=out, stderr=out, env=environment, start_new_session=True
-                )
+                own = environment | {"MIXERBENCH_LOG": str(log)}
+                started[log] = subprocess.Popen(command, stdout=out, stderr=out, env=own, start_new_session=True)
         watch(list(started.values()), runs, store, workers)
     except KeyboardInterrupt:
         note = "workers write a checkpoint and end (Ctrl-C again: at once); the same command goes on from there"

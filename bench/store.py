@@ -142,6 +142,12 @@ class Store:
     def leased(self, run_id: str) -> bool:
         return self.owner(run_id) is not None
 
+    def log(self, run_id: str) -> str:
+        """Path of the log that the last attempt at a run wrote to, '' if it wrote to none that is known."""
+        number, newest = _newest(self.folder(run_id))
+        lease = _content(newest) or {} if number else {}
+        return lease.get("log") or next((f["log"] for f in reversed(self.failures(run_id)) if "log" in f), "")
+
     def owner(self, run_id: str) -> dict | None:
         """Who has a run: node, machine, pid, started, and in a Slurm job also job and log. None if nobody has."""
         number, newest = _newest(self.folder(run_id))
@@ -165,7 +171,8 @@ class Lease:
 
     def release(self) -> None:
         if self.path.exists():
-            replace_whole(self.path, lambda path: path.write_text(json.dumps({"released": utc()}) + "\n"))
+            note = {"released": utc()} | {key: value for key, value in _owner().items() if key == "log"}
+            replace_whole(self.path, lambda path: path.write_text(json.dumps(note) + "\n"))
 
 
 def take(folder: Path, dead: dict | None = None) -> Lease | None:

@@ -235,6 +235,8 @@ class Training(lightning.LightningModule):
             self.trace.curve.append((self.done, loss))
         if self.setting.rank == 0:
             progress = {"step": self.done, "steps": self.protocol.budget.steps, "loss": loss}
+            if self.trace.step_seconds:
+                progress["pace"] = self.trace.step_seconds[-1]  # seconds a step
             self.setting.write("progress.json", lambda path: path.write_text(json.dumps(progress)))
 
     def require_finite(self, bad: float) -> None:

@@ -4,6 +4,8 @@ import argparse
 import re
 from pathlib import Path
 
+BARE = ("match", "logs")  # verbs whose words are not all key=value
+
 
 def parser() -> argparse.ArgumentParser:
     about = "Controlled ablations of sequence mixers: only the mixer varies."
@@ -49,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--full", action="store_true", help="larger sizes, about a minute a mixer")
     check.add_argument("words", nargs="*", metavar="key=value", help="the mixer's keys: sam=true heads=4 …")
     add_plan(verbs)
+    add_tending(verbs)
     add_match(verbs)
     add_show(verbs)
     for verb in (fetch, vocab):
@@ -65,6 +68,19 @@ def add_plan(verbs: argparse._SubParsersAction) -> None:
     plan.add_argument("--on", type=Path, default=None, metavar="slurm/c.yaml", help="not there yet: see --pilot")
     plan.add_argument("--json", action="store_true", help="all of it for machines")
     plan.add_argument("words", nargs="*", metavar="where.key=value")
+
+
+def add_tending(verbs: argparse._SubParsersAction) -> None:
+    status = verbs.add_parser("status", help="what each run of a sweep is doing, here and on Slurm, on one screen")
+    status.add_argument("--watch", action="store_true", help="again and again, until every run is settled")
+    status.add_argument("--all", dest="everything", action="store_true", help="every line of long lists")
+    logs = verbs.add_parser("logs", help="the end of the log that a run's last attempt wrote to")
+    logs.add_argument("--lines", type=int, default=30, metavar="N", help="of the log (default: %(default)s)")
+    for verb in (status, logs):
+        verb.add_argument("path", type=Path, metavar="sweeps/x.yaml")
+    run = "RUN: an id or its start; without one, which log each run has. Then where.key=value"
+    logs.add_argument("words", nargs="*", metavar="RUN", help=run)
+    status.add_argument("words", nargs="*", metavar="where.key=value")
 
 
 def add_match(verbs: argparse._SubParsersAction) -> None:
@@ -116,10 +132,10 @@ def duration(text: str) -> float:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """As argparse does, but key=value words (and, for match, names) may also stand behind options."""
+    """As argparse does, but key=value words (and bare ones of verbs that take such) may also stand behind options."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
-    odd = [word for word in rest if word.startswith("-") or ("=" not in word and options.verb != "match")]
+    odd = [word for word in rest if word.startswith("-") or ("=" not in word and options.verb not in BARE)]
     if odd or (rest and "words" not in options):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

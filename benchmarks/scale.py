@@ -2,7 +2,8 @@
 
 Command: python benchmarks/scale.py [--runs 10000] [--repeats 3]
 Prints the plan of a sweep of that many runs (chains of two protocols, SAM and heads as axes): of an empty store, and of
-one in which every second run has a record. Wall and processor seconds, median of the repeats. No data set is needed.
+one in which every second run has a record; then the status when all have one. Wall and processor seconds, median of the
+repeats. No data set is needed.
 """
 
 import argparse
@@ -74,9 +75,9 @@ def a_record(run: Run, number: int) -> Record:
     )
 
 
-def filled(results: Path, path: Path) -> int:
-    """A record for every second run, in run folders as the store has them."""
-    chosen = ordered(grid(load(path)))[::2]
+def filled(results: Path, path: Path, start: int) -> int:
+    """A record for every second run from the start-th on, in run folders as the store has them."""
+    chosen = ordered(grid(load(path)))[start::2]
     for number, run in enumerate(chosen):
         folder = results / "runs" / run.id
         folder.mkdir(parents=True)
@@ -111,8 +112,10 @@ def main() -> None:
         written(path, options.runs)
         words = [str(path), f"where.results={results}"]
         report("plan, empty store", ["plan", *words], options.repeats)
-        there = filled(results, path)
+        there = filled(results, path, 0)
         report(f"plan, {there} records", ["plan", *words], options.repeats)
+        there += filled(results, path, 1)
+        report(f"status, {there} records", ["status", *words], options.repeats)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ MAY = {
     "element": ("", "cluster compose slurm store submit"),
     "worker": ("", "compose config record run slurm store submit sweep"),
     "launch": ("", "config store sweep"),
+    "status": ("", "config record slurm store submit sweep"),
+    "tend": ("", "config slurm status store submit sweep"),
     "plan": ("", "compose config plan provenance record report run store sweep worker"),
     "report": ("pandas matplotlib seaborn", "report config record store sweep"),
     "check": ("torch", "check compose config mixers registry"),
@@ -60,7 +62,7 @@ MAY = {
     "cli": (
         "",
         "check cluster compose config launch match merge plan registry report run show store submit "
-        "sweep tasks words worker",
+        "status sweep tasks tend words worker",
     ),
 }
 VERBS = "config compose"  # which tasks/verbs.py may import besides: `data fetch` goes from a task's name to its pins
@@ -107,7 +109,7 @@ def test_a_mixer_imports_no_other_mixer():
     "module",
     [
         *("bench.cli", "bench.config", "bench.sweep", "bench.launch", "bench.report", "bench.store", "bench.submit"),
-        "bench.plan.verb",
+        *("bench.plan.verb", "bench.status", "bench.tend"),
     ],
 )
 def test_what_users_wait_for_does_not_load_torch(module):

@@ -1,0 +1,342 @@
+"""What the runs of a sweep are doing now, with or without Slurm, and the one screen that says so. Nothing is changed.
+
+A run is, the first that holds: 'ok', 'diverged' or 'unfit' (its record), 'damaged' (half a record), 'running' (somebody
+has its lease), 'given up' (failed too often, or its parent did), 'failed' (will be tried again), 'queued' (a task on
+Slurm is there that may take it), 'missing'. Slurm's silence changes no state but 'queued', and is said.
+"""
+
+import json
+import os
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import Refusal, slurm
+from bench.config import Run, Where
+from bench.record import OUTCOMES
+from bench.store import Store
+from bench.submit import Submission, submissions
+from bench.sweep import grid, load, named, ordered
+
+STATES = (*OUTCOMES, "damaged", "running", "given up", "failed", "queued", "missing")
+SETTLED = (*OUTCOMES, "damaged", "given up")
+LINES = 15  # of each list, without --all
+WIDTH = 160  # of a reason or a log's line
+TAIL_BYTES = 65536  # of a log, when lines are counted from its end
+WATCH_SECONDS = 15.0
+WATCH_AT_MOST = 120.0  # while Slurm does not answer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is used of a record; 10,000 are read for one screen."""
+
+    outcome: str
+    reason: str
+    wall: float  # seconds
+    kind: tuple[str, str]  # protocol's id, mixer
+
+
+@dataclass(frozen=True)
+class State:
+    run: Run
+    name: str  # one of STATES
+    kind: str  # of the last failure, if that is what the state is about
+    why: str  # one line
+    log: str  # path of the last attempt's log, '' if unknown
+    owner: dict | None  # of a running one's lease
+
+
+@dataclass(frozen=True)
+class Look:
+    """The runs of a sweep and Slurm's tasks for it at one moment."""
+
+    states: list[State]
+    outcomes: dict[str, Outcome]
+    sent: list[Submission]
+    tasks: list[slurm.Element]  # alive
+    silence: str  # why Slurm said nothing; '' if it answered or was not asked
+
+    def of(self, name: str) -> list[State]:
+        return [s for s in self.states if s.name == name]
+
+
+class Reader:
+    """Looks at a sweep again and again. Records never change, so each is read once."""
+
+    def __init__(self, path: Path, where: Where, root: Path, told: bool):
+        """`told`: `where.retries` was given, and is not that of the last submission."""
+        self.runs = ordered(grid(load(path)))
+        self.sweep, self.where, self.store, self.told = path.stem, where, Store(root), told
+        self.outcomes = _committed(root, {run.id for run in self.runs})
+
+    def look(self) -> Look:
+        there = _folders(self.store.root / "runs")
+        self._read(there)
+        open_runs = [r for r in self.runs if r.id in there and r.id not in self.outcomes]
+        owners = {r.id: owner for r in open_runs if (owner := self.store.owner(r.id))}
+        sent = submissions(self.store.root, self.sweep)
+        tasks, silence = _tasks(sent, owners)
+        # Slurm was asked after the store: who ended in between has left no lease, or even a record.
+        ended = [i for i, owner in owners.items() if _ended(owner, tasks, silence)]
+        owners = {i: o for i, o in owners.items() if i not in ended or self.store.owner(i) == o}
+        self._read(there)
+        retries = sent[-1].where.retries if sent and not self.told else self.where.retries
+        awaited = {i for s in sent if any(t.name == s.name for t in tasks) for i in s.runs}
+        states: dict[str, State] = {}
+        for run in self.runs:
+            above = states.get(run.parent.id) if run.parent else None
+            if run.id in self.outcomes:
+                states[run.id] = _done(run, self.outcomes[run.id])
+            elif run.id in owners and not (lost := _ended(owners[run.id], tasks, silence)):
+                states[run.id] = State(run, "running", "", "", owners[run.id].get("log", ""), owners[run.id])
+            elif run.id in owners:
+                states[run.id] = State(run, "failed", "lost", lost, owners[run.id].get("log", ""), None)
+            else:
+                failures = self.store.failures(run.id) if run.id in there else []
+                states[run.id] = self._left(run, failures, retries, above, run.id in awaited)
+        return Look(list(states.values()), self.outcomes, sent, tasks, silence)
+
+    def _read(self, there: set[str]) -> None:
+        """The records that are new among the run folders that are there."""
+        for run in self.runs:
+            if run.id in there and run.id not in self.outcomes:
+                found = _outcome(os.path.join(self.store.root, "runs", run.id, "record.json"), run.id)
+                if found:
+                    self.outcomes[run.id] = found
+
+    def _left(self, run: Run, failures: list[dict], retries: int, above: State | None, awaited: bool) -> State:
+        """A run that nobody has and that has no record."""
+        if above and above.name in ("given up", "damaged"):
+            return State(run, "given up", "parent", f"its parent {above.run.id} is {above.name}", "", None)
+        if failures:
+            last = failures[-1]
+            why = f"{last['kind']}: {clean((last['message'].splitlines() or [''])[0])}"
+            given_up = self.store.given_up(run.id, retries)
+            why = f"after {len(failures)} failures, {why}" if len(failures) > 1 else why
+            return State(run, "given up" if given_up else "failed", last["kind"], why, last.get("log", ""), None)
+        return State(run, "queued" if awaited else "missing", "", "", "", None)
+
+
+def _folders(path: Path) -> set[str]:
+    try:
+        return {entry.name for entry in os.scandir(path)}
+    except FileNotFoundError:
+        return set()
+
+
+def _committed(root: Path, wanted: set[str]) -> dict[str, Outcome]:
+    found = {}
+    for path in sorted(root.glob("*/records.jsonl")):
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+            one = _parsed(line, "")
+            if one is None:
+                raise Refusal(f"{path}:{number}: not a whole record; restore the file")
+            if one[0] in wanted:
+                found[one[0]] = one[1]
+    return found
+
+
+def _outcome(path: str, run_id: str) -> Outcome | None:
+    """Of a run folder's record; None if there is none."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return Outcome("damaged", f"{path} cannot be read: {error.strerror}", 0.0, ("", ""))
+    one = _parsed(content, run_id)
+    reason = f"{path} is not this run's whole record; delete it and run again, or restore it"
+    return one[1] if one else Outcome("damaged", reason, 0.0, ("", ""))
+
+
+def _parsed(content: bytes, run_id: str) -> tuple[str, Outcome] | None:
+    """(id, what is used) of a record; None if it is damaged or not that of `run_id` ('': of any)."""
+    try:
+        v = json.loads(content)
+        kind = v["protocol_id"], json.dumps(v["run"]["mixer"], sort_keys=True)
+        one = Outcome(v["outcome"], str(v["reason"]), float(v["cost"]["wall"]), kind)
+        return (v["id"], one) if v["outcome"] in OUTCOMES and run_id in ("", v["id"]) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _tasks(sent: list[Submission], owners: dict[str, dict]) -> tuple[list[slurm.Element], str]:
+    """Living tasks of the sweep's submissions, and of others that have a run of it; one question for all."""
+    names = sorted({s.name for s in sent} | {o["job"]["name"] for o in owners.values() if "job" in o})
+    try:
+        return [e for e in slurm.elements(names) if slurm.alive(e)], ""
+    except slurm.Unavailable as error:
+        return [], clean(str(error))
+
+
+def _ended(owner: dict, tasks: list[slurm.Element], silence: str) -> str:
+    """What to say of a lease whose task Slurm does not show; '' while it does, or nobody can know."""
+    job = owner.get("job")
+    if job is None or silence:
+        return ""
+    if any((t.name, t.id) == (job["name"], job["id"]) and t.restarts <= job["restarts"] for t in tasks):
+        return ""
+    return f"Slurm no longer shows its task {job['id']} on {owner['node']}; the next worker finds out why and goes on"
+
+
+def _done(run: Run, one: Outcome) -> State:
+    return State(run, one.outcome, "", clean(one.reason), "", None)
+
+
+# Text -------------------------------------------------------------------------------------------------------------
+
+ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(\x07|\x1b\\|$)|[ -/]*[0-~]?)")
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+
+def clean(text: str) -> str:
+    """A line as a terminal may safely show it: of a progress bar what it showed last, no control characters."""
+    text = ESCAPES.sub("", text.rstrip("\r\n").replace("\t", " "))
+    return CONTROLS.sub("", text.rpartition("\r")[2]).strip()
+
+
+def tail(path: Path, most: int) -> list[str]:
+    """The last lines of a log that are not empty, cleaned. Raises OSError."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - max(TAIL_BYTES, 400 * most)))
+        lines = file.read().decode(errors="replace").split("\n")
+    return [line for line in map(clean, lines) if line][-most:]
+
+
+def last_line(state: State) -> str:
+    """What a run's log said of it, else at its end; '' if that is no news or there is no log."""
+    try:
+        lines = tail(Path(state.log), 500) if state.log else []
+    except OSError:
+        return ""
+    own = [line for line in lines if line.startswith(f"{state.run.label} {named(state.run)}: ")]
+    line = (own or lines or [""])[-1]
+    known = state.why.rpartition(": ")[2]
+    return "" if own and known and known in line else line
+
+
+def short(text: str) -> str:
+    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+
+
+# Screen -----------------------------------------------------------------------------------------------------------
+
+
+def screen(look: Look, path: Path, store: Store, everything: bool) -> list[str]:
+    walls = _walls(look)
+    lines = [f"{path}: {len(look.states)} runs: {_counts(look)}", *_slurm_lines(look, path)]
+    lists = {
+        "Running": [f"{_who(s)}: {_progress(s, walls, store)}" for s in look.of("running")],
+        "Failed, will be tried again": [_failed(s) for s in look.of("failed")],
+        "Given up (`retry` lets them be tried again)": [_failed(s) for s in look.of("given up")],
+        "No outcome but a damaged record": [f"{_who(s)}: {s.why}" for s in look.of("damaged")],
+        "Diverged": [short(f"{_who(s)}: {s.why}") for s in look.of("diverged")],
+        "Unfit": [short(f"{_who(s)}: {s.why}") for s in look.of("unfit")],
+    }
+    for title, rows in lists.items():
+        shown = rows if everything or len(rows) <= LINES else [*rows[:LINES], f"… and {len(rows) - LINES} more: --all"]
+        lines += [title, *(f"  {row}" for row in shown)] if rows else []
+    return lines
+
+
+def _counts(look: Look) -> str:
+    counts = Counter(s.name for s in look.states)
+    found = []
+    for name in STATES:
+        kinds = Counter(s.kind for s in look.of(name) if s.kind)
+        kinds = f" ({', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))})" if kinds else ""
+        if counts[name] or name == "ok":
+            found.append(f"{counts[name]} {name}{kinds}")
+    return ", ".join(found)
+
+
+def _slurm_lines(look: Look, path: Path) -> list[str]:
+    if look.silence:
+        return [f"Slurm: {look.silence}; what waits there is unknown"]
+    arrays: dict[tuple, Counter] = {}
+    for task in look.tasks:
+        reason = f" ({clean(task.reason)})" if task.state == "PENDING" and task.reason != "None" else ""
+        arrays.setdefault((task.id.split("_")[0], task.name), Counter())[task.state.lower() + reason] += 1
+    lines = [
+        f"Slurm {job} {name}: {', '.join(f'{n} {what}' for what, n in sorted(states.items()))}"
+        for (job, name), states in sorted(arrays.items())
+    ]
+    left = any(s.name in ("failed", "missing") for s in look.states)
+    if look.sent and left and not look.tasks:
+        lines.append(f"Slurm: no task waits or runs; `mixerbench sweep {path} --on …` sends what is left")
+        lines += [f"  the last ones refused: {line}" for line in _refused(look.sent[-1])]
+    return lines
+
+
+def _refused(submission: Submission) -> list[str]:
+    """Why the tasks of a submission did nothing, if they said so; such a refusal is no run's failure."""
+    logs = [*submission.folder.glob("log-*.txt"), *submission.folder.glob("slurm-*.txt")]
+    lines = [line for log in sorted(logs)[:50] for line in tail(log, 20)]
+    return sorted({short(line) for line in lines if line.startswith("mixerbench: ")})[:3]
+
+
+def _who(state: State) -> str:
+    return f"{state.run.id} {state.run.label} {named(state.run)}"
+
+
+def _failed(state: State) -> str:
+    line = last_line(state)
+    return short(f"{_who(state)}: {state.why}") + (f" | log: {short(line)}" if line else "")
+
+
+def _progress(state: State, known: dict, store: Store) -> str:
+    owner = state.owner
+    task = f"task {owner['job']['id']}" if "job" in owner else f"process {owner['pid']}"
+    place = f"{task} on {owner['node']}"
+    try:
+        now = json.loads((store.folder(state.run.id) / "progress.json").read_text())
+    except (OSError, ValueError):
+        return f"starting; {place}"
+    share = now["step"] / now["steps"]
+    left = _seconds_left(state.run, known, share, now)
+    about = f"about {clock(left)} left" if left is not None else "time left unknown"
+    return f"step {now['step']} of {now['steps']} ({share:.0%}), loss {now['loss']:.4g}, {about}; {place}"
+
+
+def _walls(look: Look) -> dict[tuple[str, str], list[float]]:
+    """Seconds of finished runs by protocol and mixer, and by protocol and ''."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for one in look.outcomes.values():
+        if one.outcome == "ok":
+            found.setdefault(one.kind, []).append(one.wall)
+            found.setdefault((one.kind[0], ""), []).append(one.wall)
+    return found
+
+
+def _seconds_left(run: Run, known: dict[tuple[str, str], list[float]], share: float, now: dict) -> float | None:
+    """By the walls of finished runs like it, else of its protocol; before the first by its pace, no evaluation."""
+    kind = run.protocol_id, json.dumps({"name": run.mixer.name, **run.mixer.args}, sort_keys=True)
+    if walls := known.get(kind) or known.get((run.protocol_id, "")):
+        return statistics.median(walls) * (1 - share)
+    return now["pace"] * (now["steps"] - now["step"]) if "pace" in now else None
+
+
+def status(path: Path, where: Where, root: Path, told: bool, watch: bool, everything: bool) -> int:
+    """Print the screen, with `watch` again and again until every run is settled."""
+    reader, nap = Reader(path, where, root, told), WATCH_SECONDS
+    while True:
+        look = reader.look()
+        lines = screen(look, path, reader.store, everything)
+        start = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
+        print(start + "\n".join(lines), flush=True)
+        if not watch or all(s.name in SETTLED for s in look.states):
+            return 0
+        nap = min(nap * 2, WATCH_AT_MOST) if look.silence else WATCH_SECONDS
+        time.sleep(nap)
