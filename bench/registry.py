@@ -4,6 +4,7 @@ The file system is the registry of what is shipped, the metadata of installed di
 mixers: nothing else lists the names. Loading a class imports torch; config.py does not.
 """
 
+import dataclasses
 import importlib
 import inspect
 import types
@@ -21,9 +22,9 @@ def mixer_class(name: str) -> type[Mixer]:
     """The class of a shipped mixer or of one that an installed distribution brings."""
     claim = claim_of(name)
     if claim is None:
-        return _class_in(_module("mixers", name), Mixer)
+        return _with_args(_class_in(_module("mixers", name), Mixer))
     try:
-        return _class_in(_brought(claim), Mixer)
+        return _with_args(_class_in(_brought(claim), Mixer))
     except Refusal as error:
         raise claim.broken(str(error)) from None
 
@@ -44,6 +45,17 @@ def _class_in(module: types.ModuleType, base: type) -> type:
     (cls,) = found
     if missing := [key for key in inspect.get_annotations(base) if key not in dir(cls)]:
         raise Refusal(f"{module.__name__}.{cls.__name__} must set {', '.join(missing)}")
+    return cls
+
+
+def _with_args(cls: type[Mixer]) -> type[Mixer]:
+    """The class, unless its `Args` lacks what every mixer is asked for."""
+    if not dataclasses.is_dataclass(cls.Args):
+        raise Refusal(f"{cls.__module__}.{cls.__name__}.Args must be a dataclass")
+    types = {field.name: field.type for field in dataclasses.fields(cls.Args)}
+    for key, kind in (("sam", bool), ("heads", int)):
+        if types.get(key) not in (kind, kind.__name__):  # annotations may be postponed, as text
+            raise Refusal(f"{cls.__module__}.{cls.__name__}.Args must have the key '{key}: {kind.__name__}'")
     return cls
 
 

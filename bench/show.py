@@ -313,8 +313,9 @@ def materialise(model: Backbone, batch: Batch, layers: list[int] | None, heads: 
         model.hidden({key: value.double() if key == "patches" else value for key, value in batch.items()})
     for handle in handles:
         handle.remove()
-    if not max(errors) < AGREE:
-        raise Refusal(f"the mixer's forward is not its matrix (they differ by {max(errors):.1e}); see mixerbench check")
+    largest = float(np.max(errors))  # NaN if one is
+    if not largest < AGREE:
+        raise Refusal(f"the mixer's forward is not its matrix (they differ by {largest:.1e}); see mixerbench check")
     scales_NH = torch.stack([scale.expand(first.grant.heads, 1)[:, 0] for _, scale in parts]).view(
         len(model.layers), -1
     )
@@ -326,7 +327,7 @@ def materialise(model: Backbone, batch: Batch, layers: list[int] | None, heads: 
         heads_H=np.array(heads, dtype=np.int64),
         segments_L=batch["segments"][0][real_L].numpy(),
         names_L=np.array([], dtype=np.str_),
-        about={"scales": scales_NH[layers][:, heads].tolist(), "agreement": max(errors), **item},
+        about={"scales": scales_NH[layers][:, heads].tolist(), "agreement": largest, **item},
     )
 
 

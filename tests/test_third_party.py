@@ -15,6 +15,7 @@ import yaml
 from bench import Refusal, cli, compose, plugins, provenance, registry
 from bench.check import verb
 from bench.compose import ROOT
+from bench.match.verb import match
 from bench.mixers.base import Features, Grant
 from bench.report import frame
 from bench.store import read_records
@@ -181,6 +182,9 @@ BROKEN = {
     "no class": ({"module": '"""Nothing."""\n'}, "must define one concrete Mixer, found 0"),
     "two classes": ({"module": SOURCE + "\n\nclass Twice(Window):\n    pass\n"}, "one concrete Mixer, found 2"),
     "no levels": ({"module": SOURCE.replace("levels: ClassVar", "stages: ClassVar")}, "Window must set levels"),
+    "no heads": ({"module": SOURCE.replace("    heads: int\n", "")}, "Args must have the key 'heads: int'"),
+    "sam of another type": ({"module": SOURCE.replace("sam: bool", "sam: str")}, "must have the key 'sam: bool'"),
+    "plain Args": ({"module": SOURCE.replace("@dataclass(frozen=True)", "")}, "Args must be a dataclass"),
     "bad import": ({"module": SOURCE.replace("import torch", "import torhc")}, "No module named 'torhc'"),
     "bad syntax": ({"module": "def\n"}, "SyntaxError"),
     "no yaml": ({"yaml": None}, "slide.yaml"),
@@ -202,17 +206,29 @@ def test_a_broken_mixer_is_refused_in_one_line_when_it_is_used(install, fault):
         assert "mixer 'slide' of slides 1.0 (sliding.slide): " in str(caught.value)
 
 
-@pytest.mark.parametrize("fault", ["no such module", "bad syntax", "no yaml"])
+@pytest.mark.parametrize("fault", ["no such module", "bad syntax", "no yaml", "no heads", "plain Args"])
 def test_a_broken_mixer_keeps_no_process_from_starting_and_no_other_from_its_check(install, monkeypatch, capsys, fault):
     changes, message = BROKEN[fault]
     install("slides", {"slide": "sliding.slide"}, package(**changes))
     assert str(ROOT / "bench" / "run.py") in provenance._found_at_start()
     monkeypatch.setattr(verb, "choices", lambda group: ["dft", "identity", "slide"])
-    monkeypatch.setattr(verb, "check_mixer", lambda make, declared, full: [])
+    monkeypatch.setattr(verb, "check_mixer", lambda make, declared, full, device: [])
     assert verb.check("all", [], False, False) == 1
     shown = capsys.readouterr().out
     assert "dft sam=false" in shown and "identity sam=false" in shown
     assert message in shown and shown.count("  fail  ") == 1
+
+
+def test_a_mixer_that_cannot_be_built_is_a_note_in_the_table_of_all_and_an_error_where_it_is_named(install, capsys):
+    broken = SOURCE.replace("        self.args = args\n", "        raise TypeError('no such knob')\n")
+    install("slides", {"slide": "sliding.slide"}, package(module=broken))
+    message = "mixer 'slide' cannot be built and counted: TypeError: no such knob"
+    assert match(["protocol=quick_recall"], "", "", "", "", None, True) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["slide"]["note"] == message and rows["slide"]["capacity"] is None
+    assert rows["dft"]["capacity"]["parameters"] > 0
+    with pytest.raises(Refusal, match=message):
+        match(["protocol=quick_recall", "slide"], "", "", "", "", None, True)
 
 
 @pytest.mark.parametrize(

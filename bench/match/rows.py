@@ -117,8 +117,15 @@ def task_of(run: Run) -> Task:
 
 
 def figures(run: Run, task: Task) -> Capacity:
-    with torch.device("meta"):
-        return capacity_of(model_of(run, task, registry.mixer_class(run.mixer.name).backends[0]))
+    """What a run would record. Whatever keeps its mixer from being built or counted is a Refusal: one mixer's fault."""
+    try:
+        with torch.device("meta"):
+            return capacity_of(model_of(run, task, registry.mixer_class(run.mixer.name).backends[0]))
+    except Refusal:
+        raise
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Refusal(f"mixer '{run.mixer.name}' cannot be built and counted: {why}") from None
 
 
 def text_of(args: dict) -> str:
