@@ -22,9 +22,9 @@ def mixer_class(name: str) -> type[Mixer]:
     """The class of a shipped mixer or of one that an installed distribution brings."""
     claim = claim_of(name)
     if claim is None:
-        return _with_args(_class_in(_module("mixers", name), Mixer))
+        return _class_in(_module("mixers", name), Mixer)
     try:
-        return _with_args(_class_in(_brought(claim), Mixer))
+        return _class_in(_brought(claim), Mixer)
     except Refusal as error:
         raise claim.broken(str(error)) from None
 
@@ -42,20 +42,22 @@ def _class_in(module: types.ModuleType, base: type) -> type:
     ]
     if len(found) != 1:
         raise Refusal(f"{module.__name__} must define one concrete {base.__name__}, found {len(found)}")
-    (cls,) = found
+    return whole(*found)
+
+
+def whole(cls: type) -> type:
+    """A mixer's or a task's class, unless it lacks what every one must set; a Refusal names it."""
+    base, name = Mixer if issubclass(cls, Mixer) else Task, f"{cls.__module__}.{cls.__name__}"
     if missing := [key for key in inspect.get_annotations(base) if key not in dir(cls)]:
-        raise Refusal(f"{module.__name__}.{cls.__name__} must set {', '.join(missing)}")
-    return cls
-
-
-def _with_args(cls: type[Mixer]) -> type[Mixer]:
-    """The class, unless its `Args` lacks what every mixer is asked for."""
+        raise Refusal(f"{name} must set {', '.join(missing)}")
     if not dataclasses.is_dataclass(cls.Args):
-        raise Refusal(f"{cls.__module__}.{cls.__name__}.Args must be a dataclass")
+        raise Refusal(f"{name}.Args must be a dataclass")
+    if base is Task:
+        return cls
     types = {field.name: field.type for field in dataclasses.fields(cls.Args)}
     for key, kind in (("sam", bool), ("heads", int)):
         if types.get(key) not in (kind, kind.__name__):  # annotations may be postponed, as text
-            raise Refusal(f"{cls.__module__}.{cls.__name__}.Args must have the key '{key}: {kind.__name__}'")
+            raise Refusal(f"{name}.Args must have the key '{key}: {kind.__name__}'")
     return cls
 
 

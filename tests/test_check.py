@@ -300,6 +300,9 @@ def test_json_has_the_rows_of_the_table(call):
         (["identity", "where.backend=cublas"], "where.backend must be one of auto, torch, mamba_ssm"),
         (["identity", "where.backend=mamba_ssm"], "where.backend=mamba_ssm needs a CUDA device; on cpu use: torch"),
         (["bench.nowhere:Mixer"], "cannot import 'bench.nowhere'"),
+        ([":"], "'' is no name of a module; wanted: package.module:Class"),
+        (["..:Mixer"], "'..' is no name of a module"),
+        (["bench.mixers.base:Mixer", "sam=true"], "bench.mixers.base.Mixer must set Args, levels"),
         (["bench.config:Run"], "'Run' of bench.config is not a class of mixers"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -153,6 +154,14 @@ def test_a_mixer_without_a_matrix_and_one_that_is_not_its_matrix_are_refused(mon
     assert "forward is not its matrix" in refusal(materialise, model.double(), batch, None, None)
     monkeypatch.setattr(cls, "structure", lambda self: ("not linear",))
     assert "not linear in v" in refusal(materialise, model, batch, None, None)
+
+
+def test_a_layer_of_no_numbers_behind_a_sound_one_is_refused():
+    model, task = built(make_run("quick_recall", "low_rank", TINY | {"protocol.backbone.layers": 2}, 0, 0))
+    with torch.no_grad():
+        model.layers[1].shell.in_zv.weight.fill_(math.nan)
+    batch = {k: v[:1] for k, v in task.example(2).items()}
+    assert "differ by nan" in refusal(materialise, model.double().eval(), batch, None, None)
 
 
 @pytest.mark.parametrize("directions", ["concat", "add"])

@@ -22,7 +22,7 @@ from bench.check.subject import WIDTH, documents, pushed
 from bench.compose import choices, compose_group, make_where, parse_overrides
 from bench.config import MISALIGNED, Where, build, listed
 from bench.mixers.base import Grant, Mixer
-from bench.registry import aligned, backend, mixer_class
+from bench.registry import aligned, backend, mixer_class, whole
 
 ALL = "all"
 
@@ -141,15 +141,18 @@ def make(cls: type[Mixer], args, is_aligned: bool, way: str, grant: Grant) -> Mi
 def outside(name: str) -> type[Mixer]:
     """The class of 'module:Class'; modules of the working directory are found too."""
     module, _, cls = name.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise Refusal(f"'{module}' is no name of a module; wanted: package.module:Class")
     if "" not in sys.path:
         sys.path.append("")
     try:
         found = vars(importlib.import_module(module)).get(cls)
-    except ImportError as error:
-        raise Refusal(f"cannot import '{module}': {error}") from None
+    except Exception as error:  # whatever keeps a module from loading is that module's fault
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Refusal(f"cannot import '{module}': {why}") from None
     if not (isinstance(found, type) and issubclass(found, Mixer)):
         raise Refusal(f"'{cls}' of {module} is not a class of mixers (a subclass of bench.mixers.base.Mixer)")
-    return found
+    return whole(found)
 
 
 def distinct(makers: dict) -> Row:
