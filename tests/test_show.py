@@ -294,7 +294,8 @@ def test_the_run_of_a_record_is_the_run_and_knows_its_parent(tmp_path, monkeypat
     chain = [child]
     while chain[-1].parent:
         chain.append(chain[-1].parent)
-    for run in chain:
+    others = [make_run("mini_mrpc", name, {}, seed, 0).parent for name in ("toeplitz", "dft") for seed in range(4)]
+    for run in chain + [other for other in others if other.id != chain[1].id]:
         values = {"id": run.id, "label": run.label, "protocol_id": run.protocol_id, "run": resolved(run)}
         store.finish(dataclasses.replace(a_record(0), **json.loads(json.dumps(values))), {})
     again = showing.run_of(store.record(child.id), store, True)
