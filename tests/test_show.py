@@ -434,3 +434,8 @@ def test_ids_of_text_have_their_pieces_as_names(tmp_path):
         task = object.__new__(registry.task_class(name))
         task.pieces = pieces
         assert task.words(np.array([2, 0])) == ["##b", "[PAD]"]
+
+
+@pytest.mark.parametrize("with_skip", [False, True])
+def test_the_skip_adds_to_the_diagonal_only(with_skip):
+    assert np.array_equal(matrices.shown(np.zeros((2, 3, 3)), with_skip), [with_skip * np.eye(3)] * 2)
