@@ -172,7 +172,8 @@ def test_the_full_level_passes_a_right_mixer_and_fails_a_wrong_one():
 def test_every_row_has_a_wrong_mixer_that_fails_it():
     """A row that nothing fails would prove nothing."""
     rows = {row for cls in RIGHT for row in verdicts(cls)}
-    assert rows - {row for _, row in MUTANTS} <= {"structure", "backends"}  # lines that say: none declared
+    none_declared, needs_a_gpu = {"structure", "backends"}, {"compiled"}  # the latter is measured in a test of its own
+    assert rows - {row for _, row in MUTANTS} <= none_declared | needs_a_gpu
 
 
 @pytest.mark.parametrize("kind", PREDICATES)

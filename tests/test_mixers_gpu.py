@@ -6,12 +6,13 @@ import importlib.util
 import pytest
 import torch
 
-from bench.check import check_mixer, subject_of
-from bench.check.backends import errors, plain
+from bench.check import Declared, check_mixer, subject_of
+from bench.check.backends import compiled, errors, plain
 from bench.check.verb import everything
 from bench.compose import make_where
 from bench.mixers import toeplitz
 from bench.mixers.base import Features
+from tests import wrong_mixers as wrong
 from tests.test_mixers import build, inputs, segments_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -49,6 +50,12 @@ def test_toeplitz_by_fourier_transforms(label, half, bound, monkeypatch):
     monkeypatch.setattr(toeplitz, "SHORT", 0)
     subject = subject_of(*FOUND[label], full=False, device="cuda")
     assert all(figure <= bound for figure in errors(subject, subject.make, False, LONG, half, plain).values())
+
+
+@pytest.mark.parametrize(("cls", "verdict"), [(wrong.Aligned, "pass"), (wrong.DetachedWhenCompiled, "fail")])
+def test_the_row_about_compilation_fails_a_mixer_that_it_changes(cls, verdict):
+    rows = compiled(subject_of(cls, Declared(True, 2), full=False, device="cuda"))
+    assert {row.verdict for row in rows} == {verdict}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
