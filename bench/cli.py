@@ -139,7 +139,7 @@ def report(options: argparse.Namespace) -> int:
     where, loaded = where_of(options.words), load(options.path)
     store = Store(ROOT / where.results)
     console = Console() if sys.stdout.isatty() else None  # a file or a pipe gets Markdown
-    written = make_report(loaded, store, store.root / loaded.name, console)
+    written = make_report(loaded, store, store.root / loaded.name, console, options.html)
     if console is None:
         print((store.root / loaded.name / "table.md").read_text())
     for path in written:

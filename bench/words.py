@@ -28,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser("report", help="table, figure and fairness certificate of a sweep, from its records")
     report.add_argument("path", type=Path, metavar="sweeps/x.yaml")
+    page = "also one page, page.html: tables that sort and filter, figures, and the runs behind every number"
+    report.add_argument("--html", action="store_true", help=page)
     report.add_argument("words", nargs="*", metavar="where.results=…")
 
     merge = verbs.add_parser("merge", help="bring records of another machine or folder home")

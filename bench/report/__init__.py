@@ -11,11 +11,11 @@ from bench.store import Store
 from bench.sweep import Sweep
 
 
-def report(sweep: Sweep, store: Store, target: Path, console) -> list[Path]:
+def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False) -> list[Path]:
     """Write the sweep's tables (.md, .csv, .tex), figure (.png, .pdf) and certificate.json into the folder `target`.
 
-    `console`: a rich console to print the tables on, or None. Refuses (bench.Refusal) what is not a controlled
-    comparison, and a sweep without one complete seed.
+    `console`: a rich console to print the tables on, or None. `html`: write page.html too. Refuses (bench.Refusal)
+    what is not a controlled comparison, and a sweep without one complete seed.
     """
     table = frame.controlled(frame.rows(sweep, store), sweep)
     proof = certificate.certificate(table)
@@ -34,6 +34,11 @@ def report(sweep: Sweep, store: Store, target: Path, console) -> list[Path]:
         (target / name).write_text(text, encoding="utf-8")
     figures = [target / "figure.png", target / "figure.pdf"]
     plots.draw(table, figures)
+    pages = [target / "page.html"] if html else []
+    for path in pages:
+        from bench.report.html import page
+
+        path.write_text(page(table, found, more, proof, figures), encoding="utf-8")
     if console is not None:
         terminal.show(table, found, more, console)
-    return [target / "table.md", target / "table.csv", *figures, *(target / name for name in list(texts)[2:])]
+    return [target / "table.md", target / "table.csv", *figures, *(target / name for name in list(texts)[2:]), *pages]

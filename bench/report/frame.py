@@ -80,8 +80,15 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
+    @cached_property
+    def by_protocol(self) -> dict[str, list[Row]]:
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.protocol, []).append(row)
+        return found
+
     def of(self, protocol: str) -> list[Row]:
-        return [r for r in self.rows if r.protocol == protocol]
+        return self.by_protocol.get(protocol, [])
 
     def protocols(self) -> list[str]:
         return list(dict.fromkeys(c.protocol for c in self.columns))

@@ -1,0 +1,111 @@
+"""Which runs stand behind a number of a section: its arms and its column, found by the labels of row, head and title.
+
+A section (sections.py, published.py) is plain text; its labels are those of arms, pairs and columns, unique in a table.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from bench.report.analysis import Analysis, salted
+from bench.report.frame import Table, nested, plain
+from bench.report.sections import Section, family_label, kind_name, kind_title, pair_label
+from bench.report.tables import column_title
+from bench.sweep import AGAINST
+
+ALL = "all"  # columns
+
+
+@dataclass(frozen=True)
+class Links:
+    """Finds the runs of a table's numbers. An address is 'runs=<arm>[,<arm>]/<column>', places from 0 or `ALL`."""
+
+    table: Table
+    analysis: Analysis
+
+    def address(self, arms: tuple[int, ...], column: int | str) -> str:
+        return f"runs={','.join(map(str, arms))}/{column}"
+
+    @cached_property
+    def titles(self) -> dict[str, int]:
+        """Heads of columns -> places among the measured ones."""
+        found = {}
+        for place, measured in enumerate(self.analysis.measured):
+            column = measured.column
+            found[column_title(column)] = found[f"{column.protocol} {column.metric}"] = place
+            found.setdefault(f"{column.protocol} score", place)
+            if self.analysis.average and column == self.analysis.average.column:
+                found["GLUE average"] = place
+        return found
+
+    @cached_property
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Labels of arms and of pairs -> places of arms."""
+        found = {arm.label: (place,) for place, arm in enumerate(self.table.arms)}
+        for kind, pairs in self.analysis.families.items():
+            if kind != AGAINST:
+                found |= {pair_label(self.table, kind, pair): pair for pair in pairs}
+        return found
+
+    def arms(self, label: str, section: Section) -> tuple[int, ...]:
+        """Arms of a row's label: beside the arm itself the reference, where the section compares with it."""
+        found = self.names.get(label, ())
+        if len(found) == 1 and self.against(section) and found[0] != self.analysis.reference:
+            return (*found, self.analysis.reference)
+        return found
+
+    def against(self, section: Section) -> bool:
+        """Whether the section's numbers are of an arm and the reference."""
+        if AGAINST not in self.analysis.families:
+            return False
+        titles = (kind_title(self.table, self.analysis, AGAINST), kind_name(AGAINST))
+        return section.title.startswith(titles)
+
+    def column(self, text: str) -> int | None:
+        """The column that a head or a title speaks of."""
+        places = [(len(name), place) for name, place in self.titles.items() if same_title(name, text)]
+        return max(places)[1] if places else None
+
+    def of(self, section: Section) -> list[list[str]]:
+        """An address for each cell of a section's lines, '' where no run stands behind it."""
+        heads = [self.column(text) for text in section.head]
+        own = self.column(section.title)
+        found = []
+        for line in section.lines:
+            arms = self.arms(line[0], section)
+            rows, over = self.variation(section, line[0]), self.column(line[0])
+            every = tuple(range(len(self.table.arms))) if over is not None else ()
+            found.append([""] * section.left)
+            for head, column in zip(section.head[section.left :], heads[section.left :], strict=True):
+                whose = arms or self.by_key(section, line[0], head) or self.names.get(head, ()) or every
+                where = next((c for c in (column, rows, over, own) if c is not None), ALL)
+                found[-1].append(self.address(whose, where) if whose and not head.startswith("published") else "")
+        return found
+
+    def by_key(self, section: Section, value: str, head: str) -> tuple[int, ...]:
+        """In a response table the arm with this value of the key under this family."""
+        key = section.head[0]
+        for place, arm in enumerate(self.table.arms if key in self.table.axes else ()):
+            named = key in arm.mixer and not salted(arm)
+            if named and (plain(arm.mixer[key]), family_label(arm, key)) == (value, head):
+                return (place,)
+        return ()
+
+    def variation(self, section: Section, value: str) -> int | None:
+        """In a response table of a protocol's key the column with this value."""
+        key, family = section.head[0], self.table.sweep.family
+        for place, measured in enumerate(self.analysis.measured if key in self.table.sweep.varies else ()):
+            column = measured.column
+            if column in self.table.columns and (column.protocol.split("[")[0], column.metric) == (
+                family.primary.protocol.split("[")[0],
+                family.primary.metric,
+            ):
+                config = self.table.of(column.protocol)[0].record.run["protocol"]
+                if plain(nested(config, key)) == value:
+                    return place
+        return None
+
+
+def same_title(name: str, text: str) -> bool:
+    """Whether a head or a section's title names the column: alone, before ': ours' or ' by …', or after ' on '."""
+    begins = text.startswith((f"{name}: ours", f"{name} of ", f"{name} by "))
+    return text == name or begins or text.endswith(f" on {name}")
