@@ -13,6 +13,7 @@ from bench.compose import make_where
 from bench.config import Run, Where
 from bench.seeds import Streams
 from bench.tasks.base import Places
+from tests.pages import no_browser
 from tests.virtual import Virtual
 
 torch.set_num_threads(1)
@@ -23,7 +24,12 @@ def pytest_collection_modifyitems(items):
     no_slurm = Virtual.absent()
     if no_slurm and os.environ.get("MIXERBENCH_NEEDS_SLURM"):
         raise pytest.UsageError(f"MIXERBENCH_NEEDS_SLURM is set, but {no_slurm}")
+    no_page = no_browser()
+    if no_page and os.environ.get("MIXERBENCH_NEEDS_BROWSER"):
+        raise pytest.UsageError(f"MIXERBENCH_NEEDS_BROWSER is set, but {no_page}")
     for item in items:
+        if item.get_closest_marker("browser") and no_page:
+            item.add_marker(pytest.mark.skip(reason=no_page))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("data") and not Path(data or "/nonexistent").is_dir():

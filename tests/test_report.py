@@ -471,7 +471,7 @@ def test_the_same_records_give_the_same_bytes_whatever_the_process_and_the_users
     code = (
         "import sys; from pathlib import Path; from bench.report import report; from bench.store import Store; "
         "from bench.sweep import load; here = Path(sys.argv[1]); "
-        "report(load(here / 'way.yaml'), Store(here / 'results'), here / sys.argv[2], None); "
+        "report(load(here / 'way.yaml'), Store(here / 'results'), here / sys.argv[2], None, True); "
         "print(sorted({'torch', 'lightning', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     for out, changes in {

@@ -213,7 +213,7 @@ def word(text: str) -> Cell:
 def cell(text: str, runs: str, order: float | None, reason: str, protocol: str) -> Cell:
     found = CELL.fullmatch(text)
     number, spread, mark = found.groups("") if found else (text, "", "")
-    return Cell(number, spread, mark, order, runs if text != "-" else "", reason, protocol)
+    return Cell(number, spread, mark, order, runs, reason, protocol)
 
 
 def order_of(text: str) -> float | None:

@@ -75,10 +75,12 @@ class Links:
             rows, over = self.variation(section, line[0]), self.column(line[0])
             every = tuple(range(len(self.table.arms))) if over is not None else ()
             found.append([""] * section.left)
-            for head, column in zip(section.head[section.left :], heads[section.left :], strict=True):
+            for text, head, column in list(zip(line, section.head, heads, strict=True))[section.left :]:
                 whose = arms or self.by_key(section, line[0], head) or self.names.get(head, ()) or every
                 where = next((c for c in (column, rows, over, own) if c is not None), ALL)
-                found[-1].append(self.address(whose, where) if whose and not head.startswith("published") else "")
+                found[-1].append(
+                    self.address(whose, where) if whose and text != "-" and not head.startswith("published") else ""
+                )
         return found
 
     def by_key(self, section: Section, value: str, head: str) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("runs").textContent);
 const drawer = document.getElementById("drawer");
 const NAMES = { step_p10: "step, 10 % quantile", step_p50: "step, median", step_p90: "step, 90 % quantile" };
-const ADDRESS = /^#runs=(\d+(?:,\d+)*)\/(\d+|all)(?:\/([^/]+))?$/;
+const ADDRESS = /^#runs=(\d+(?:,\d+)*)\/(\d+|all)(?:\/(\w+))?$/;
 const DASHES = ["none", "6 3", "2 3"];
 
 function unpacked(row) {
@@ -18,7 +18,7 @@ function runsOf(arm, protocol) {
 }
 
 function follow() {
-  const found = ADDRESS.exec(decodeURIComponent(location.hash));
+  const found = ADDRESS.exec(location.hash);
   const arms = found ? found[1].split(",").map(Number) : [];
   const place = found && found[2] !== "all" ? Number(found[2]) : null;
   if (!found || arms.some((a) => a >= data.arms.length) || (place !== null && place >= data.columns.length)) {
@@ -172,7 +172,7 @@ document.addEventListener("click", (event) => {
 });
 addEventListener("hashchange", follow);
 drawer.addEventListener("close", () => {
-  if (ADDRESS.test(decodeURIComponent(location.hash))) history.replaceState(null, "", "#");
+  if (ADDRESS.test(location.hash)) history.replaceState(null, "", "#");
 });
 for (const box of document.querySelectorAll("dialog")) {
   box.querySelector(".close").addEventListener("click", () => box.close());

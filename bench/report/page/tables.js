@@ -51,7 +51,7 @@ function applied() {
   form.querySelector("output").textContent = `${shown.size} of ${data.arms.length} arms`;
 }
 
-form.addEventListener("input", applied);
+for (const name of ["input", "change"]) form.addEventListener(name, applied);
 form.addEventListener("reset", () => setTimeout(applied));
 form.addEventListener("submit", (event) => event.preventDefault());
 document.querySelectorAll("table.sortable").forEach(sortable);
