@@ -80,15 +80,8 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
-    @cached_property
-    def by_protocol(self) -> dict[str, list[Row]]:
-        found: dict[str, list[Row]] = {}
-        for row in self.rows:
-            found.setdefault(row.protocol, []).append(row)
-        return found
-
     def of(self, protocol: str) -> list[Row]:
-        return self.by_protocol.get(protocol, [])
+        return [r for r in self.rows if r.protocol == protocol]
 
     def protocols(self) -> list[str]:
         return list(dict.fromkeys(c.protocol for c in self.columns))

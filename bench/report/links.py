@@ -8,7 +8,7 @@ from functools import cached_property
 
 from bench.report.analysis import Analysis, salted
 from bench.report.frame import Table, nested, plain
-from bench.report.sections import Section, family_label, kind_name, kind_title, pair_label
+from bench.report.sections import Section, kind_name, kind_title, pair_label
 from bench.report.tables import column_title
 from bench.sweep import AGAINST
 
@@ -87,8 +87,8 @@ class Links:
         """In a response table the arm with this value of the key under this family."""
         key = section.head[0]
         for place, arm in enumerate(self.table.arms if key in self.table.axes else ()):
-            named = key in arm.mixer and not salted(arm)
-            if named and (plain(arm.mixer[key]), family_label(arm, key)) == (value, head):
+            rest = ", ".join(part for part in arm.label.split(", ") if not part.startswith(f"{key} "))
+            if key in arm.mixer and not salted(arm) and (plain(arm.mixer[key]), rest) == (value, head):
                 return (place,)
         return ()
 

@@ -17,14 +17,19 @@ function runsOf(arm, protocol) {
   return data.runs.filter((row) => row[a] === arm && row[p] === protocol).map(unpacked);
 }
 
+let shown = ""; // address of what is in the drawer, '' while it is closed
+
 function follow() {
+  if (drawer.open && location.hash === shown) return;
   const found = ADDRESS.exec(location.hash);
   const arms = found ? found[1].split(",").map(Number) : [];
   const place = found && found[2] !== "all" ? Number(found[2]) : null;
   if (!found || arms.some((a) => a >= data.arms.length) || (place !== null && place >= data.columns.length)) {
     if (drawer.open) drawer.close();
+    shown = "";
     return;
   }
+  shown = location.hash;
   const column = place === null ? null : data.columns[place];
   const parts = column ? column.parts : data.columns.flatMap((c) => c.parts.length === 1 ? c.parts : []);
   const names = arms.length > 3 ? `${arms.length} arms` : arms.map((a) => data.arms[a].label).join(" and ");
@@ -168,11 +173,16 @@ function cost(value, key) {
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-runs]");
-  if (button) location.hash = button.dataset.runs;
+  if (!button) return;
+  location.hash = button.dataset.runs;
+  follow();
 });
 addEventListener("hashchange", follow);
+// However it was closed. The event comes late: by then another address may be open.
 drawer.addEventListener("close", () => {
-  if (ADDRESS.test(location.hash)) history.replaceState(null, "", "#");
+  if (drawer.open || shown === "") return;
+  if (location.hash === shown) history.replaceState(null, "", "#");
+  shown = "";
 });
 for (const box of document.querySelectorAll("dialog")) {
   box.querySelector(".close").addEventListener("click", () => box.close());
