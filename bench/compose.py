@@ -5,12 +5,15 @@ strictly (config.py), so that a misspelt key is never ignored. Interpolations ar
 resolve one: a configuration says what it is.
 """
 
+import dataclasses
 import json
 from functools import lru_cache
 from pathlib import Path
 
 from bench import Refusal, plugins
-from bench.config import CHAIN, NEUTRAL, Named, Protocol, Run, Where, build, coerce, listed
+from bench.config import CHAIN, NEUTRAL, Named, Protocol, Run, Where, build, coerce, listed, with_point
+from bench.space import SELECTED, points, values_of
+from bench.strict import set_key
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -122,19 +125,6 @@ def parse_overrides(texts: list[str]) -> dict[str, object]:
     return parsed
 
 
-def set_key(values: dict, key: str, value, path: str) -> None:
-    """Change an existing key of nested plain values; an unknown one is a Refusal that lists its neighbours."""
-    owner, node, steps = values, values, key.split(".")
-    for step in steps:
-        if not isinstance(node, dict) or step not in node:
-            allowed = listed(node) if isinstance(node, dict) else "nothing, it is a single value"
-            raise Refusal(f"unknown key '{path}.{key}': '{step}' is not one of: {allowed}")
-        owner, node = node, node[step]
-    if isinstance(node, dict):
-        raise Refusal(f"'{path}.{key}' is a group of keys; change one of: {listed(node)}")
-    owner[steps[-1]] = value
-
-
 # Runs ---------------------------------------------------------------------------------------------------------------
 
 
@@ -142,8 +132,29 @@ def make_run(protocol: str, mixer: str, changes: dict[str, object], seed: int, r
     """The run of a named protocol and mixer with `changes` ('protocol.…' and 'mixer.…' keys) applied.
 
     Its parent is the same mixer and seed, replica 0, on the protocol named by `init`; changes of the backbone and the
-    shell go up the chain.
+    shell go up the chain. On a protocol that is tuned it is the rerun of the point that its `trials` will select.
     """
+    run = _untuned(protocol, mixer, changes, seed, replica)
+    if run.protocol.tune is None:
+        return run
+    return dataclasses.replace(run, point=SELECTED, trials=_trials(protocol, mixer, _below("", changes)))
+
+
+@lru_cache(maxsize=4096)
+def _trials(protocol: str, mixer: str, changes: str) -> tuple[Run, ...]:
+    """The trials that a selection chooses from: those of the last rung, each with the rung before as its `trials`."""
+    tune = _untuned(protocol, mixer, json.loads(changes), 0, 0).protocol.tune
+    seeds = [_untuned(protocol, mixer, json.loads(changes), seed, 0) for seed in tune.seeds]
+    found: tuple[Run, ...] = ()
+    for rung in range(tune.pruner.rungs):
+        each = [(point, run) for point in points(tune, rung) for run in seeds]
+        found = tuple(dataclasses.replace(run, point=point, trials=found) for point, run in each)
+        for run in found:
+            with_point(run, values_of(run.point) or {})  # refuses a key or a value that the protocol does not take
+    return found
+
+
+def _untuned(protocol: str, mixer: str, changes: dict[str, object], seed: int, replica: int) -> Run:
     for key in changes:
         group, _, rest = key.partition(".")
         if group not in ("protocol", "mixer") or not rest:
@@ -166,6 +177,7 @@ def make_run(protocol: str, mixer: str, changes: dict[str, object], seed: int, r
         label=f"{protocol}[{changed}]" if changed else protocol,
         parent=parent,
         registration="",
+        trials=(),
     )
 
 
@@ -193,7 +205,7 @@ def _init(text: str, changes: str):
 @lru_cache(maxsize=4096)
 def _protocol(text: str, changes: str, init: str) -> Protocol:
     """Built once for all runs that share it; nobody changes the arguments inside."""
-    values = _applied(text, changes, "protocol") | ({"init": init} if init else {})
+    values = {"tune": NEUTRAL["protocol.tune"]} | _applied(text, changes, "protocol") | ({"init": init} if init else {})
     return build(Protocol, {**values, "task": _named(values.get("task"), "protocol.task")}, "protocol")
 
 

@@ -7,13 +7,16 @@ Where the plain values come from is compose.py's business.
 import dataclasses
 import hashlib
 import json
-import math
-import types
-import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from bench import Refusal
+from bench.space import SELECTED, Tune
+from bench.strict import at_least, below_one, one_of, set_key, share
+from bench.strict import build as build
+from bench.strict import coerce as coerce
+from bench.strict import listed as listed
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class Protocol:
     schedule: Schedule
     budget: Budget
     precision: str  # 'fp32' or 'bf16' (autocast); obeyed on every device or refused
+    tune: Tune | None  # None (or no such key): the values above are used as they are
 
     def __post_init__(self):
         one_of("protocol.precision", self.precision, ("fp32", "bf16"))
@@ -185,14 +189,40 @@ class Run:
     mixer: Named
     seed: int
     replica: int
-    point: dict  # a tuning trial's values
+    point: dict | str  # of a tuned protocol: a trial's values (or whose it gets), or 'selected'; else empty
     label: str = field(compare=False)  # the protocol's file name and what was changed in it: for people, not hashed
     parent: "Run | None" = field(compare=False)  # hashed through protocol.init
     # What its sweep declared to test (Sweep.registration), '' outside a sweep: goes into the record, never into the id.
     registration: str = field(compare=False)
+    trials: "tuple[Run, ...]" = field(compare=False)  # whose records decide its point; hashed through protocol.tune
 
     def __post_init__(self):
         at_least("run", self, {"seed": 0, "replica": 0})
+
+    @property
+    def kind(self) -> str:
+        """'' of an ordinary run, 'selected', 'trial', or 'rung 1' and so on: runs of one kind cost about the same."""
+        return kind_of(self.point)
+
+    @property
+    def is_trial(self) -> bool:
+        return self.kind not in ("", SELECTED)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.protocol.tune.steps_of(self.point) if self.is_trial else self.protocol.budget.steps
+
+    @property
+    def needs(self) -> "tuple[Run, ...]":
+        """The runs that must have ended before it can start."""
+        return (*([self.parent] if self.parent else []), *self.trials)
+
+    def blocked_by(self, lost: "Callable[[Run], bool]") -> "tuple[Run, str] | None":
+        """What keeps it from ever being started, and in words: its parent if that is lost, its trials if all are."""
+        if self.parent and lost(self.parent):
+            return self.parent, "its parent"
+        return (self.trials[0], "all its trials, like") if self.trials and all(map(lost, self.trials)) else None
 
     @cached_property
     def id(self) -> str:
@@ -215,6 +245,7 @@ NEUTRAL: dict[str, object] = {
     "protocol.task.pieces": 0,  # masked_lm: all pieces of a document
     "protocol.shell.directions": "one",
     "mixer.salt": 0,  # no yaml has it: an A/A arm says 1
+    "protocol.tune": None,  # only the yaml of a tuned protocol has it
 }
 
 
@@ -230,7 +261,34 @@ def resolved_mixer(run: Run) -> dict:
 
 
 def _protocol_values(protocol: Protocol) -> dict:
-    return {**dataclasses.asdict(protocol), "task": {"name": protocol.task.name, **protocol.task.args}}
+    values = {**dataclasses.asdict(protocol), "task": {"name": protocol.task.name, **protocol.task.args}}
+    if protocol.tune is None:
+        del values["tune"]
+    return values
+
+
+def kind_of(point: dict | str) -> str:
+    """`Run.kind`, from what a record holds of it."""
+    if isinstance(point, str) or not point:
+        return point or ""
+    return f"rung {point['rung']}" if "rung" in point else "trial"
+
+
+def with_point(run: Run, values: dict) -> Run:
+    """What a run of a tuned protocol trains: the values of its point applied, and a trial's steps. Its id is another.
+
+    Raises Refusal for a key that is not there or a value that does not fit.
+    """
+    plain, args = dataclasses.asdict(run.protocol), dict(run.mixer.args)
+    for key, value in values.items():
+        group, _, rest = key.partition(".")
+        if group == "mixer":
+            set_key(args, rest, value, "mixer")
+        else:
+            set_key(plain, f"task.args.{rest}" if group == "task" else key, value, "protocol")
+    plain["budget"]["steps"] = run.steps
+    protocol = build(Protocol, plain, "protocol")
+    return dataclasses.replace(run, protocol=protocol, mixer=dataclasses.replace(run.mixer, args=args))
 
 
 def digest(values: dict) -> str:
@@ -238,7 +296,7 @@ def digest(values: dict) -> str:
     return _short_hash(canonical(values, ""))
 
 
-def canonical(values: dict, path: str) -> str:
+def canonical(values: dict | str, path: str) -> str:
     """Canonical JSON of the values at `path` ('' for a whole run), neutral ones left out."""
     plain = _canonical(values, path)
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -257,80 +315,3 @@ def _canonical(value, path: str):
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
-
-
-# Strict build -------------------------------------------------------------------------------------------------------
-
-
-def build(cls, values, path: str):
-    """An instance of dataclass `cls` from plain values, or a Refusal that names the key and lists what is allowed."""
-    if not isinstance(values, dict):
-        raise Refusal(f"{path} must be a mapping with the keys {listed(f.name for f in dataclasses.fields(cls))}")
-    hints = _hints(cls)
-    for key in values:
-        if key not in hints:
-            raise Refusal(f"unknown key '{path}.{key}'; allowed: {listed(hints)}")
-    for key in hints:
-        if key not in values:
-            raise Refusal(f"missing key '{path}.{key}'; {path} needs: {listed(hints)}")
-    return cls(**{key: coerce(hint, values[key], f"{path}.{key}") for key, hint in hints.items()})
-
-
-_hints = lru_cache(typing.get_type_hints)
-
-
-@lru_cache(maxsize=256)
-def shape_of(hint) -> tuple[bool, object, tuple]:
-    """(whether it is a dataclass, origin, arguments) of a type hint."""
-    return dataclasses.is_dataclass(hint), typing.get_origin(hint), typing.get_args(hint)
-
-
-def coerce(hint, value, path: str):
-    """The value as its declared type, or a Refusal: a whole float may be an int and an int a float, nothing else."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Refusal(f"{path} must be a finite number, got {value}")
-    if type(value) is hint and hint in (bool, int, float, str):  # nearly every value of a record
-        return value
-    nested, origin, inner = shape_of(hint)
-    if nested:
-        return build(hint, value, path)
-    if origin is tuple and isinstance(value, list | tuple):
-        inner = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
-        if len(inner) == len(value):
-            return tuple(coerce(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
-    elif origin is dict and isinstance(value, dict):
-        key_type, own = inner
-        return {coerce(key_type, k, path): coerce(own, v, f"{path}.{k}") for k, v in value.items()}
-    elif hint in (dict, list) and isinstance(value, hint):
-        return value
-    elif (hint is float and type(value) is int) or (hint is int and type(value) is float and value.is_integer()):
-        return hint(value)
-    wanted = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
-    raise Refusal(f"{path} must be of type {wanted}, got {value!r} ({type(value).__name__})")
-
-
-def at_least(path: str, owner, lowest: dict[str, float]) -> None:
-    for key, low in lowest.items():
-        if getattr(owner, key) < low:
-            raise Refusal(f"{path}.{key} must be at least {low}, got {getattr(owner, key)}")
-
-
-def share(path: str, owner, *keys: str) -> None:
-    for key in keys:
-        if not 0 <= getattr(owner, key) <= 1:
-            raise Refusal(f"{path}.{key} must lie between 0 and 1, got {getattr(owner, key)}")
-
-
-def below_one(path: str, owner, *keys: str) -> None:
-    for key in keys:
-        if not 0 <= getattr(owner, key) < 1:
-            raise Refusal(f"{path}.{key} must lie from 0 to below 1, got {getattr(owner, key)}")
-
-
-def one_of(path: str, value, allowed) -> None:
-    if value not in allowed:
-        raise Refusal(f"{path} must be one of {listed(allowed)}, got {value!r}")
-
-
-def listed(names) -> str:
-    return ", ".join(str(n) for n in names)

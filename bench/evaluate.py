@@ -18,11 +18,13 @@ def to_device(batch: Batch, device: str) -> Batch:
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
-def evaluate(model: Backbone, task: Task, size: int, device: str, precision: str) -> tuple[dict, dict]:
-    """(metrics, outcomes by reported set); `size` is the number of examples of one forward pass."""
+def evaluate(
+    model: Backbone, task: Task, parts: list[str], size: int, device: str, precision: str
+) -> tuple[dict, dict]:
+    """(metrics, outcomes by set) of the held-out sets `parts`; `size`: examples of one forward pass."""
     metrics, outcomes = {}, {}
     model.to(device).eval()
-    for part in task.held_out():
+    for part in parts:
         collected: dict[str, list[np.ndarray]] = {}
         for batch in task.held_out_batches(part, size):
             for name, values in _outcomes(model, task, batch, size, device, precision).items():

@@ -108,16 +108,16 @@ def outcome(store: Store, run: Run) -> str:
 
 def time_left(runs: list[Run], store: Store, workers: int) -> str:
     """From the walls of finished runs of the same protocol and the progress of those in hand; '' before the first."""
-    walls: dict[str, list[float]] = {}
+    walls: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         if store.has(run.id) and store.record(run.id).outcome == "ok":
-            walls.setdefault(run.protocol_id, []).append(store.record(run.id).cost.wall)
+            walls.setdefault((run.protocol_id, run.kind), []).append(store.record(run.id).cost.wall)
     if not walls:
         return ""
     anyhow = statistics.median([w for group in walls.values() for w in group])
-    each = {protocol: statistics.median(group) for protocol, group in walls.items()}
+    each = {kind: statistics.median(group) for kind, group in walls.items()}
     waiting = [run for run in runs if not store.has(run.id)]
-    left = sum(each.get(run.protocol_id, anyhow) * (1 - store.progress(run.id)) for run in waiting)
+    left = sum(each.get((run.protocol_id, run.kind), anyhow) * (1 - store.progress(run.id)) for run in waiting)
     # More workers than runs do not help, nor does a run get shorter than itself.
     minutes, seconds = divmod(round(left / max(1, min(workers, len(waiting)))), 60)
     hours, minutes = divmod(minutes, 60)

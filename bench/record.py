@@ -13,7 +13,7 @@ SCHEMA = 1
 OUTCOMES = ("ok", "diverged", "unfit")
 # A field added after the first committed record has one neutral value here, at which it is not written, so that old
 # records read, and are written again, as they are. Append only.
-YOUNGER: dict[str, object] = {"registration": ""}
+YOUNGER: dict[str, object] = {"registration": "", "chosen": None}
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,14 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Of a run whose point only says whose values it gets: these values, and what was looked at."""
+
+    point: dict  # {} if no trial came out
+    trials: tuple[tuple[str, str], ...]  # id of each run and its outcome, or the kind of its last failure
+
+
+@dataclass(frozen=True)
 class Record:
     schema: int
     id: str
@@ -87,6 +95,7 @@ class Record:
     registration: (
         str  # hash of what the run's sweep declared to test, as it stood when the run began; '' outside a sweep
     )
+    chosen: Chosen | None
 
     def __post_init__(self):
         if self.outcome not in OUTCOMES:

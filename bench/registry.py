@@ -82,8 +82,12 @@ def _module(room: str, name: str) -> types.ModuleType:
 
 
 def make_task(run: Run, places: Places) -> Task:
+    """The task of a run; of a tuned protocol with the selection's examples held out, for trials and reruns alike."""
     cls = task_class(run.protocol.task.name)
-    return cls(build(cls.Args, run.protocol.task.args, "protocol.task"), places)
+    task = cls(build(cls.Args, run.protocol.task.args, "protocol.task"), places)
+    if run.protocol.tune:
+        task.reserve(run.protocol.tune.selection.examples)
+    return task
 
 
 def mixer_args(run: Run):

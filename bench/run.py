@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import Refusal, backbone, evaluate, registry, train
+from bench import Refusal, backbone, evaluate, registry, train, tune
 from bench.capacity import capacity_of, model_of
 from bench.compose import ROOT
 from bench.config import Run, Where, resolved
 from bench.provenance import code_digests, environment, peak_memory, reset_peak_memory, stamp
-from bench.record import SCHEMA, Capacity, Cost, Hashes, Record
+from bench.record import SCHEMA, Capacity, Chosen, Cost, Hashes, Record
 from bench.seeds import Streams
 from bench.store import Store, replace_whole, utc
-from bench.tasks.base import Places, Task
+from bench.tasks.base import SELECTION, Places, Task
 
 CALIBRATION_EXAMPLES = 32
 
@@ -46,6 +46,7 @@ class Ended:
     curve: tuple
     cost: Cost
     compiled: bool
+    chosen: Chosen | None
 
 
 def places(where: Where) -> Places:
@@ -77,21 +78,24 @@ def execute(run: Run, where: Where, should_stop: Callable[[], bool]) -> Record |
     A run that has a record but whose weights are gone is retrained for its weights; its record stays.
     """
     store = Store(results(where))
-    unfit = registry.check(run)
+    point = tune.settle(run, store)
+    acting = tune.acting(run, point)  # what is trained under the run's id: the values of its point in their places
+    unfit = registry.check(acting)
     device = device_of(run, where)
     registry.backend(registry.mixer_class(run.mixer.name), where.backend, device)
     folder = store.open(run.id)
-    if unfit:
-        return finish_without_training(run, where, device, store, "unfit", unfit)
+    if unfit or point.outcome:
+        known = (point.outcome, point.reason) if point.outcome else ("unfit", unfit)
+        return finish_without_training(run, where, device, store, *known, point.chosen)
     if run.parent is not None:
         above = store.record(run.parent.id)
         if above is None:
             raise RuntimeError(f"parent {run.parent.id} of {run.id} has no record")
         if above.outcome != "ok":
             reason = f"parent {run.parent.id} ({run.parent.label}): {above.outcome}: {above.reason}"
-            return finish_without_training(run, where, device, store, above.outcome, reason)
+            return finish_without_training(run, where, device, store, above.outcome, reason, point.chosen)
     group = registry.make_task(run, places(where)).spec().group
-    train.part_size(run.protocol.budget.batch, where.devices, where.micro_batches, group)
+    train.part_size(acting.protocol.budget.batch, where.devices, where.micro_batches, group)
     setting = train.Setting(
         device=device,
         rank=int(os.environ.get("LOCAL_RANK", 0)),
@@ -105,27 +109,29 @@ def execute(run: Run, where: Where, should_stop: Callable[[], bool]) -> Record |
         checkpoint_seconds=where.checkpoint_seconds,
         should_stop=should_stop,
     )
-    return train_and_evaluate(run, where, store, setting)
+    return train_and_evaluate(run, acting, point.chosen, where, store, setting)
 
 
-def train_and_evaluate(run: Run, where: Where, store: Store, setting: train.Setting) -> Record | None:
+def train_and_evaluate(
+    run: Run, acting: Run, chosen: Chosen | None, where: Where, store: Store, setting: train.Setting
+) -> Record | None:
     started = time.perf_counter()
     torch.set_num_threads(where.threads)
     reset_peak_memory(setting.device)
-    built = build(run, where, setting.device)
+    built = build(acting, where, setting.device)
     if run.parent is not None:
         load_parent(built.model, store.weights(run.parent.id), run)
-    training = train.Training(built.model, built.task, run.protocol, built.streams, setting)
+    training = train.Training(built.model, built.task, acting.protocol, built.streams, setting)
     outcome, reason, metrics, items, evaluation, startup = "ok", "", {}, {}, 0.0, 0.0
     try:
         if run.parent is None:
-            built = replace(built, gain=calibrated(built, run))
+            built = replace(built, gain=calibrated(built, acting))
         training.restore()
         startup = time.perf_counter() - started
         train.fit(training)
         begun = time.perf_counter()
         if setting.rank == 0:
-            metrics, items = evaluated(training, run, setting)
+            metrics, items = evaluated(training, acting, setting)
         evaluation = time.perf_counter() - begun
         lost = [name for name, value in metrics.items() if not np.isfinite(value)]
         if lost:
@@ -136,10 +142,10 @@ def train_and_evaluate(run: Run, where: Where, store: Store, setting: train.Sett
         return None
     if setting.rank:
         return None
-    spent = cost(run, training, startup, evaluation, setting.device, started)
-    ended = Ended(outcome, reason, metrics, tuple(training.trace.curve), spent, setting.compiled)
+    spent = cost(acting, training, startup, evaluation, setting.device, started)
+    ended = Ended(outcome, reason, metrics, tuple(training.trace.curve), spent, setting.compiled, chosen)
     record = record_of(run, where, setting.device, built, ended)
-    if outcome == "ok":
+    if outcome == "ok" and not run.is_trial:  # nothing starts from a trial
         replace_whole(store.weights(run.id), lambda path: torch.save(built.model.state_dict(), path))
     store.finish(record, items)
     return store.record(run.id)
@@ -149,6 +155,8 @@ def build(run: Run, where: Where, device: str) -> Built:
     """Task and model, every parameter drawn on the host from the stream of its name."""
     task = registry.make_task(run, places(where))
     task.prepare()
+    if run.protocol.tune:
+        task.require_disjoint()
     backend = registry.backend(registry.mixer_class(run.mixer.name), where.backend, device)
     model = model_of(run, task, backend)
     streams = Streams(run.seed, run.replica)
@@ -196,9 +204,13 @@ def load_parent(model: backbone.Backbone, path: Path, run: Run) -> None:
 
 
 def evaluated(training: train.Training, run: Run, setting: train.Setting) -> tuple[dict, dict]:
-    """Metrics of the last weights, and beside them ('ema_…') of the averaged ones; items of the last."""
+    """Metrics of the last weights, and beside them ('ema_…') of the averaged ones; items of the last.
+
+    A trial is evaluated on the selection's examples and on nothing that is reported.
+    """
     size = run.protocol.budget.batch // (setting.world * setting.micro_batches)
-    arguments = (training.model, training.task, size, setting.device, run.protocol.precision)
+    parts = [SELECTION] if run.is_trial else training.task.held_out()
+    arguments = (training.model, training.task, parts, size, setting.device, run.protocol.precision)
     metrics, items = evaluate.evaluate(*arguments)
     if training.average:
         training.average = [a.to(setting.device) for a in training.average]
@@ -218,10 +230,12 @@ def batches_digest(task: Task, streams: Streams, size: int, steps: int) -> str:
     return total.hexdigest()[:16]
 
 
-def finish_without_training(run: Run, where: Where, device: str, store: Store, outcome: str, reason: str) -> Record:
+def finish_without_training(
+    run: Run, where: Where, device: str, store: Store, outcome: str, reason: str, chosen: Chosen | None
+) -> Record:
     """The record of a run whose outcome is known before its first step."""
     nothing = Built(None, None, None, Hashes("", "", ""), Capacity(0, 0, 0, 0), [], "")
-    ended = Ended(outcome, reason, {}, (), Cost(*([0.0] * 7), peak_memory=0, tokens=0), False)
+    ended = Ended(outcome, reason, {}, (), Cost(*([0.0] * 7), peak_memory=0, tokens=0), False, chosen)
     record = record_of(run, where, device, nothing, ended)
     store.finish(record, {})
     return record
@@ -247,6 +261,7 @@ def record_of(run: Run, where: Where, device: str, built: Built, ended: Ended) -
         curve=ended.curve,
         finished=utc(),
         registration=run.registration,
+        chosen=ended.chosen,
     )
 
 

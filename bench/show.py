@@ -20,7 +20,7 @@ from torch import Tensor
 from bench import Refusal, registry
 from bench.backbone import Backbone
 from bench.compose import make_where, parse_overrides, parse_run
-from bench.config import NEUTRAL, Named, Protocol, Run, Where, build, listed, resolved
+from bench.config import NEUTRAL, Named, Protocol, Run, Where, build, kind_of, listed, resolved
 from bench.directions import mirror
 from bench.mixers.base import Mixer
 from bench.provenance import code_digests
@@ -28,6 +28,7 @@ from bench.record import Record
 from bench.report.matrices import Matrices, arrays_of, draw, places, save
 from bench.run import build as build_run
 from bench.run import calibrated, load_parent, results
+from bench.space import SELECTED
 from bench.store import Store
 from bench.tasks.base import Batch, Spec, Task
 
@@ -107,6 +108,7 @@ def run_of(record: Record, store: Store, with_parent: bool) -> Run:
         label=record.label,
         parent=None,
         registration=record.registration,
+        trials=(),
     )
     if run.id != record.id:
         raise Refusal(f"record {record.id} was written by a version whose keys this one does not know")
@@ -120,7 +122,8 @@ def parent_of(record: Record, store: Store) -> Run:
     init, same = record.run["protocol"]["init"], ("mixer", "seed")
     folders = (path.parent.name for path in sorted((store.root / "runs").glob("*/record.json")))
     for above in map(store.record, dict.fromkeys([*store.committed(), *folders])):
-        if above.protocol_id == init and all(above.run[key] == record.run[key] for key in same):
+        alike = above.protocol_id == init and all(above.run[key] == record.run[key] for key in same)
+        if alike and kind_of(above.run["point"]) in ("", SELECTED):
             return run_of(above, store, False)
     raise Refusal(f"run {record.id} starts from protocol {init}, of which {store.root} has no record with its mixer")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import Refusal, slurm
-from bench.config import Run, Where
+from bench.config import Run, Where, kind_of
 from bench.record import OUTCOMES
 from bench.store import Store
 from bench.submit import Submission, submissions
@@ -38,7 +38,7 @@ class Outcome:
     outcome: str
     reason: str
     wall: float  # seconds
-    kind: tuple[str, str]  # protocol's id, mixer
+    kind: tuple[str, str]  # protocol's id and 'trial' or the like, mixer
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,6 @@ class Reader:
         awaited = {i for s in sent if any(t.name == s.name for t in tasks) for i in s.runs}
         states: dict[str, State] = {}
         for run in self.runs:
-            above = states.get(run.parent.id) if run.parent else None
             if run.id in self.outcomes:
                 states[run.id] = _done(run, self.outcomes[run.id])
             elif run.id in owners and not (lost := _ended(owners[run.id], tasks, silence)):
@@ -98,6 +97,8 @@ class Reader:
                 states[run.id] = State(run, "failed", "lost", lost, owners[run.id].get("log", ""), None)
             else:
                 failures = self.store.failures(run.id) if run.id in there else []
+                blocked = run.blocked_by(lambda r: states[r.id].name in ("given up", "damaged"))
+                above = (states[blocked[0].id], blocked[1]) if blocked else None
                 states[run.id] = self._left(run, failures, retries, above, run.id in awaited)
         return Look(list(states.values()), self.outcomes, sent, tasks, silence)
 
@@ -109,10 +110,11 @@ class Reader:
                 if found:
                     self.outcomes[run.id] = found
 
-    def _left(self, run: Run, failures: list[dict], retries: int, above: State | None, awaited: bool) -> State:
-        """A run that nobody has and that has no record."""
-        if above and above.name in ("given up", "damaged"):
-            return State(run, "given up", "parent", f"its parent {above.run.id} is {above.name}", "", None)
+    def _left(self, run: Run, failures: list[dict], retries: int, above: tuple | None, awaited: bool) -> State:
+        """A run that nobody has and that has no record; `above`: what it waits for in vain, and in words."""
+        if above:
+            state, who = above
+            return State(run, "given up", "parent", f"{who} {state.run.id} is {state.name}", "", None)
         if failures:
             last = failures[-1]
             why = f"{last['kind']}: {clean((last['message'].splitlines() or [''])[0])}"
@@ -159,7 +161,7 @@ def _parsed(content: bytes, run_id: str) -> tuple[str, Outcome] | None:
     """(id, what is used) of a record; None if it is damaged or not that of `run_id` ('': of any)."""
     try:
         v = json.loads(content)
-        kind = v["protocol_id"], json.dumps(v["run"]["mixer"], sort_keys=True)
+        kind = v["protocol_id"] + kind_of(v["run"]["point"]), json.dumps(v["run"]["mixer"], sort_keys=True)
         one = Outcome(v["outcome"], str(v["reason"]), float(v["cost"]["wall"]), kind)
         return (v["id"], one) if v["outcome"] in OUTCOMES and run_id in ("", v["id"]) else None
     except (ValueError, KeyError, TypeError):
@@ -322,8 +324,8 @@ def _walls(look: Look) -> dict[tuple[str, str], list[float]]:
 
 def _seconds_left(run: Run, known: dict[tuple[str, str], list[float]], share: float, now: dict) -> float | None:
     """By the walls of finished runs like it, else of its protocol; before the first by its pace, no evaluation."""
-    kind = run.protocol_id, json.dumps({"name": run.mixer.name, **run.mixer.args}, sort_keys=True)
-    if walls := known.get(kind) or known.get((run.protocol_id, "")):
+    kind = run.protocol_id + run.kind, json.dumps({"name": run.mixer.name, **run.mixer.args}, sort_keys=True)
+    if walls := known.get(kind) or known.get((kind[0], "")):
         return statistics.median(walls) * (1 - share)
     return now["pace"] * (now["steps"] - now["step"]) if "pace" in now else None
 

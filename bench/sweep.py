@@ -14,6 +14,7 @@ from typing import NamedTuple
 from bench import Refusal
 from bench.compose import compose_group, load_yaml, make_run
 from bench.config import Run, at_least, build, digest, one_of
+from bench.space import OWN
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Column:
     metric: str
 
 
+SPACE = "tune.space"  # a departure may let one mixer tune other keys, its own too, in as many trials
 AGAINST, SAM = "reference", "sam"  # kinds of comparisons; each is a family of its own for Holm
 
 
@@ -113,6 +115,9 @@ def load(path: Path) -> Sweep:
     for key in (*sweep.varies, *(k for d in sweep.departures for k in d.set)):
         if key.split(".")[0] == "init":
             raise Refusal(f"sweep: '{key}' cannot be changed, it names the parent protocol")
+    for key in (k for d in sweep.departures for k in d.set):
+        if key.split(".")[0] == "tune" and key != SPACE:
+            raise Refusal(f"sweep.departures: '{key}' would give a mixer a budget of its own; allowed: {SPACE}")
     columns = [(c.protocol, c.metric) for c in sweep.columns]
     primary = (sweep.family.primary.protocol, sweep.family.primary.metric)
     if primary not in columns and (primary[0].split("[", 1)[0], primary[1]) not in columns:
@@ -155,10 +160,29 @@ def check_reference(reference: dict, mixers: list[dict]) -> None:
         raise Refusal(f"sweep.family.reference {reference}: {several}")
 
 
-def registered(run: Run, registration: str) -> Run:
-    """The run and its parents, marked with what their sweep declared."""
-    parent = registered(run.parent, registration) if run.parent else None
-    return dataclasses.replace(run, registration=registration, parent=parent)
+def registered(run: Run, registration: str, known: dict[str, Run]) -> Run:
+    """The run and those that it needs, marked with what their sweep declared. `known`: trials that are, by id."""
+
+    def once(trial: Run) -> Run:
+        if trial.id not in known:
+            known[trial.id] = registered(trial, registration, known)
+        return known[trial.id]
+
+    parent = registered(run.parent, registration, known) if run.parent else None
+    trials = tuple(once(trial) for trial in run.trials)
+    return dataclasses.replace(run, registration=registration, parent=parent, trials=trials)
+
+
+def check_tuning(run: Run, arm: "Arm") -> None:
+    """Refuse a seed that is tuned with and reported, and a mixer's own key in a space that is not a departure's."""
+    tune = run.protocol.tune
+    if tune is None:
+        return
+    if run.seed in tune.seeds:
+        raise Refusal(f"seed {run.seed} of the sweep is a tuning seed of {run.label}: what is reported must be others")
+    own = [axis.key for axis in tune.space if axis.key.startswith(OWN)]
+    if own and f"protocol.{SPACE}" not in arm.departed:
+        raise Refusal(f"{run.label} tunes {', '.join(own)}: a mixer's own key needs a departure that sets {SPACE}")
 
 
 def variations(sweep: Sweep) -> list[dict]:
@@ -172,12 +196,13 @@ def cells(sweep: Sweep) -> list[Cell]:
     every = arms(sweep)
     columns = itertools.product(sweep.protocols, variations(sweep))
     plain = [(protocol, v, make_run(protocol, every[0].mixer, v, 0, 0)) for protocol, v in columns]
-    found, registration = [], sweep.registration
+    found, registration, known = [], sweep.registration, {}
     for seed, arm, (protocol, variation, base), replica in itertools.product(sweep.seeds, every, plain, sweep.replicas):
         if replica and base.parent is None:
             continue
         run = make_run(protocol, arm.mixer, {**variation, **arm.departed, **arm.changes}, seed, replica)
-        found.append(Cell(base.label, arm, variation, seed, replica, registered(run, registration)))
+        check_tuning(run, arm)
+        found.append(Cell(base.label, arm, variation, seed, replica, registered(run, registration, known)))
     return found
 
 
@@ -190,23 +215,35 @@ def grid(sweep: Sweep) -> list[Run]:
 
 
 def ordered(runs: list[Run]) -> list[Run]:
-    """All runs and their parents, seed by seed and each chain depth first: an interruption costs one chain at most."""
-    children: dict[str, list[Run]] = {}
-    every: dict[str, Run] = {}
+    """All runs and what they need, seed by seed and each chain depth first: an interruption costs one chain at most.
+
+    What is tuned comes after all trials that decide it, rung after rung.
+    """
+    level: dict[str, int] = {}
+    children: dict[tuple[str, int], list[Run]] = {}
+
+    def add(run: Run) -> int:
+        """How many selections a run stands behind."""
+        if run.id not in level:
+            level[run.id] = 0
+            above = add(run.parent) if run.parent else 0
+            level[run.id] = max([above, *(add(trial) + 1 for trial in run.trials)])
+            same = run.parent is not None and above == level[run.id]
+            children.setdefault((run.parent.id if same else "", level[run.id]), []).append(run)
+        return level[run.id]
+
     for run in runs:
-        while run is not None and run.id not in every:
-            every[run.id] = run
-            children.setdefault(run.parent.id if run.parent else "", []).append(run)
-            run = run.parent
+        add(run)
     found: list[Run] = []
 
     def visit(run: Run) -> None:
         found.append(run)
-        for child in children.get(run.id, ()):
+        for child in children.get((run.id, level[run.id]), ()):
             visit(child)
 
-    for root in sorted(children.get("", ()), key=lambda r: r.seed):
-        visit(root)
+    for now in sorted(set(level.values())):
+        for root in sorted(children.get(("", now), ()), key=lambda r: r.seed):
+            visit(root)
     return found
 
 
@@ -215,4 +252,5 @@ def named(run: Run) -> str:
     args = run.mixer.args.items()
     own = [(v if isinstance(v, str) else "sam" if v else "not sam") if k == "sam" else f"{k}={v}" for k, v in args]
     replica = f" replica {run.replica}" if run.replica else ""
-    return f"{run.mixer.name} {' '.join(own)} seed {run.seed}{replica}"
+    point = "" if not run.is_trial else " trial " + " ".join(f"{k}={v}" for k, v in run.point.items())
+    return f"{run.mixer.name} {' '.join(own)} seed {run.seed}{replica}{point}"

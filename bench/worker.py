@@ -17,9 +17,9 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import Refusal, slurm
+from bench import Refusal, slurm, tune
 from bench.compose import make_where, parse_overrides
-from bench.config import Run, Where
+from bench.config import Run, Where, kind_of
 from bench.record import Record
 from bench.run import execute, results
 from bench.store import SPARED, Lease, Store
@@ -90,9 +90,18 @@ class Queue:
         """Given up, or waiting for a parent that is."""
         if self.store.given_up(run.id, self.where.retries):
             return True
-        return run.parent is not None and not self.ready(run) and self.hopeless(run.parent)
+        if run.trials and all(self.without_record(trial) for trial in run.trials):
+            return True
+        return run.parent is not None and not self.has_parent(run) and self.hopeless(run.parent)
+
+    def without_record(self, trial: Run) -> bool:
+        """Whether a trial will have none: it counts as a loss, and nothing was found if all are so."""
+        return not self.store.has(trial.id) and self.hopeless(trial)
 
     def ready(self, run: Run) -> bool:
+        return self.has_parent(run) and all(self.store.has(t.id) or self.hopeless(t) for t in run.trials)
+
+    def has_parent(self, run: Run) -> bool:
         parent = run.parent
         if parent is None:
             return True
@@ -105,7 +114,8 @@ class Queue:
 
         0 if there is none to go by.
         """
-        done = [r for r in self.finished() if r.protocol_id == run.protocol_id and r.outcome == "ok"]
+        alike = [r for r in self.finished() if (r.protocol_id, kind_of(r.run["point"])) == (run.protocol_id, run.kind)]
+        done = [r for r in alike if r.outcome == "ok"]
         mixer = {"name": run.mixer.name, **run.mixer.args}
         same = [r.cost.wall for r in done if r.run["mixer"] == mixer]
         wall = statistics.median(same) if same else max((r.cost.wall for r in done), default=0.0)
@@ -170,6 +180,7 @@ def attempt(run: Run, lease: Lease, queue: Queue, stop: Stop, task: Task | None)
     failure, begun = None, time.perf_counter()
     train = execute if queue.where.devices == 1 else execute_ranks
     try:
+        tune.ask(run, queue.store)
         record = train(run, queue.where, lambda: stop() or robbed.is_set())
         if record:
             print(summary(run, record, time.perf_counter() - begun), flush=True)

@@ -72,6 +72,7 @@ def a_record(run: Run, number: int) -> Record:
         curve=tuple((10 * n, 1.0 / n) for n in range(1, 65)),
         finished=utc(),
         registration=run.registration,
+        chosen=None,
     )
 
 

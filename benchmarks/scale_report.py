@@ -59,6 +59,7 @@ def a_record(run, value: float) -> Record:
         curve=tuple((step, 1.0 / step) for step in range(1, 65)),
         finished="2026-01-01T00:00:00+00:00",
         registration=run.registration,
+        chosen=None,
     )
 
 

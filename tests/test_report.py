@@ -91,6 +91,7 @@ def a_record(run: dict, metrics: dict, outcome: str = "ok", label: str = "quick"
         curve=((1, 2.0),),
         finished="2026-01-01T00:00:00+00:00",
         registration="",
+        chosen=None,
     )
 
 

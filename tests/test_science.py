@@ -101,7 +101,8 @@ def test_metrics_are_those_of_the_saved_and_of_the_averaged_weights_without_drop
 
 def test_evaluation_obeys_the_precision():
     model, task = built(a_run())
-    (_, exact), (_, rough) = (evaluate.evaluate(model, task, 16, "cpu", precision) for precision in ("fp32", "bf16"))
+    parts, both = task.held_out(), ("fp32", "bf16")
+    (_, exact), (_, rough) = (evaluate.evaluate(model, task, parts, 16, "cpu", precision) for precision in both)
     exact, rough = exact["held_out"]["loss"], rough["held_out"]["loss"]
     assert not np.array_equal(exact, rough) and np.allclose(exact, rough, rtol=0.05)
     assert len(exact) == 40

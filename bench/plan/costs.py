@@ -39,6 +39,14 @@ class Estimate:
     checkpoint_bytes: float
 
 
+Sort = tuple[str, str]  # protocol's id and kind ('', 'trial', ...): what costs the same
+
+
+def _sort(one) -> Sort:
+    """Of a run or a finished one."""
+    return one.protocol_id, one.kind
+
+
 def by_steps(cost, steps: int) -> Range:
     """Seconds of a whole run from a record's or a pilot's own parts."""
     around = cost.startup + cost.first_step + cost.evaluation
@@ -50,14 +58,16 @@ class Costs:
 
     def __init__(self, ledger: Ledger, pilots: list[Pilot], nodes: list[Node], device: str):
         self.left = [n for n in nodes if n.state in LEFT and n.trains]
-        self.steps = {n.run.protocol_id: n.run.protocol.budget.steps for n in nodes}
-        self.copies = {n.run.protocol_id: 3 + bool(n.run.protocol.optimiser.ema) for n in nodes}
-        self.pilots = [(p, canonical(p.mixer, "mixer")) for p in pilots if p.protocol_id in self.steps]
+        self.steps = {_sort(n.run): n.run.steps for n in nodes}
+        self.copies = {_sort(n.run): 3 + bool(n.run.protocol.optimiser.ema) for n in nodes}
+        self.kept = {_sort(n.run): not n.run.is_trial for n in nodes}
+        protocols = {protocol for protocol, _ in self.steps}
+        self.pilots = [(p, canonical(p.mixer, "mixer")) for p in pilots if p.protocol_id in protocols]
         ok = [f for f in ledger.finished.values() if f.outcome == "ok" and f.cost.wall > 0]
-        self.records = [f for f in ok if f.protocol_id in self.steps]
+        self.records = [f for f in ok if _sort(f) in self.steps]
         self.device, self.world = self._chosen(device)
         self.known = self._by_pair()
-        self.cache: dict[tuple[str, str], Estimate | None] = {}
+        self.cache: dict[tuple[Sort, str], Estimate | None] = {}
 
     def _chosen(self, device: str) -> tuple[str, int]:
         """The asked device, or the one whose evidence covers most of what is left; ('', 1) if there is no evidence."""
@@ -79,42 +89,42 @@ class Costs:
 
         return max(found, key=cover) if found else ("", 1)
 
-    def _by_pair(self) -> dict[str, dict[str, Estimate]]:
-        """Protocol id -> mixer -> what whole runs cost."""
-        records: dict[tuple[str, str], list] = {}
+    def _by_pair(self) -> dict[Sort, dict[str, Estimate]]:
+        """Sort -> mixer -> what whole runs cost."""
+        records: dict[tuple[Sort, str], list] = {}
         for f in self.records:
             if f.device == self.device:
-                records.setdefault((f.protocol_id, f.mixer), []).append(f)
-        known: dict[str, dict[str, Estimate]] = {}
+                records.setdefault((_sort(f), f.mixer), []).append(f)
+        known: dict[Sort, dict[str, Estimate]] = {}
         for pilot, text in self.pilots:
-            if pilot.device == self.device:
-                seconds = by_steps(pilot, self.steps[pilot.protocol_id])
-                lasting = pilot.weights_bytes + pilot.record_bytes
+            for sort in [s for s in self.steps if s[0] == pilot.protocol_id and pilot.device == self.device]:
+                seconds = by_steps(pilot, self.steps[sort])
+                lasting = self.kept[sort] * pilot.weights_bytes + pilot.record_bytes
                 estimate = Estimate(seconds, "pilot", lasting, pilot.checkpoint_bytes)
-                known.setdefault(pilot.protocol_id, {})[text] = estimate  # the last one counts
-        for (protocol, mixer), found in records.items():
-            known.setdefault(protocol, {})[mixer] = self._from_records(protocol, found)
+                known.setdefault(sort, {})[text] = estimate  # the last one counts
+        for (sort, mixer), found in records.items():
+            known.setdefault(sort, {})[mixer] = self._from_records(sort, found)
         return known
 
-    def _from_records(self, protocol: str, found: list) -> Estimate:
+    def _from_records(self, sort: Sort, found: list) -> Estimate:
         walls = [f.cost.wall for f in found]
         spread = list(walls)
         if len(found) < MANY:
-            spread += [value for f in found for value in by_steps(f.cost, self.steps[protocol])]
+            spread += [value for f in found for value in by_steps(f.cost, self.steps[sort])]
         weights = WEIGHT_BYTES * max(f.parameters for f in found)
-        lasting = weights + max(f.bytes for f in found)
+        lasting = self.kept[sort] * weights + max(f.bytes for f in found)
         seconds = Range(min(spread), statistics.median(walls), max(spread))
-        return Estimate(seconds, "records", lasting, self.copies[protocol] * weights)
+        return Estimate(seconds, "records", lasting, self.copies[sort] * weights)
 
     def of(self, node: Node) -> Estimate | None:
         """Of the whole run, nothing subtracted for what is done."""
-        key = node.run.protocol_id, node.run.mixer.canonical
+        key = _sort(node.run), node.run.mixer.canonical
         if key not in self.cache:
             self.cache[key] = self._of(*key)
         return self.cache[key]
 
-    def _of(self, protocol: str, mixer: str) -> Estimate | None:
-        others = self.known.get(protocol, {})
+    def _of(self, sort: Sort, mixer: str) -> Estimate | None:
+        others = self.known.get(sort, {})
         if mixer in others or not others:
             return others.get(mixer)
         every = [e.seconds for e in others.values()]
@@ -163,20 +173,19 @@ def longest(nodes: list[Node], seconds: dict[str, float]) -> float:
     """Seconds of the longest chain of a run and what it starts from; the nodes hold parents before children."""
     end: dict[str, float] = {}
     for node in nodes:
-        above = end[node.run.parent.id] if node.run.parent else 0.0
+        above = max((end[run.id] for run in node.run.needs), default=0.0)
         end[node.run.id] = above + seconds[node.run.id]
     return max(end.values(), default=0.0)
 
 
 def makespan(nodes: list[Node], seconds: dict[str, float], parallel: int) -> float:
-    """Seconds until all runs have ended: the next in the sweep's order whose parent is done, as workers take them."""
+    """Seconds until all runs have ended: the next in the sweep's order whose needs are done, as workers take them."""
     children: dict[str, list[int]] = {}
-    ready = []
+    waits = [len({run.id for run in node.run.needs}) for node in nodes]
+    ready = [number for number, count in enumerate(waits) if not count]
     for number, node in enumerate(nodes):
-        if node.run.parent:
-            children.setdefault(node.run.parent.id, []).append(number)
-        else:
-            ready.append(number)
+        for run_id in {run.id for run in node.run.needs}:
+            children.setdefault(run_id, []).append(number)
     heapq.heapify(ready)
     running: list[tuple[float, int]] = []
     now = 0.0
@@ -186,5 +195,7 @@ def makespan(nodes: list[Node], seconds: dict[str, float], parallel: int) -> flo
             heapq.heappush(running, (now + seconds[nodes[number].run.id], number))
         now, number = heapq.heappop(running)
         for child in children.get(nodes[number].run.id, ()):
-            heapq.heappush(ready, child)
+            waits[child] -= 1
+            if not waits[child]:
+                heapq.heappush(ready, child)
     return now

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import Refusal
-from bench.config import build, canonical
+from bench.config import build, canonical, kind_of
 from bench.record import SCHEMA, Cost, Record, dump
 from bench.store import Store
 
@@ -24,6 +24,7 @@ class Finished:
     id: str
     outcome: str
     protocol_id: str
+    kind: str  # '' or, of a tuned protocol, 'selected', 'trial' and so on
     mixer: str  # canonical text of name and arguments
     seed: int
     replica: int
@@ -85,14 +86,12 @@ class Ledger:
             found = _finished(values, size)
             self.protocols.setdefault(found.protocol_id, values["run"]["protocol"])
             self.mixers.setdefault(found.mixer, values["run"]["mixer"])
-            tuned = bool(values["run"]["point"])
         except (KeyError, TypeError, AttributeError, Refusal) as error:
             what = str(error) if isinstance(error, Refusal) else f"{type(error).__name__} {error}"
             raise Refusal(f"{source}: not a whole record ({what}); delete it and run again, or restore it") from None
         if folder and found.id != folder:
             raise Refusal(f"{source} is the record of run {found.id}, not of {folder}; delete it and run again")
-        if not tuned:
-            self.finished[found.id] = found
+        self.finished[found.id] = found
 
 
 def _folders(store: Store) -> set[str]:
@@ -120,6 +119,7 @@ def _finished(values: dict, size: int) -> Finished:
         id=values["id"],
         outcome=values["outcome"],
         protocol_id=values["protocol_id"],
+        kind=kind_of(run["point"]),
         mixer=canonical(run["mixer"], "mixer"),
         seed=run["seed"],
         replica=run["replica"],

@@ -27,7 +27,7 @@ def nodes(runs: list[Run], store: Store, ledger: Ledger, retries: int) -> list[N
     """The runs, in their order (parents first), with their states."""
     found: dict[str, Node] = {}
     for run in runs:
-        found[run.id] = _node(run, found.get(run.parent.id) if run.parent else None, store, ledger, retries)
+        found[run.id] = _node(run, found, store, ledger, retries)
     for node in reversed(list(found.values())):  # children first: a grandparent may be needed for its child's sake
         run = found[node.run.id]
         parent = found[run.run.parent.id] if run.run.parent else None
@@ -42,7 +42,8 @@ def _weightless(node: Node, store: Store, ledger: Ledger) -> bool:
     return node.run.id not in ledger.folders or not store.weights(node.run.id).exists()
 
 
-def _node(run: Run, parent: Node | None, store: Store, ledger: Ledger, retries: int) -> Node:
+def _node(run: Run, found: dict[str, Node], store: Store, ledger: Ledger, retries: int) -> Node:
+    """`found`: what it needs, among others."""
     if run.id in ledger.finished:
         return Node(run, "done", 0.0, "", False)
     if run.id in ledger.folders:
@@ -51,10 +52,10 @@ def _node(run: Run, parent: Node | None, store: Store, ledger: Ledger, retries: 
         if store.given_up(run.id, retries):
             last = store.failures(run.id)[-1]
             return Node(run, "failed", 0.0, f"{last['kind']}: {(last['message'].splitlines() or [''])[0]}", False)
-    if parent and parent.state == "failed":
-        return Node(run, "failed", 0.0, f"its parent {parent.run.id} is given up", False)
-    above = ledger.finished.get(parent.run.id) if parent else None
+    if blocked := run.blocked_by(lambda r: found[r.id].state == "failed"):
+        return Node(run, "failed", 0.0, f"{blocked[1]} {blocked[0].id} is given up", False)
+    above = ledger.finished.get(run.parent.id) if run.parent else None
     if above and above.outcome != "ok":
-        return Node(run, "missing", 0.0, f"its parent {parent.run.id}: {above.outcome}", False)
+        return Node(run, "missing", 0.0, f"its parent {run.parent.id}: {above.outcome}", False)
     share = 1 - store.progress(run.id) if run.id in ledger.folders else 1.0
     return Node(run, "missing", share, "", True)

@@ -49,9 +49,8 @@ def one(run: Run, where: Where, store: Store, stop) -> Pilot | None:
 
     protocol = run.protocol
     budget = dataclasses.replace(protocol.budget, steps=min(STEPS, protocol.budget.steps))
-    cut = dataclasses.replace(
-        run, protocol=dataclasses.replace(protocol, init="", budget=budget), parent=None, replica=0
-    )
+    held = dataclasses.replace(protocol, init="", budget=budget, tune=None)
+    cut = dataclasses.replace(run, protocol=held, parent=None, replica=0, point={}, trials=())
     with tempfile.TemporaryDirectory(dir=store.root, prefix=".pilot-") as folder:
         there = dataclasses.replace(where, results=str(Path(folder).resolve()), cache=str(places(where).cache))
         try:

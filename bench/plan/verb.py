@@ -96,7 +96,7 @@ def _rows(graph: list[Node], costs: Costs) -> list[Row]:
     above: dict[str, str] = {}
     members: dict[str, list[Node]] = {}
     for node in graph:
-        name = node.run.label
+        name = node.run.label + " trials" * node.run.is_trial
         members.setdefault(name, []).append(node)
         above.setdefault(name, node.run.parent.label if node.run.parent else "")
     found: list[Row] = []

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bench.config import NEUTRAL, Run, resolved
 from bench.plan.evidence import Ledger
 from bench.plan.graph import Node
+from bench.space import SELECTED
 
 ABSENT = "absent"
 SHOWN = 3  # differing fields that a line spells out
@@ -32,7 +33,8 @@ def reasons(nodes: list[Node], ledger: Ledger) -> list[Reason]:
     groups: dict[tuple, list[tuple[Run, str]]] = {}
     for node in nodes:
         if node.state == "missing":
-            text, fields, found = nearest.of(node.run)
+            tuning = "a tuning trial that was not run", ("point",), ""
+            text, fields, found = tuning if node.run.is_trial else nearest.of(node.run)
             groups.setdefault((text, fields), []).append((node.run, found))
     return [
         Reason(
@@ -54,7 +56,8 @@ class Nearest:
         self.protocols = {key: flat(values, "protocol") for key, values in ledger.protocols.items()}
         self.mixers = {key: flat(values, "mixer") for key, values in ledger.mixers.items()}
         self.finished: dict[str, dict[tuple[str, str], dict[tuple[int, int], str]]] = {}
-        for f in sorted(ledger.finished.values(), key=lambda f: (f.seed, f.replica, f.id)):
+        shown = [f for f in ledger.finished.values() if f.kind in ("", SELECTED)]
+        for f in sorted(shown, key=lambda f: (f.seed, f.replica, f.id)):
             name = ledger.mixers[f.mixer]["name"]
             group = self.finished.setdefault(name, {}).setdefault((f.protocol_id, f.mixer), {})
             group[f.seed, f.replica] = f.id

@@ -11,7 +11,10 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from bench import Refusal
 from bench.seeds import Streams
+
+TRAIN, SELECTION = "train", "selection"  # parts beside the reported sets; see `Task.reserve`
 
 Batch = dict[str, Tensor]
 """Every value has a leading axis B, so that a batch can be cut into micro-batches anywhere that `group` allows.
@@ -55,6 +58,48 @@ class Task(ABC):
     def __init__(self, args, places: Places):
         self.args = args
         self.places = places
+        self.reserved = 0  # training examples that are held out for the selection of trials
+        self._split: tuple[np.ndarray, np.ndarray] | None = None
+
+    # Selection: examples that no run of a tuned protocol trains on and none reports, the same whatever the seed.
+
+    def reserve(self, examples: int) -> None:
+        """Hold out so many training examples as the part 'selection'; before anything is drawn."""
+        self.reserved = examples
+
+    def split(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """(items to train on, items of the selection) of n training items, ascending (int64)."""
+        if self._split is None:
+            if self.reserved > n // 2:
+                raise Refusal(f"protocol.tune.selection.examples is {self.reserved}, must be at most half of {n}")
+            chosen = Streams(0, 0).draw("selection", 0).permutation(n)[: self.reserved].astype(np.int64)
+            away = self.akin(np.sort(chosen))
+            self._split = np.setdiff1d(np.arange(n, dtype=np.int64), away), np.sort(chosen)
+        return self._split
+
+    def akin(self, items: np.ndarray) -> np.ndarray:
+        """The training items that share a source with `items` (rows of one document), these included."""
+        return items
+
+    def drawn(self, streams: Streams, start: int, count: int, n: int) -> np.ndarray:
+        """Items at positions start .. start + count - 1 of the training order over n items, selection left out."""
+        if not self.reserved:
+            return streams.order(start, count, n)
+        kept = self.split(n)[0]
+        return kept[streams.order(start, count, len(kept))]
+
+    @abstractmethod
+    def origin(self, part: str) -> tuple[str, np.ndarray]:
+        """(what the items number, items) of all of 'train', of 'selection' or of a reported set: what equal names
+        number twice is the same example."""
+
+    def require_disjoint(self) -> None:
+        """Raises Refusal if an example of the selection is trained on or reported."""
+        name, items = self.origin(SELECTION)
+        for part in (TRAIN, *self.held_out()):
+            other, numbers = self.origin(part)
+            if other == name and len(common := np.intersect1d(items, numbers)):
+                raise Refusal(f"{len(common)} examples held out for the selection of trials are in '{part}' too")
 
     @abstractmethod
     def spec(self) -> Spec: ...
@@ -81,7 +126,8 @@ class Task(ABC):
 
     @abstractmethod
     def held_out_batches(self, part: str, size: int):
-        """Batches of a reported set: the same for every arm and seed, every item once; the last may be short."""
+        """Batches of a reported set or of 'selection', as they are evaluated: the same for every arm and seed, every
+        item once; the last may be short."""
 
     @abstractmethod
     def count(self, batch: Batch) -> float:
@@ -97,7 +143,7 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, part: str, outcomes: dict[str, np.ndarray]) -> dict[str, float]:
-        """Metrics of one reported set from all its outcomes; names carry the set if there are several."""
+        """Metrics of one set from all its outcomes; names carry a reported set if there are several."""
 
     def words(self, tokens: np.ndarray) -> list[str]:
         """Names of token ids, for people to read in a figure; [] if the ids of this task have none."""

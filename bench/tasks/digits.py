@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from bench import Refusal
 from bench.seeds import Streams
-from bench.tasks.base import Batch, Places, Spec, Task
+from bench.tasks.base import SELECTION, TRAIN, Batch, Places, Spec, Task
 
 SIDE, CLASSES, IMAGES = 8, 10, 1797
 _SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
@@ -82,7 +82,7 @@ class Digits(Task):
         self._prepared = True
 
     def order(self, streams: Streams, step: int, size: int) -> np.ndarray:
-        return self._train[streams.order(step * size, size, len(self._train))]
+        return self._train[self.drawn(streams, step * size, size, len(self._train))]
 
     def batch(self, streams: Streams, step: int, size: int, part: slice) -> Batch:
         return self._assemble(self.order(streams, step, size)[part])
@@ -91,8 +91,14 @@ class Digits(Task):
         return ["held_out"]
 
     def held_out_batches(self, part: str, size: int) -> Iterator[Batch]:
-        for start in range(0, len(self._held_out), size):
-            yield self._assemble(self._held_out[start : start + size])
+        _, items = self.origin(part)
+        for start in range(0, len(items), size):
+            yield self._assemble(items[start : start + size])
+
+    def origin(self, part: str) -> tuple[str, np.ndarray]:
+        train, selection = self.split(len(self._train))
+        items = {TRAIN: self._train[train], SELECTION: self._train[selection]}
+        return "image", items.get(part, self._held_out)
 
     def count(self, batch: Batch) -> float:
         return float(len(batch["labels"]))

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.seeds import Streams
-from bench.tasks.base import Batch, Task
+from bench.tasks.base import SELECTION, TRAIN, Batch, Task
 
-# The held-out stream has a purpose of its own, so its key differs from that of every training stream, also of seed 0.
-_HELD_OUT = (Streams(0, 0), "held-out examples")
+# These streams have purposes of their own, so their keys differ from that of every training stream, also of seed 0.
+_FIXED = {"held_out": "held-out examples", SELECTION: "selection examples"}
 
 
 class Generated(Task):
@@ -43,12 +43,15 @@ class Generated(Task):
         return ["held_out"]
 
     def held_out_batches(self, part: str, size: int) -> Iterator[Batch]:
-        total = self.args.held_out
-        streams, purpose = _HELD_OUT
-        arrays = self.draw(streams.draw(purpose, 0), total)
-        items = np.arange(total, dtype=np.int64)
-        for start in range(0, total, size):
+        _, items = self.origin(part)
+        arrays = self.draw(Streams(0, 0).draw(_FIXED[part], 0), len(items))
+        for start in range(0, len(items), size):
             yield _assemble(arrays, items, slice(start, start + size))
+
+    def origin(self, part: str) -> tuple[str, np.ndarray]:
+        """By the stream: nothing is held out of the training examples, since no two streams share a draw."""
+        counts = {TRAIN: 0, SELECTION: self.reserved}
+        return _FIXED.get(part, part), np.arange(counts.get(part, self.args.held_out), dtype=np.int64)
 
     def count(self, batch: Batch) -> float:
         return float(batch["labels"].numel())

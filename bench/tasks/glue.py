@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bench import Refusal
 from bench.seeds import Streams
-from bench.tasks.base import Batch, Spec, Task
+from bench.tasks.base import SELECTION, TRAIN, Batch, Spec, Task
 from bench.tasks.data import Pins, cached, table
 from bench.tasks.text import Ragged, Vocabulary, WordPiece, code_digest, ranges
 
@@ -99,8 +99,13 @@ class Glue(Task):
         if self.examples:
             return
         self.pieces = WordPiece(self.args.vocabulary, self.args.data.name, self.places)
-        splits = {part: part if part == "validation" else f"validation_{part}" for part in self.subset.held_out}
-        self.examples = {part: self._open(split) for part, split in {"train": "train", **splits}.items()}
+        self.examples = {part: self._open(split) for part, split in self.splits.items()}
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Part -> split of the data."""
+        parts = self.subset.held_out
+        return {TRAIN: TRAIN} | {part: part if part == "validation" else f"validation_{part}" for part in parts}
 
     def _open(self, split: str) -> Examples:
         args = self.args
@@ -134,20 +139,27 @@ class Glue(Task):
             )
 
     def order(self, streams: Streams, step: int, size: int) -> np.ndarray:
-        return streams.order(step * size, size, len(self.examples["train"]))
+        return self.drawn(streams, step * size, size, len(self.examples[TRAIN]))
 
     def batch(self, streams: Streams, step: int, size: int, part: slice) -> Batch:
         first, stop, _ = part.indices(size)
-        items = streams.order(step * size + first, stop - first, len(self.examples["train"]))
-        return self._batch(self.examples["train"], items)
+        items = self.drawn(streams, step * size + first, stop - first, len(self.examples[TRAIN]))
+        return self._batch(self.examples[TRAIN], items)
 
     def held_out(self) -> list[str]:
         return list(self.subset.held_out)
 
     def held_out_batches(self, part: str, size: int):
-        examples = self.examples[part]
-        for first in range(0, len(examples), size):
-            yield self._batch(examples, np.arange(first, min(first + size, len(examples))))
+        examples = self.examples[TRAIN if part == SELECTION else part]
+        _, items = self.origin(part)
+        for first in range(0, len(items), size):
+            yield self._batch(examples, items[first : first + size])
+
+    def origin(self, part: str) -> tuple[str, np.ndarray]:
+        held = part not in (TRAIN, SELECTION)
+        n = len(self.examples[part if held else TRAIN])
+        items = np.arange(n) if held else self.split(n)[part == SELECTION]
+        return str(self.args.data.content(self.splits[part if held else TRAIN])), items
 
     def _batch(self, examples: Examples, items: np.ndarray) -> Batch:
         length, start = self.args.length, examples.offsets[items]
@@ -192,7 +204,7 @@ class Glue(Task):
         label, prediction = outcomes["label"], outcomes["prediction"]
         found = {name: _SCORES[name](label, prediction) for name in self.subset.scores}
         found["loss"] = float(outcomes["loss"].mean(dtype=np.float64))
-        suffix = f"_{part}" if len(self.subset.held_out) > 1 else ""
+        suffix = f"_{part}" if len(self.subset.held_out) > 1 and part != SELECTION else ""
         return {name + suffix: value for name, value in found.items()}
 
     def words(self, tokens: np.ndarray) -> list[str]:

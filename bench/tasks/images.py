@@ -19,10 +19,9 @@ from torch.nn import functional
 from bench import Refusal
 from bench.seeds import Streams
 from bench.tasks.augment import MAGNITUDES, POLICY, Augment, forked_rng
-from bench.tasks.base import Batch, Places, Spec, Task
+from bench.tasks.base import SELECTION, TRAIN, Batch, Places, Spec, Task
 from bench.tasks.data import Pins, cached, table
 
-TRAIN = "train"
 FORMATS = ("JPEG", "PNG", "WEBP")  # no others: some of Pillow's decoders start programs
 _DECODING = 1  # to be raised when decoding changes, so that old caches are not used
 
@@ -142,7 +141,7 @@ class Images(Task):
         return cached(self.places, key, lambda: decode(args, split, table(args.data, split, self.places, columns)))
 
     def order(self, streams: Streams, step: int, size: int) -> np.ndarray:
-        return streams.order(step * size, size, len(self._splits[TRAIN]["labels"]))
+        return self.drawn(streams, step * size, size, len(self._splits[TRAIN]["labels"]))
 
     def batch(self, streams: Streams, step: int, size: int, part: slice) -> Batch:
         """Raises ValueError unless `size` and the bounds of `part` are multiples of Spec.group."""
@@ -168,11 +167,17 @@ class Images(Task):
         return [split for split in self.args.data.splits if split != TRAIN]
 
     def held_out_batches(self, part: str, size: int) -> Iterator[Batch]:
-        total = len(self._splits[part]["labels"])
-        for start in range(0, total, size):
-            items = np.arange(start, min(start + size, total), dtype=np.int64)
-            images_BYX3, labels_B = self._rows(part, items)
+        _, every = self.origin(part)
+        for start in range(0, len(every), size):
+            items = every[start : start + size]
+            images_BYX3, labels_B = self._rows(TRAIN if part == SELECTION else part, items)
             yield self._assemble(self._augment.normalised(images_BYX3), labels_B, items)
+
+    def origin(self, part: str) -> tuple[str, np.ndarray]:
+        source = TRAIN if part in (TRAIN, SELECTION) else part
+        n = len(self._splits[source]["labels"])
+        items = np.arange(n, dtype=np.int64) if source == part != TRAIN else self.split(n)[part == SELECTION]
+        return str(self.args.data.content(source)), items
 
     def count(self, batch: Batch) -> float:
         return float(len(batch["labels"]))
@@ -196,7 +201,7 @@ class Images(Task):
 
     def metrics(self, part: str, outcomes: dict[str, np.ndarray]) -> dict[str, float]:
         """`top1`, `top5` and `loss` (nats) per image; '<split>_top1' and so on if several splits are reported."""
-        prefix = f"{part}_" if len(self.held_out()) > 1 else ""
+        prefix = f"{part}_" if len(self.held_out()) > 1 and part != SELECTION else ""
         return {
             f"{prefix}top1": float(np.mean(outcomes["rank"] < 1)),
             f"{prefix}top5": float(np.mean(outcomes["rank"] < 5)),

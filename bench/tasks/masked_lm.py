@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bench import Refusal
 from bench.seeds import Streams
-from bench.tasks.base import Batch, Spec, Task
+from bench.tasks.base import SELECTION, TRAIN, Batch, Spec, Task
 from bench.tasks.data import Pins, cached, table
 from bench.tasks.text import Vocabulary, WordPiece, code_digest, ranges
 
@@ -95,11 +95,11 @@ class MaskedLM(Task):
         self.pieces = WordPiece(self.args.vocabulary, self.args.data.name, self.places)
         self.special_C = self.pieces.special_C
         self.ordinary = np.flatnonzero(~self.special_C)
-        self.rows = {split: self._rows(split) for split in ("train", "validation")}
+        self.rows = {split: self._rows(split) for split in (TRAIN, "validation")}
 
     def _rows(self, split: str) -> Rows:
         args = self.args
-        documents = args.documents if split == "train" else 0
+        documents = args.documents if split == TRAIN else 0
         key = ["masked_lm", code_digest(), args.data.content(split), args.column, documents, args.vocabulary.sha256]
 
         def tokenise():
@@ -116,26 +116,44 @@ class MaskedLM(Task):
         )
         if len(cut["first"]) < 2:
             raise Refusal(f"data set {args.data.name}: split {split} has no text in column {args.column}")
+        if split == TRAIN:
+            self.documents = np.asarray(text["offsets"])  # where each begins, in tokens
         return Rows(np.asarray(text["ids"]), *(np.asarray(cut[name]) for name in ("start", "count", "first")))
 
     def order(self, streams: Streams, step: int, size: int) -> np.ndarray:
-        return streams.order(step * size, size, len(self.rows["train"]))
+        return self.drawn(streams, step * size, size, len(self.rows[TRAIN]))
 
     def batch(self, streams: Streams, step: int, size: int, part: slice) -> Batch:
         first, stop, _ = part.indices(size)
-        items = streams.order(step * size + first, stop - first, len(self.rows["train"]))
+        items = self.drawn(streams, step * size + first, stop - first, len(self.rows[TRAIN]))
         words_BW = _words(streams, "mask", step * size + first, len(items), self.args.length, self.args.mask_rate)
-        return self._batch(self.rows["train"], items, words_BW, self.args.mask_rate)
+        return self._batch(self.rows[TRAIN], items, words_BW, self.args.mask_rate)
 
     def held_out(self) -> list[str]:
         return ["validation"]
 
     def held_out_batches(self, part: str, size: int):
-        rows, rate = self.rows[part], self.args.mask_rate_held_out
-        for first in range(0, len(rows), size):
-            items = np.arange(first, min(first + size, len(rows)))
+        rows, rate = self.rows[TRAIN if part == SELECTION else part], self.args.mask_rate_held_out
+        _, every = self.origin(part)
+        for first in range(0, len(every), size):
+            items = every[first : first + size]
             words_BW = _words(Streams(0, 0), "held-out mask", first, len(items), self.args.length, rate)
             yield self._batch(rows, items, words_BW, rate)
+
+    def origin(self, part: str) -> tuple[str, np.ndarray]:
+        held = part not in (TRAIN, SELECTION)
+        n = len(self.rows[part if held else TRAIN])
+        items = np.arange(n) if held else self.split(n)[part == SELECTION]
+        return str(self.args.data.content(part if held else TRAIN)), items
+
+    def akin(self, items: np.ndarray) -> np.ndarray:
+        """All rows with a piece of a document that has a piece in these rows: they would know its words."""
+        rows = self.rows[TRAIN]
+        document = np.searchsorted(self.documents, rows.start, side="right")
+        per_row = np.diff(rows.first)
+        pieces = ranges(rows.first[items], per_row[items])
+        row = np.repeat(np.arange(len(rows)), per_row)
+        return np.unique(row[np.isin(document, document[pieces])])
 
     def _batch(self, rows: Rows, items: np.ndarray, words_BW: np.ndarray, rate: float) -> Batch:
         tokens_BL, segments_BL = fill(rows, items, self.args.length, self.pieces)
