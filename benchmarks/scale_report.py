@@ -78,12 +78,13 @@ def main() -> None:
     about = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     about.add_argument("--seeds", type=int, default=20)
     about.add_argument("--protocols", type=int, default=20)
+    about.add_argument("--html", action="store_true", help="the page too")
     options = about.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fill(folder, options.seeds, options.protocols)
         started = time.perf_counter()
-        report(load(folder / "large.yaml"), Store(folder / "results"), folder / "out", None)
+        report(load(folder / "large.yaml"), Store(folder / "results"), folder / "out", None, options.html)
         spent = time.perf_counter() - started
     print(f"{25 * options.seeds * options.protocols:,} records: {spent:.1f} s")
 

@@ -34,7 +34,7 @@ function short(value) {
 
 // Lines over steps; `series`: {points: [[x, y]], colour, dash, name}. Logarithmic where the values span two decades.
 function chart(series, label) {
-  const [width, height, left, right, top, bottom] = [640, 240, 56, 18, 10, 46];
+  const [width, height, left, right, top, bottom] = [640, 240, 56, 18, 30, 46];
   const all = series.flatMap((one) => one.points);
   if (!all.length) return element("p", { class: "hint" }, "No curve: no training step was recorded.");
   const xs = all.map((p) => p[0]), ys = all.map((p) => p[1]);
@@ -59,7 +59,7 @@ function chart(series, label) {
     svg.append(shape("text", { x: x(value), y: height - bottom + 18, "text-anchor": anchor }, short(value)));
   }
   svg.append(shape("text", { x: width - right, y: height - 4, "text-anchor": "end" }, "optimiser step"));
-  svg.append(shape("text", { x: left, y: height - 4 }, log ? "training loss (log scale)" : "training loss"));
+  svg.append(shape("text", { x: left, y: 16 }, log ? "training loss (log scale)" : "training loss"));
   for (const one of series) {
     const d = one.points.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("");
     svg.append(shape("path", { d, stroke: one.colour, "stroke-dasharray": one.dash }, shape("title", {}, one.name)));
