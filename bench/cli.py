@@ -240,10 +240,37 @@ def redraw(options: argparse.Namespace) -> int:
     return 0
 
 
+def speed(options: argparse.Namespace) -> int:
+    if [Path(word).suffix for word in options.words] == [".json"] and "=" not in options.words[0]:
+        return speed_again(Path(options.words[0]), options.out)
+    from bench.speed.settings import Asked
+    from bench.speed.verb import speed as speed_verb
+
+    names = ("words", "lengths", "tokens", "batch", "ways", "segments", "seconds", "rounds", "training", "steps", "out")
+    until = float("inf") if options.stop_after is None else time.time() + options.stop_after
+    given = {name: getattr(options, name) for name in names}
+    return speed_verb(Asked(**given, until=until, as_json=options.json))
+
+
+def speed_again(path: Path, out: Path | None) -> int:
+    """Table and figure of what `speed` measured before: no torch."""
+    from rich.console import Console
+
+    from bench.report import speed as report_speed
+
+    console = Console() if sys.stdout.isatty() else None
+    written = report_speed.write(report_speed.load(path), out or path.parent, console)
+    if console is None:
+        print(written[0].read_text())
+    for file in written:
+        print(file)
+    return 0
+
+
 def main() -> int:
     options = parse(sys.argv[1:])
     try:
-        verbs = (run, sweep, plan, status, logs, report, merge, data, check, match, show)
+        verbs = (run, sweep, plan, status, logs, report, merge, data, check, match, show, speed)
         return {verb.__name__: verb for verb in verbs}[options.verb](options)
     except Refusal as error:
         print(f"mixerbench: {error}", file=sys.stderr)

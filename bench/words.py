@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-BARE = ("match", "logs")  # verbs whose words are not all key=value
+BARE = ("match", "logs", "speed")  # verbs whose words are not all key=value
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add_tending(verbs)
     add_match(verbs)
     add_show(verbs)
+    add_speed(verbs)
     for verb in (fetch, vocab):
         verb.add_argument("words", nargs="*", metavar="where.data=…")
     return top
@@ -116,6 +117,29 @@ def add_show(verbs) -> None:
     show.add_argument("--with-skip", action="store_true", help="draw the shell's skip too, M + I")
     where = "default: <results>/show/<run id>, or beside the .npz"
     show.add_argument("--out", type=Path, default=None, metavar="FOLDER", help=where)
+
+
+def add_speed(verbs) -> None:
+    about = "time and memory of a whole layer around each mixer, forward and backward, at several lengths"
+    speed = verbs.add_parser("speed", help=about)
+    speed.description = f"{about}; or (--training) tokens a second of whole trainings. Defaults: configs/speed.yaml."
+    words = "NAME or 'NAME mixer.key=value …' (none: the ablation's arms; all: every arm), mixer.…, protocol=…, "
+    more = "protocol.…, where.device=…; or the speed.json of an earlier call, to have its table and figure again"
+    speed.add_argument("words", nargs="*", metavar="WORD", help=words + more)
+    speed.add_argument("--lengths", type=numbers, default=None, metavar="128,512", help="tokens of a sequence")
+    speed.add_argument("--tokens", type=int, default=0, metavar="N", help="of a step: the batch is N / length")
+    speed.add_argument("--batch", type=int, default=0, metavar="N", help="sequences of a step, at every length")
+    speed.add_argument("--ways", default="", metavar="fast,naive", help="of fast, eager, graph, naive")
+    speed.add_argument("--segments", default="", metavar="ROWS", help="full, padded or packed rows")
+    speed.add_argument("--seconds", type=float, default=0.0, metavar="S", help="of timed steps of each cell")
+    speed.add_argument("--rounds", type=int, default=0, metavar="N", help="turns of each cell, or fits of each mixer")
+    training = "time the trainings of a protocol: --training protocol=…"
+    speed.add_argument("--training", action="store_true", help=training)
+    speed.add_argument("--steps", type=int, default=0, metavar="N", help="with --training: optimiser steps of a fit")
+    speed.add_argument("--stop-after", type=duration, default=None, metavar="9m", help="begin nothing later; s, m or h")
+    out = "for speed.json, .md, .png, .pdf (default: <results>/speed/<device>)"
+    speed.add_argument("--out", type=Path, default=None, metavar="FOLDER", help=out)
+    speed.add_argument("--json", action="store_true", help="print the JSON, not the table")
 
 
 def numbers(text: str) -> list[int]:

@@ -67,10 +67,15 @@ MAY = {
         "torch",
         "backbone compose config directions mixers provenance record registry report run space store tasks",
     ),
+    "speed": (
+        "torch",
+        "backbone capacity compose config match mixers provenance registry report run seeds shell speed store tasks "
+        "train",
+    ),
     "words": ("", ""),
     "cli": (
         "",
-        "check cluster compose config launch match merge plan registry report run show store submit "
+        "check cluster compose config launch match merge plan registry report run show speed store submit "
         "status sweep tasks tend words worker",
     ),
 }
