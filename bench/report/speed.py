@@ -8,12 +8,13 @@ import json
 from pathlib import Path
 
 from bench import Refusal
-from bench.report.plots import MARKERS, METADATA, NARROW, SETTINGS, WIDTH, filled, looks
+from bench.report.plots import METADATA, NARROW, SETTINGS, WIDTH, filled, looks
 from bench.report.sections import Section
 from bench.report.tables import bullets, grid
 from bench.store import replace_whole
 
 LINES = {"fast": "-", "eager": "--", "graph": "-.", "naive": ":"}
+FURTHER = ("v", "P", "X", "*")  # markers of the second, third ... arm of one mixer and level
 WAYS = {
     "fast": "as training runs it",
     "eager": "the same, not compiled",
@@ -106,11 +107,11 @@ def state(row: dict) -> str:
 
 
 def span(spread: dict, factor: float) -> str:
-    """'1.31 (1.30 to 1.33)'; '1.31 (once)' for the one step of a cell that never had its turn."""
+    """'1.31 (1.30 to 1.33)'; '1.31 (once)' for a single step, also that of a cell that never had its turn."""
     if not spread:
         return ""
     low, middle, high = (number(factor * spread[key]) for key in ("q1", "median", "q3"))
-    return f"{middle} (once)" if spread["n"] == 0 else f"{middle} ({low} to {high})"
+    return f"{middle} (once)" if spread["n"] < 2 else f"{middle} ({low} to {high})"
 
 
 def percent(share: float | None) -> str:
@@ -219,7 +220,7 @@ def panels(figure, result: dict) -> None:
     for ax, title in ((left, "ms, forward and backward of a layer"), (right, "peak memory, MiB")):
         axis(ax, title, sorted({row["length"] for row in result["rows"]}))
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=6)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=6, markerscale=0.8)
 
 
 def own_way(rows: list[dict]) -> str:
@@ -244,16 +245,19 @@ def styles(result: dict) -> dict[str, dict]:
         level = row["args"].get("sam", False)
         colour, marker = colours[row["mixer"]]
         place = seen[row["mixer"], level] = seen.get((row["mixer"], level), -1) + 1
-        marker = MARKERS[(MARKERS.index(marker) + place) % len(MARKERS)]
+        marker = marker if place == 0 else FURTHER[(place - 1) % len(FURTHER)]
         found[arm] = {"color": colour, "marker": marker, **filled(level, colour)}
     return found
 
 
 def axis(ax, title: str, lengths: list[int]) -> None:
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=45 if len(lengths) > 5 else 0)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.grid(color="0.9", lw=0.5)

@@ -82,9 +82,12 @@ class Timed:
 
 
 def share(estimate: float, settings: Settings) -> tuple[int, int]:
-    """How many turns a cell has, and how many timed steps in each, for its part of `seconds`."""
+    """How many turns a cell has, and how many timed steps in each, for its part of `seconds`.
+
+    At least three turns, so that there is a spread; one if a single step takes longer than that.
+    """
     steps = settings.seconds / max(estimate, 1e-9)
-    turns = min(settings.rounds, max(1, int(steps)))
+    turns = min(settings.rounds, max(3 if steps >= 1 else 1, int(steps)))
     return turns, min(settings.most, max(1, int(steps / turns)))
 
 
@@ -165,7 +168,7 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:,.1f} GB"
 
 
-def attempt(cell: Timed, action: Callable[[], None], device: str) -> None:
+def attempt(cell: Timed, action: Callable[[], None]) -> None:
     """Do it; what goes wrong is the cell's outcome, and its memory is free again."""
     try:
         action()
@@ -177,7 +180,7 @@ def attempt(cell: Timed, action: Callable[[], None], device: str) -> None:
         cell.result.outcome, cell.result.reason = "oom" if short else "error", text[:300]
     if cell.result.outcome != "ok":
         cell.drop()
-        clock.release(device)
+        clock.release(cell.settings.device)
 
 
 def measure(cells: list[Timed], settings: Settings, until: float, save: Callable[[Timed | None, int], None]) -> None:
@@ -187,12 +190,12 @@ def measure(cells: list[Timed], settings: Settings, until: float, save: Callable
         if time.time() > until:
             cell.result.outcome, cell.result.reason = "skipped", "the time was up"
         else:
-            attempt(cell, cell.prepare, settings.device)
+            attempt(cell, cell.prepare)
         save(cell, 0)
     for number in range(settings.rounds):
         for cell in cells if number % 2 == 0 else reversed(cells):
             if cell.result.outcome == "ok" and number < cell.turns() and time.time() <= until:
-                attempt(cell, cell.turn, settings.device)
+                attempt(cell, cell.turn)
         save(None, number + 1)
     for cell in cells:
         cell.drop()

@@ -19,7 +19,7 @@ from bench.compose import ROOT
 from bench.config import Where
 from bench.report import speed as report
 from bench.speed import figures
-from bench.speed.rounds import CEILINGS, Ceiling, LayerCell, Timed, measure
+from bench.speed.rounds import CEILINGS, Ceiling, LayerCell, Timed, attempt, measure
 from bench.speed.settings import Asked, Entry, Settings, read
 from bench.speed.training import Fit
 from bench.store import replace_whole, utc
@@ -114,6 +114,11 @@ def layers(entries: list[Entry], settings: Settings, where: Where, until: float,
         rows = figures.finished([row_of(cell) for cell in cells if cell.result.outcome], best)
         return {"kind": "layers", "ceilings": best, "rows": rows, "growth": figures.growth(rows)}
 
+    if settings.device == "cpu":  # the first step of a process loads libraries, which are nobody's memory
+        first = next(one for one in entries if one.run)
+        cold = LayerCell(first, "eager", settings.lengths[0], settings, chosen(first, where, settings), None)
+        attempt(cold, cold.prepare)
+        cold.drop()
     for length in settings.lengths:
         if settings.compiled:
             torch._dynamo.reset()  # what was compiled for other lengths only has to be skipped
