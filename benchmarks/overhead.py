@@ -16,53 +16,26 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from bench import backbone, registry, train
+from bench import train
 from bench.compose import make_run
 from bench.config import Run
+from bench.evaluate import to_device
 from bench.seeds import Streams
-from bench.tasks.base import Places
+from bench.speed.training import fitted, made, quiet
 
-
-def made(run: Run, device: str) -> tuple[backbone.Backbone, object]:
-    task = registry.make_task(run, Places(None, Path()))
-    args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
-    granted = registry.grant(run, task, args)
-    model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, cls.backends[0]), registry.order(run))
-    backbone.initialise(model, Streams(run.seed, run.replica), 0)
-    example = task.example(run.protocol.budget.batch)
-    task.batch = lambda streams, step, size, part: {key: value[part] for key, value in example.items()}
-    return model.to(device), task
-
-
-def quiet(device: str, folder: Path) -> train.Setting:
-    """No checkpoints, no loaders; layers compiled on a GPU, as a run does."""
-    return train.Setting(
-        device,
-        0,
-        1,
-        1,
-        0,
-        device == "cuda",
-        folder,
-        "",
-        lambda name, how: how(folder / name),
-        float("inf"),
-        lambda: False,
-    )
+BACKEND = "torch"
 
 
 def ours(run: Run, device: str, steps: int, folder: Path) -> float:
-    """Seconds a step under the module, between the first logged point and the last."""
-    model, task = made(run, device)
-    setting = quiet(device, folder)
-    training = train.Training(model, task, run.protocol, Streams(0, 0), setting)
-    train.fit(training)
-    return statistics.median(training.trace.step_seconds[len(training.trace.step_seconds) // 3 :])
+    """Seconds a step under the module, between two logged points, waiting for the device as often as a run does."""
+    every = -(-steps // train.CURVE_POINTS)
+    seconds, _ = fitted(run, quiet(device, device == "cuda", 1, folder), BACKEND, every)
+    return statistics.median(seconds)
 
 
 def bare(run: Run, device: str, steps: int) -> float:
     """Seconds a step of the plain loop over the same model, waiting for the device as often as `ours` does."""
-    model, task = made(run, device)
+    model, task = made(run, BACKEND, device)
     if device == "cuda":
         torch._dynamo.reset()
         for layer in model.layers:
@@ -72,11 +45,12 @@ def bare(run: Run, device: str, steps: int) -> float:
     optimiser = torch.optim.AdamW(
         groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=device == "cuda" or None
     )
-    data = train.MicroBatches(task, Streams(0, 0), run.protocol.budget.batch, quiet(device, Path()))
+    setting = quiet(device, device == "cuda", 1, Path())
+    data = train.MicroBatches(task, Streams(0, 0), run.protocol.budget.batch, setting)
     loader = DataLoader(data, batch_size=None, sampler=range(steps), pin_memory=device == "cuda")
     every, seconds, clock = -(-steps // train.CURVE_POINTS), [], time.perf_counter()
     for step, (batch, targets) in enumerate(loader):
-        batch = train.to_device(batch, device)
+        batch = to_device(batch, device)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=run.protocol.precision == "bf16"):
             loss = task.loss(model(batch), batch) / targets.to(device, non_blocking=True)
         loss.backward()

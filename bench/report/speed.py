@@ -153,7 +153,8 @@ def standing(result: dict) -> list[str]:
     """Where and how: device, versions, ceilings."""
     settings, environment, ceilings = result["settings"], result["environment"], result["ceilings"]
     compiled = "compiled" if settings["compiled"] else "not compiled"
-    how = f"{settings['precision']}, {compiled}, {settings['threads']} threads, {settings['segments']} rows"
+    rows = f", {settings['segments']} rows" if settings["segments"] else ""
+    how = f"{settings['precision']}, {compiled}, threads: {settings['threads']}{rows}"
     notes = [f"{environment['device']}, torch {environment['torch']}, {how}, protocol {settings['protocol']}."]
     if len(ceilings) == 2:
         copy, rate = ceilings["copy"]["median"], ceilings["matrix"]["median"]

@@ -17,6 +17,7 @@ WAYS = ("fast", "eager", "graph", "naive")
 SEGMENTS = ("full", "padded", "packed")
 WHERE = ("device", "backend", "threads", "compile", "micro_batches", "results")
 ALL = "all"
+NO_LAYERS = {"lengths": (), "tokens": 0, "batch": 0, "ways": (), "segments": "", "seconds": 0.0}
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Settings:
     precision: str
     width: int
     inner: int
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...]  # this and the next five are of layers; none and 0 for trainings
     tokens: int  # of a step, 0 with a fixed batch
     batch: int  # fixed for all lengths, 0 if it follows from the tokens
     ways: tuple[str, ...]
@@ -99,11 +100,12 @@ class Settings:
     def __post_init__(self):
         least = {"tokens": 0, "batch": 0, "seconds": 0, "rounds": 1, "warm": 1, "most": 1, "copy": 1, "matrix": 1}
         at_least("speed", self, least)
-        if not self.ways or not self.lengths or min(self.lengths) < 1:
-            raise Refusal(f"speed needs a way and lengths of at least 1, got {self.ways} and {self.lengths}")
+        if min(self.lengths, default=1) < 1:
+            raise Refusal(f"--lengths must be at least 1, got {listed(self.lengths)}")
         for way in self.ways:
             one_of("--ways", way, WAYS)
-        one_of("--segments", self.segments, SEGMENTS)
+        if self.lengths:
+            one_of("--segments", self.segments, SEGMENTS)
         if "graph" in self.ways and self.device != "cuda":
             raise Refusal("--ways graph needs a CUDA device; on a CPU: fast, eager, naive")
         if odd := [length for length in self.lengths if self.tokens % length]:
@@ -210,8 +212,9 @@ def settings(
         raise Refusal(f"{listed(said)} are for layers; --training takes its sizes from the protocol")
     if not asked.training and asked.steps:
         raise Refusal("--steps goes with --training")
-    fits = dataclasses.replace(usual.training, **{"steps": asked.steps} if asked.steps else {})
+    fits = dataclasses.replace(usual.training, steps=asked.steps or usual.training.steps)
     return Settings(
+        **(NO_LAYERS if asked.training else of_layers(asked, usual, here)),
         protocol=labels[0],
         device=device,
         threads=where.threads,
@@ -220,12 +223,6 @@ def settings(
         precision=protocol.precision,
         width=protocol.backbone.width,
         inner=protocol.inner,
-        lengths=tuple(sorted(set(asked.lengths or here.lengths))),
-        tokens=0 if asked.batch else asked.tokens or here.tokens,
-        batch=asked.batch,
-        ways=tuple(dict.fromkeys(asked.ways.split(","))) if asked.ways else usual.ways,
-        segments=asked.segments or usual.segments,
-        seconds=asked.seconds or here.seconds,
         rounds=asked.rounds or (fits.rounds if asked.training else usual.rounds),
         warm=usual.warm,
         most=usual.most,
@@ -235,7 +232,18 @@ def settings(
     )
 
 
+def of_layers(asked: Asked, usual: Defaults, here: OnDevice) -> dict:
+    """The part of the settings that only layers have."""
+    return {
+        "lengths": tuple(sorted(set(asked.lengths or here.lengths))),
+        "tokens": 0 if asked.batch else asked.tokens or here.tokens,
+        "batch": asked.batch,
+        "ways": tuple(dict.fromkeys(asked.ways.split(","))) if asked.ways else usual.ways,
+        "segments": asked.segments or usual.segments,
+        "seconds": asked.seconds or here.seconds,
+    }
+
+
 def given_for_layers(asked: Asked) -> list[str]:
     """Options that were given and mean nothing to a training."""
-    options = ("lengths", "tokens", "batch", "ways", "segments", "seconds")
-    return [f"--{name}" for name in options if getattr(asked, name)]
+    return [f"--{name}" for name in NO_LAYERS if getattr(asked, name)]

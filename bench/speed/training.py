@@ -106,10 +106,11 @@ class Fit(Timed):
     def turn(self) -> None:
         settings, result = self.settings, self.result
         clock.release(settings.device)
+        before = clock.in_use(settings.device)
         reset_peak_memory(settings.device)
         with tempfile.TemporaryDirectory() as folder:
             setting = quiet(settings.device, settings.compiled, self.where.micro_batches, Path(folder))
             seconds, first = fitted(self.run, setting, result.backend, settings.training.stretch)
-        result.peak_memory = peak_memory(settings.device)
+        result.peak_memory = peak_memory(settings.device) - before
         result.first = result.first or first
         result.turns.append(seconds)
