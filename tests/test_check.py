@@ -15,6 +15,7 @@ from bench.check.backends import COMPILED, HALF, SINGLE, errors, plain
 from bench.check.structure import PREDICATES
 from bench.check.verb import distinct, everything, of
 from bench.compose import ROOT, make_where
+from tests import wrong_at_edges as edges
 from tests import wrong_mixers as wrong
 
 CPU = make_where({"where.device": "cpu"})
@@ -90,6 +91,45 @@ MUTANTS = [
     (wrong.CheapWord, "FLOPs, growth"),
     (wrong.DearWord, "FLOPs, size"),
     (wrong.KeepsTerms, "bytes kept for backward"),
+    (edges.RowScale, "document alone"),
+    (edges.RowScaleOfTable, "document alone"),
+    (edges.PackedScale, "document alone"),
+    (edges.PlaceInRow, "document alone"),
+    (edges.MergedDocuments, "segment isolation"),
+    (edges.LeakInBf16, "segment isolation"),
+    (edges.OldMask, "batch independence"),
+    (edges.WrongAtPowersOfTwo, "shorter lengths"),
+    (edges.WrongBeyond256, "longer lengths"),
+    (edges.FrozenAtTwice, "longer lengths"),
+    (edges.MisalignedLater, "sequence alignment"),
+    (edges.OtherInEvaluation, "inputs only read"),
+    (edges.WritesV, "inputs only read"),
+    (edges.WritesSegments, "inputs only read"),
+    (edges.ReadsMemory, "inputs only read"),
+    (edges.DrawsInPython, "determinism"),
+    (edges.Clamped, "linear in v"),
+    (edges.OneHeadOfTwo, "data dependence"),
+    (edges.LateDetach, "gradients of whole rows"),
+    (edges.SlightlyDetached, "gradients of whole rows"),
+    (edges.BatchInBackward, "gradients of whole rows"),
+    (edges.FaintGradient, "gradients at initialisation"),
+    (edges.RoundedPhases, "rounded features"),
+    (edges.PlacesInBf16, "bf16 error"),
+    (edges.BareSoftmax, "extreme features"),
+    (edges.DividedDecays, "extreme features"),
+    (edges.NanInEmptyRows, "extreme features"),
+    (edges.NearlyOff, "gain"),
+    (edges.NearlyConstant, "gain, varying"),
+    (edges.Poles, "bf16 error"),
+    (edges.TiedDiagonal, "structure: free diagonal"),
+    (edges.WidthlessState, "state"),
+    (edges.StateOfGrant, "state"),
+    (edges.LargeBoundedState, "state"),
+    (edges.BrokenState, "state"),
+    (edges.WidthlessFlops, "FLOPs, size"),
+    (edges.PackedWord, "FLOPs, growth, packed"),
+    (edges.PackedWord, "bytes kept for backward, packed"),
+    (edges.PackedCube, "FLOPs, size"),
 ]
 KNOWN = {
     "contraction that mixes no tokens": [(wrong.NoMix, "mixes tokens")],

@@ -449,17 +449,28 @@ class Dropping(Aligned):
 
 
 class Waves(Aligned):
-    """cos(2 pi q_i (i - j)), at most a third of a turn a token, in fp32; right."""
+    """cos(2 pi q_i (i - j)), at most a third of a turn a token, in fp32 from exact channels; right."""
 
-    conv = 1
+    conv, exact = 0, 1
     state_size = None
+
+    @property
+    def wants(self):
+        heads = self.grant.heads
+        return Wants(conv=self.conv * heads, raw=0, exact=self.exact * heads)
+
+    def frequency(self, features):
+        return features.exact_BLK
+
+    def places(self, length, dtype):
+        return torch.arange(length).to(dtype)
 
     def widen(self, x, dtype):
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def raw(self, v_BLHP, features):
-        q_BHL1 = self.widen(features.conv_BLK, v_BLHP.dtype).transpose(1, 2)[..., None]
-        place_L = torch.arange(v_BLHP.shape[1]).to(q_BHL1.dtype)
+        q_BHL1 = self.widen(self.frequency(features), v_BLHP.dtype).transpose(1, 2)[..., None]
+        place_L = self.places(v_BLHP.shape[1], q_BHL1.dtype)
         return (2 * math.pi / 3 * torch.tanh(q_BHL1) * (place_L[:, None] - place_L)).cos().to(v_BLHP.dtype)
 
     def forward(self, v_BLHP, features, segments_BL):

@@ -5,7 +5,7 @@ Call it from your own tests; `mixerbench check` prints its rows. A row that rais
 
 from collections.abc import Callable
 
-from bench.check import algebra, aligned, backends, cost, grants, isolation, numbers
+from bench.check import algebra, aligned, backends, cost, derivatives, grants, inputs, isolation, lengths, numbers
 from bench.check.subject import Declared, Failed, Row, Subject
 from bench.mixers.base import Grant, Mixer
 
@@ -14,18 +14,20 @@ __all__ = ["Declared", "Row", "check_mixer", "subject_of"]
 ROWS = (
     ("forward = matrix v, fp64", algebra.forward_fp64),
     ("forward = matrix v, fp32", algebra.forward_fp32),
-    ("gradcheck", algebra.numerical_gradients),
+    ("gradcheck", derivatives.entries),
+    ("gradients of whole rows", derivatives.directions),
     ("mixes tokens", algebra.mixes_tokens),
-    ("gradients at initialisation", algebra.alive),
+    ("gradients at initialisation", derivatives.alive),
     ("initial values", numbers.initial),
     ("padding invariance", isolation.padding),
     ("segment isolation", isolation.segments),
+    ("document alone", isolation.alone),
     ("batch independence", isolation.batch),
     ("data independence", isolation.data_dependence),
     ("linear in v", algebra.linear),
-    ("shorter lengths", isolation.shorter),
-    ("longer lengths", isolation.longer),
-    ("granted length", isolation.granted_length),
+    ("shorter lengths", lengths.shorter),
+    ("longer lengths", lengths.longer),
+    ("granted length", lengths.granted_length),
     ("sequence alignment", aligned.aligned),
     ("structure", numbers.structure),
     ("gain", algebra.gain),
@@ -33,6 +35,9 @@ ROWS = (
     ("bf16 gradients", backends.half_gradients),
     ("compiled", backends.compiled),
     ("backends", backends.backends),
+    ("rounded features", inputs.rounded),
+    ("extreme features", inputs.extreme),
+    ("inputs only read", inputs.only_read),
     ("determinism", numbers.deterministic),
     ("heads", numbers.heads),
     ("heads allowed", grants.heads_allowed),
@@ -44,7 +49,7 @@ ROWS = (
 
 def subject_of(make: Callable[[Grant], Mixer], declared: Declared, full: bool, device: str = "cpu") -> Subject:
     """The sizes of the quick level (at most 10 s a mixer on two cores) and of the full one (60 s)."""
-    length, long = (300, 1024) if full else (150, 200)
+    length, long = (300, 1100) if full else (132, 300)
     return Subject(make, declared, length, long, slow_gradcheck=full, device=device)
 
 

@@ -1,10 +1,12 @@
-"""Rows about the map itself: forward against matrix, gradients, mixing, linearity, gain.
+"""Rows about the map itself: forward against matrix, mixing, linearity, gain.
 
 Axes: B batch, L length, H heads, P head width.
 """
 
+from functools import partial
+
 import torch
-from torch.func import functional_call
+from torch import Tensor
 
 from bench.check.subject import (
     FLOOR,
@@ -19,24 +21,26 @@ from bench.check.subject import (
     gradients,
     pushed,
 )
-from bench.mixers.base import Features
+from bench.mixers.base import Features, Mixer
 
 EXACT, ROUNDED = 1e-9, 2e-4
+LEAST, MOST = 1e-3, 1e3  # gain at the start
+VARYING = 0.02  # of the gain: what must differ between tokens
 
 
 def forward_fp64(subject: Subject) -> Row:
-    """`forward` = `matrix` @ v in fp64: values and every gradient, padded and packed rows, several lengths."""
+    """`forward` = `matrix` @ v in fp64: values and every gradient, padded, packed and empty rows, several lengths."""
     figures = {}
     for packed in (False, True):
         mixer = subject.mixer(subject.length, packed)
         for length in (1, 37, subject.length):
             if length == subject.length:
-                segments_BL = subject.layouts(packed, length)
+                segments_BL = subject.layouts(packed, length)[:2]
             else:
                 segments_BL = subject.documents([[length], [], [length // 2]], length)
             v_BLHP, features = subject.inputs(mixer, segments_BL)
             fast = gradients(mixer, mixer, v_BLHP, features, segments_BL)
-            slow = gradients(mixer, lambda *x, m=mixer: by_matrix(m, *x), v_BLHP, features, segments_BL)
+            slow = by_reference(subject, mixer, segments_BL)
             largest = max(float(g.abs().amax()) for g in slow.values() if g.numel())
             for key in slow:
                 where = f"{key}, {length} tokens{', packed' * packed}"
@@ -44,15 +48,24 @@ def forward_fp64(subject: Subject) -> Row:
     return at_most("forward = matrix v, fp64", figures, EXACT, "values and all gradients")
 
 
+def by_reference(subject: Subject, mixer: Mixer, segments_BL: Tensor) -> dict[str, Tensor]:
+    """Value and gradients by `matrix` in fp64 on the usual inputs, kept for the rows that compare with them."""
+    key = ("reference", mixer.grant, segments_BL.shape[1])
+    if key not in subject.results:
+        given = subject.inputs(mixer, segments_BL)
+        subject.results[key] = gradients(mixer, partial(by_matrix, mixer), *given, segments_BL)
+    return subject.results[key]
+
+
 def forward_fp32(subject: Subject) -> Row:
     """`forward` and `matrix` in fp32 against `matrix` in fp64, relative to the largest entry."""
     figures = {}
     for packed in (False, True):
-        segments_BL = subject.layouts(packed, subject.length)
+        segments_BL = subject.layouts(packed, subject.length)[:2]
         exact, single = (subject.mixer(subject.length, packed, dtype) for dtype in (torch.float64, torch.float32))
         v_BLHP, features = subject.inputs(exact, segments_BL)
         rounded = v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL
-        slow = gradients(exact, lambda *x, m=exact: by_matrix(m, *x), v_BLHP, features, segments_BL)
+        slow = by_reference(subject, exact, segments_BL)
         largest = max(float(g.abs().amax()) for g in slow.values() if g.numel())
         for way, name in ((single, "forward"), (lambda *x, m=single: by_matrix(m, *x), "matrix")):
             fast = gradients(single, way, *rounded)
@@ -61,29 +74,6 @@ def forward_fp32(subject: Subject) -> Row:
             for key in slow:
                 figures[f"{name}, {key}{', packed' * packed}"] = differ(fast[key], slow[key], 1e-2 * largest)
     return at_most("forward = matrix v, fp32", figures, ROUNDED, "values and all gradients, against fp64")
-
-
-def numerical_gradients(subject: Subject) -> Row:
-    """Autograd against finite differences at a tiny size (torch's gradcheck): v, features and parameters."""
-    names = ["v"]
-    for packed in (False, True):
-        mixer = subject.mixer(5, packed)
-        segments_BL = subject.documents([[2, 2] if packed else [4]], 5)
-        v_BLHP, features = subject.inputs(mixer, segments_BL)
-        own = dict(mixer.named_parameters())
-        leaves = [x.detach().clone().requires_grad_() for x in (v_BLHP, *features, *own.values())]
-        kinds = len(features)
-        names = ["v", *features._fields, *own]
-
-        def run(v_BLHP, *rest, m=mixer, s=segments_BL, k=kinds, own=own):
-            return functional_call(m, dict(zip(own, rest[k:], strict=True)), (v_BLHP, Features(*rest[:k]), s))
-
-        fast = not subject.slow_gradcheck
-        # On a GPU additions may come in any order; how far that is allowed is the row about determinism.
-        loose = {"fast_mode": fast, "nondet_tol": 0.0 if subject.device == "cpu" else EXACT}
-        if not torch.autograd.gradcheck(run, leaves, raise_exception=False, check_batched_grad=False, **loose):
-            return Row("gradcheck", 0.0, "fail", f"autograd differs from finite differences{' (packed)' * packed}")
-    return Row("gradcheck", None, "pass", f"autograd = finite differences: {', '.join(names)}")
 
 
 def mixes_tokens(subject: Subject) -> Row:
@@ -101,41 +91,24 @@ def mixes_tokens(subject: Subject) -> Row:
     return at_least("mixes tokens", figures, 0.02, "off-diagonal share of |M|, each head")
 
 
-def alive(subject: Subject) -> Row:
-    """At the start every parameter tensor has a gradient at more than 9 of 10 entries, every asked channel has one.
-
-    Not at all: a table's first or last entries may be read by nobody.
-    """
-    segments_BL = subject.documents([[subject.length]] * 2, subject.length)
-    mixer = subject.mixer(subject.length, False)
-    v_BLHP, features = subject.inputs(mixer, segments_BL)
-    grads = gradients(mixer, mixer, v_BLHP, features, segments_BL)
-    figures = {"v": float((grads["v"] != 0).double().mean())}
-    for kind in features._fields:
-        if grads[kind].numel():
-            figures[f"channels {kind}"] = float((grads[kind].abs().amax((0, 1)) > 0).double().mean())
-    for name, _ in mixer.named_parameters():
-        figures[f"parameter {name}"] = float((grads[name] != 0).double().mean())
-    row = at_least("gradients at initialisation", figures, 0.9, "share of entries (parameters) or channels not zero")
-    silent = [name for name, share in figures.items() if name.startswith("channels") and share < 1]
-    if silent:
-        return row._replace(verdict="fail", note=f"asked for, but without effect: part of {', '.join(silent)}")
-    return row
-
-
 def linear(subject: Subject) -> Row:
-    """forward(a v + b w) = a forward(v) + b forward(w), unless declared otherwise; `matrix` does not look at v.
+    """forward(a v + b w) = a forward(v) + b forward(w), a large or small too, unless declared otherwise; `matrix` does
+    not look at v.
 
     What declares itself not linear must differ there, and its factors may not look at v either.
     """
     figures, fixed, exempt = {}, {}, "not linear" in subject.structure()
     for packed in (False, True):
-        mixer, segments_BL = subject.mixer(subject.length, packed), subject.layouts(packed, subject.length)
+        mixer, segments_BL = subject.mixer(subject.length, packed), subject.layouts(packed, subject.length)[1:2]
         v_BLHP, features = subject.inputs(mixer, segments_BL)
         w_BLHP, _ = subject.inputs(mixer, segments_BL, seed=3)
         with torch.no_grad():
             y, z, both = (mixer(x, features, segments_BL) for x in (v_BLHP, w_BLHP, 2 * v_BLHP - 3 * w_BLHP))
             figures[f"forward{', packed' * packed}"] = differ(both, 2 * y - 3 * z)
+            for size in () if exempt else (1e4, 1e-6):
+                figures[f"forward of {size:g} v{', packed' * packed}"] = differ(
+                    mixer(size * v_BLHP, features, segments_BL), size * y
+                )
             m, n = (factors(mixer, x, features, segments_BL) for x in (v_BLHP, w_BLHP))
             fixed[f"matrix{', packed' * packed}"] = differ(n, m)
     if not exempt:
@@ -146,7 +119,10 @@ def linear(subject: Subject) -> Row:
 
 
 def gain(subject: Subject) -> list[Row]:
-    """|M v| / |v| at the start for uncorrelated v, and what is left of it beside the mean over tokens."""
+    """|M v| / |v| at the start for uncorrelated v, and what is left of it beside the mean over tokens.
+
+    Neither may be so small that the mixer is as good as off, nor the second so small that all tokens get one mean.
+    """
     segments_BL = subject.documents([[subject.length]] * 2, subject.length)
     mixer = subject.mixer(subject.length, False)
     v_BLHP, features = subject.inputs(mixer, segments_BL)
@@ -154,10 +130,11 @@ def gain(subject: Subject) -> list[Row]:
         y_BLHP = mixer(v_BLHP, features, segments_BL)
     whole = float(y_BLHP.norm() / v_BLHP.norm())
     varying = float((y_BLHP - y_BLHP.mean(1, keepdim=True)).norm() / v_BLHP.norm())
+    rows = (
+        ("gain", whole, LEAST, "|M v| / |v| at the start"),
+        ("gain, varying", varying, max(LEAST, VARYING * whole), "the same without the mean over tokens"),
+    )
     return [
-        Row(name, figure, "pass" if 1e-6 < figure < 1e6 else "fail", rule)
-        for name, figure, rule in (
-            ("gain", whole, "|M v| / |v| at the start; finite and not zero (1e-6 to 1e6)"),
-            ("gain, varying", varying, "the same without the mean over tokens: what differs between tokens"),
-        )
+        Row(name, figure, "pass" if least < figure < MOST else "fail", f"{rule}; from {least:.1g} to {MOST:g}")
+        for name, figure, least, rule in rows
     ]

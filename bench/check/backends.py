@@ -3,8 +3,11 @@
 Axes as in `bench.mixers.base`.
 """
 
+import math
 import warnings
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -14,6 +17,7 @@ from bench.mixers.base import Features, Grant, Mixer
 HALF = 3e-2  # bf16, values and all gradients
 SINGLE = 1e-2  # a backend in fp32, which may multiply as TF32
 COMPILED = 1e-3  # fp32, against the plain way
+PROBES = (2, 3, 4)
 LEAST = 0.05  # a gradient's norm counts as at least so much of that of the values: sums over tokens may cancel
 
 
@@ -21,8 +25,8 @@ def half_gradients(subject: Subject) -> Row:
     """Under bf16 autocast, values and all gradients against `matrix` in fp64: error / size."""
     figures = {}
     for packed in (False, True):
-        figures |= errors(subject, subject.make, packed, subject.long, True, plain)
-    return at_most("bf16 gradients", figures, HALF, f"autocast against fp64, {subject.long} tokens")
+        figures |= errors(subject, subject.make, packed, subject.length, True, plain)
+    return at_most("bf16 gradients", figures, HALF, f"autocast against fp64, {subject.length} tokens")
 
 
 def backends(subject: Subject) -> list[Row]:
@@ -75,11 +79,15 @@ def errors(
     half: bool,
     through: Callable[[Mixer], Callable],
 ) -> dict[str, float]:
-    """Norm of the difference over the norm, by name: what `make` builds, in fp32 or bf16, against `matrix` in fp64."""
+    """Norm of the difference over the norm, by name: what `make` builds, in fp32 or bf16, against `matrix` in fp64.
+
+    Over several projections together: the gradient of a parameter with few entries is a sum over all tokens, which in
+    one projection may cancel to less than what rounding leaves.
+    """
     exact = subject.mixer(length, packed)
     mixer = subject.initialised(make(subject.grant(length, packed)), torch.float32)
     if length > 128:
-        segments_BL = subject.layouts(packed, length)[:2]  # the others hold one token or none, or one border
+        segments_BL = subject.layouts(packed, length)[:2]  # the others hold one token or none, or small documents
     else:
         segments_BL = subject.documents([[length - 9, 9] if packed else [length]], length)
     v_BLHP, features = subject.inputs(exact, segments_BL)
@@ -90,9 +98,14 @@ def errors(
         with torch.autocast(subject.device, torch.bfloat16, enabled=half):
             return way(*given)
 
-    found = gradients(mixer, fast, v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL)
-    wanted = gradients(exact, lambda *given: by_matrix(exact, *given), v_BLHP, features, segments_BL)
-    least = LEAST * float(wanted["value"].norm())
+    rough = v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL
+    wrong, size = Counter(), Counter()  # squares of norms
+    for seed in PROBES:
+        found = gradients(mixer, fast, *rough, seed)
+        wanted = gradients(exact, partial(by_matrix, exact), v_BLHP, features, segments_BL, seed)
+        for key, x in wanted.items():
+            wrong[key] += float((found[key] - x).square().sum())
+            size[key] += float(x.square().sum())
+    least = LEAST**2 * size["value"]
     where = f"{length} tokens{', packed' * packed}"
-    sizes = {key: max(float(x.norm()), least) for key, x in wanted.items()}
-    return {f"{key}, {where}": float((found[key] - wanted[key]).norm()) / sizes[key] for key in wanted}
+    return {f"{key}, {where}": math.sqrt(wrong[key] / max(size[key], least)) for key in size}

@@ -4,6 +4,7 @@ Axes: B batch, L length, H heads, P head width.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from bench.check.subject import WIDTH, Failed, Row, Subject, factors
-from bench.mixers.base import Features
+from bench.mixers.base import Features, Grant
 
-LENGTHS = (128, 256, 512, 1024)
+LENGTHS, PACKED = (128, 256, 512, 768), (192, 576)
+OTHER = 11  # another width of a head
+ROOM = 1024
 SLACK = 0.2  # of an exponent, for lower-order terms
 FACTOR = 1.5  # between counted and declared operations: declared are leading terms
 PASSES = 32  # operations a number of v that need not be declared: masks, scales, sums of lower order
@@ -48,94 +51,128 @@ class Operations(TorchDispatchMode):
         return float(largest) if counts else 0.0
 
 
-def exponent(sizes: list[float]) -> float:
+def exponent(lengths: tuple[int, ...], sizes: list[float]) -> float:
     """Slope of log size over log length from the first to the last length."""
-    return math.log(sizes[-1] / sizes[0]) / math.log(LENGTHS[-1] / LENGTHS[0])
+    return math.log(sizes[-1] / sizes[0]) / math.log(lengths[-1] / lengths[0])
 
 
 def cost(subject: Subject) -> list[Row]:
     """Counted operations against the declared `flops`, in growth and in size; growth of the bytes kept for backward.
 
-    What is kept is written by some operation, so it cannot grow faster than the operations.
+    What is kept is written by some operation, so it cannot grow faster than the operations. Packed rows, and heads of
+    another width, have a cost of their own.
     """
-    counted, declared, kept = [], [], []
-    for length in LENGTHS:
-        mixer = subject.mixer(length, False, torch.float32)
-        segments_BL = subject.documents([[length]], length)
-        v_BLHP, features = subject.inputs(mixer, segments_BL)
-        operations, saved = measured(mixer, v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL)
-        counted.append(operations)
-        declared.append(mixer.flops(length))
-        kept.append(saved)
-    if not all(isinstance(n, int) and n >= 0 for n in declared):
-        raise Failed(f"flops must be whole numbers, not negative: {declared}")
-    allowed = max(1.0, exponent(declared)) if min(declared) > 0 else 1.0
-    rule = f"declared {allowed:.2f} over {LENGTHS[0]} to {LENGTHS[-1]} tokens"
+    whole = [counted(subject, subject.grant(length, False)) for length in LENGTHS]
+    packed = [counted(subject, subject.grant(length, True)) for length in PACKED]
+    wide = [counted(subject, subject.grant(PACKED[0], False, OTHER))]
+    words = [said for _, said, _, _ in (*whole, *packed, *wide)]
+    if not all(type(n) is int and n >= 0 for n in words):
+        raise Failed(f"flops must be whole numbers, not negative: {words}")
+    rows = growth(LENGTHS, whole, "")
+    crowded = growth(PACKED, packed, ", packed")
+    return [rows[0], crowded[0], size([*whole, *packed, *wide]), rows[1], crowded[1]]
+
+
+class Count(NamedTuple):
+    """Of one `forward`: counted and declared operations, bytes kept for the backward pass, numbers in v."""
+
+    operations: float
+    declared: int
+    kept: int
+    numbers: int
+
+
+def growth(lengths: tuple[int, ...], counts: list[Count], tag: str) -> list[Row]:
+    said = [count.declared for count in counts]
+    allowed = max(1.0, exponent(lengths, said)) if min(said) > 0 else 1.0
+    rule = f"exponent; declared {allowed:.2f} over {lengths[0]} to {lengths[-1]} tokens"
     rows = []
     for name, sizes, note in (
-        ("FLOPs, growth", counted, f"exponent; {rule}"),
-        ("bytes kept for backward", kept, f"exponent; {rule}; {kept[-1] / 2**20:.2f} MiB at {LENGTHS[-1]}"),
+        ("FLOPs, growth", [count.operations for count in counts], rule),
+        (
+            "bytes kept for backward",
+            [count.kept for count in counts],
+            f"{rule}; {counts[-1].kept / 2**20:.2f} MiB at {lengths[-1]}",
+        ),
     ):
-        order = exponent(sizes) if min(sizes) > 0 else 0.0
-        rows.append(Row(name, order, "pass" if order <= allowed + SLACK else "fail", note))
-    small = [PASSES * length * subject.declared.heads * WIDTH for length in LENGTHS]
-    return [rows[0], size(counted, declared, small), rows[1]]
+        order = exponent(lengths, sizes) if min(sizes) > 0 else 0.0
+        rows.append(Row(f"{name}{tag}", order, "pass" if order <= allowed + SLACK else "fail", note))
+    return rows
 
 
-def size(counted: list[float], declared: list[int], small: list[int]) -> Row:
-    """Counted over declared at the length where they differ most; what is small need not be declared."""
+def size(counts: list[Count]) -> Row:
+    """Counted over declared where they differ most; what is small need not be declared."""
     worst, good = 1.0, True
-    for n, said, rest in zip(counted, declared, small, strict=True):
-        good &= said / FACTOR <= n <= FACTOR * said + rest
+    for n, said, _, numbers in counts:
+        good &= said / FACTOR <= n <= FACTOR * said + PASSES * numbers
         if said and abs(math.log(max(n, 1) / said)) >= abs(math.log(worst)):
             worst = max(n, 1) / said
     note = f"counted / declared; at most {FACTOR} apart, but for {PASSES} operations a number of v"
     return Row("FLOPs, size", worst, "pass" if good else "fail", note)
 
 
-def measured(mixer, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> tuple[float, int]:
-    """Operations of one `forward`, and bytes of the distinct storages that autograd keeps of it."""
+def counted(subject: Subject, grant: Grant) -> Count:
+    """One `forward` in fp32 of a row that is full; packed: of two documents. Bytes are those of distinct storages."""
+    mixer = subject.initialised(subject.make(grant), torch.float32)
+    n = grant.length
+    segments_BL = subject.documents([[n // 2, n - n // 2] if grant.packed else [n]], n)
+    v_BLHP, features = subject.inputs(mixer, segments_BL)
+    leaves = [x.float().requires_grad_() for x in (v_BLHP, *features)]
     storages = {}
 
     def pack(x):
         storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    leaves = [x.detach().requires_grad_() for x in (v_BLHP, *features)]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), Operations() as operations:
         y_BLHP = mixer(leaves[0], Features(*leaves[1:]), segments_BL)
     if not y_BLHP.requires_grad:
         raise Failed("the output does not depend on v")
-    return operations.total, sum(storages.values())
+    return Count(operations.total, mixer.flops(n), sum(storages.values()), v_BLHP.numel())
 
 
 def state(subject: Subject) -> Row:
     """The rank of M's blocks strictly below and above the diagonal against the declared state / P.
 
-    Declared: the larger rank is at most that, and at least half of it where a block has room. Declared to grow (None):
-    at two lengths the ranks must not be one and the same number, well inside the blocks, as a bounded state's are.
+    Declared: the larger rank is at most that, and at least half of it where a block has room; the word is the same at
+    any granted length, and in proportion to the heads' width. Rows are long enough for a block to have more room, up to
+    `ROOM` tokens. Declared to grow (None): at two lengths the ranks must not be one and the same number, well inside
+    the blocks, as a bounded state's are.
     """
-    half, whole = (ranks(subject, length) for length in (subject.length // 2, subject.length))
-    found = max(rank for rank, _ in whole)
-    bound = subject.mixer(subject.length, False).state_size
-    if bound is None:
+    words = [subject.make(subject.grant(*given)).state_size for given in said_for(subject)]
+    if any(n is not None and (type(n) is not int or n < 0) for n in words):
+        raise Failed(f"state_size must be a whole number, not negative, or None: {words}")
+    if len({n is None for n in words}) > 1 or (words[0] is not None and words[1] != words[0]):
+        raise Failed(f"state_size depends on the granted length ({words[0]}, {words[1]}): one that grows is None")
+    if words[0] is None:
+        half, whole = (ranks(subject, length) for length in (subject.length // 2, subject.length))
         bounded = all(a == b and 2 * a <= room for (a, room), (b, _) in zip(half, whole, strict=True))
         note = "declared to grow with the length: rank of off-diagonal blocks, not one that stays"
-        return Row("state", found, "fail" if bounded else "pass", note)
-    room = min(room for _, room in whole)
-    least, most = min(bound / WIDTH, room) / 2, bound / WIDTH
-    note = f"rank of off-diagonal blocks against state / head width; from {least:g} to {most:g}"
-    return Row("state", found, "pass" if least <= found <= most else "fail", note)
+        return Row("state", max(rank for rank, _ in whole), "fail" if bounded else "pass", note)
+    least, most = (pick(words[0] / WIDTH, words[2] / OTHER) for pick in (min, max))
+    found = ranks(subject, max(subject.length, min(ROOM, int(2 * most) + 2)))
+    rank, room = max(rank for rank, _ in found), min(room for _, room in found)
+    note = f"rank of off-diagonal blocks against state / head width; from {min(least, room) / 2:g} to {least:g}"
+    good = min(most, room) / 2 <= rank <= least
+    return Row("state", rank, "pass" if good else "fail", note)
+
+
+def said_for(subject: Subject) -> list[tuple[int, bool, int]]:
+    """Grants for which a mixer is asked for its state: two lengths, two widths of a head."""
+    return [(subject.length, False, WIDTH), (2 * subject.length, False, WIDTH), (subject.length, False, OTHER)]
 
 
 def ranks(subject: Subject, length: int) -> list[tuple[float, int]]:
-    """The rank of the blocks below and above the diagonal, and the size of the smaller half of the row."""
+    """The rank of the blocks below and above the diagonal at three cuts, and the size of the smaller part of a row."""
     mixer = subject.mixer(length, False)
     segments_BL = subject.documents([[length]], length)
     with torch.no_grad():
         m_HLL = factors(mixer, *subject.inputs(mixer, segments_BL), segments_BL)[0]
-    cut = length // 2
-    return [(sharp_rank(block), cut) for block in (m_HLL[:, cut:, :cut], m_HLL[:, :cut, cut:])]
+    found = []
+    for cut in (length // 2, length // 3, 2 * length // 3 + 1):
+        blocks = m_HLL[:, cut:, :cut], m_HLL[:, :cut, cut:]
+        found += [(sharp_rank(block), min(cut, length - cut)) for block in blocks]
+    return found
 
 
 def sharp_rank(block_HXY: Tensor) -> float:

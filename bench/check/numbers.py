@@ -3,6 +3,9 @@
 Axes: B batch, L length, H heads, P head width.
 """
 
+import random
+
+import numpy as np
 import torch
 
 from bench.check.algebra import EXACT
@@ -17,10 +20,12 @@ from bench.check.subject import (
     differ,
     factors,
     gradients,
+    probe,
 )
 from bench.mixers.base import Features, Mixer
 
 HALF = 2e-2
+FREE, FEW = "free diagonal", 24  # the one structure that M alone does not show, and the tokens it is tried on
 
 
 def bf16(subject: Subject) -> Row:
@@ -28,7 +33,7 @@ def bf16(subject: Subject) -> Row:
     figures = {}
     for packed in (False, True):
         exact, single = (subject.mixer(subject.long, packed, dtype) for dtype in (torch.float64, torch.float32))
-        segments_BL = subject.layouts(packed, subject.long)[:2]
+        segments_BL = subject.layouts(packed, subject.long)[:1]
         v_BLHP, features = subject.inputs(exact, segments_BL)
         half = v_BLHP.bfloat16(), Features(*(x.bfloat16() for x in features))._replace(exact_BLK=features.exact_BLK)
         with torch.no_grad():
@@ -44,13 +49,13 @@ def bf16(subject: Subject) -> Row:
 
 def deterministic(subject: Subject) -> Row:
     """Two runs of `forward` and of its gradients agree bit for bit, and no global random number is drawn."""
-    segments_BL = subject.layouts(False, subject.length)
+    segments_BL = subject.layouts(False, subject.length)[:2]
     mixer = subject.mixer(subject.length, False, torch.float32)
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     given = v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL
-    state = torch.get_rng_state()
+    before = drawn(subject.device)
     first, *others = (gradients(mixer, mixer, *given) for _ in range(3))
-    if not torch.equal(state, torch.get_rng_state()):
+    if drawn(subject.device) != before:
         raise Failed("forward draws random numbers")
     differing = [key for key in first if not all(torch.equal(first[key], other[key]) for other in others)]
     note = "values and gradients, three runs, bit for bit"
@@ -59,13 +64,20 @@ def deterministic(subject: Subject) -> Row:
     return Row("determinism", 0.0, "pass", note)
 
 
+def drawn(device: str) -> tuple:
+    """The states of the global generators: who draws from one changes it."""
+    kind, numbers, *places = np.random.get_state()
+    on_device = torch.cuda.get_rng_state().numpy().tobytes() if device == "cuda" else b""
+    return random.getstate(), kind, numbers.tobytes(), *places, torch.get_rng_state().numpy().tobytes(), on_device
+
+
 def heads(subject: Subject) -> Row:
     """Built with the declared number of heads, which the class allows, and head h's output reads head h's v only."""
     count = subject.declared.heads
     mixer = subject.mixer(subject.length, False)
     if mixer.grant.heads != count or count not in type(mixer).heads_allowed(count * WIDTH):
         raise Failed(f"{count} heads declared, {mixer.grant.heads} built")
-    segments_BL = subject.layouts(False, subject.length)
+    segments_BL = subject.layouts(False, subject.length)[1:2]
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     w_BLHP, _ = subject.inputs(mixer, segments_BL, seed=3)
     figures = {}
@@ -84,22 +96,22 @@ def initial(subject: Subject) -> Row:
     if list(mixer.buffers()):
         raise Failed("has buffers: they are not drawn, counted or averaged as parameters are")
     names = [name for name, _ in mixer.named_parameters()]
-    state = torch.get_rng_state()
+    before = drawn(subject.device)
     for name in names:
         first, second = (mixer.initial(name, torch.Generator().manual_seed(5)) for _ in range(2))
         if first.shape != mixer.get_parameter(name).shape or first.dtype != torch.float32:
             raise Failed(f"{name}: {first.dtype} of shape {tuple(first.shape)}")
         if not torch.equal(first, second) or not first.isfinite().all():
             raise Failed(f"{name}: not finite, or not a function of its generator")
-    if not torch.equal(state, torch.get_rng_state()):
-        raise Failed("initial draws from the global generator")
+    if drawn(subject.device) != before:
+        raise Failed("initial draws from a global generator")
     total = sum(p.numel() for p in mixer.parameters())
     note = f"parameters at {subject.length} tokens; fp32, from the generator alone"
     return Row("initial values", float(total), "pass", note)
 
 
 def structure(subject: Subject) -> list[Row]:
-    """One row for each predicate that `structure()` names, on `matrix` of one full row; then for `simplest()`."""
+    """One row for each promise that `structure()` names, on `matrix` of one full row; then for `simplest()`."""
     mixer = subject.mixer(subject.length, False)
     rows = promised(subject, mixer, "structure")
     simple = mixer.simplest()
@@ -119,9 +131,32 @@ def promised(subject: Subject, mixer: Mixer, title: str) -> list[Row]:
     for name in names:
         words = name.split(" ")
         kind, bound = (" ".join(words[:-1]), int(words[-1])) if words[-1].isdigit() else (name, 0)
-        if kind not in PREDICATES:
-            raise Failed(f"unknown structure '{name}'; known: {', '.join(PREDICATES)}")
-        figure, limit, rule = PREDICATES[kind](m_BHLL, bound)
+        if kind == FREE:
+            figure, limit, rule = tied_diagonal(subject, mixer)
+        elif kind in PREDICATES:
+            figure, limit, rule = PREDICATES[kind](m_BHLL, bound)
+        else:
+            raise Failed(f"unknown structure '{name}'; known: {', '.join([*PREDICATES, FREE])}")
         good = figure <= limit and same <= EXACT
         rows.append(Row(f"{title}: {name}", figure, "pass" if good else "fail", f"{rule}; at most {limit:g}"))
     return rows
+
+
+def tied_diagonal(subject: Subject, mixer: Mixer) -> tuple[float, float, str]:
+    """How many entries of the diagonal have no number of their own, one that moves the diagonal and nothing else.
+
+    Such a number, of the features or the parameters, has a gradient of zero by what is off the diagonal and another one
+    by the diagonal.
+    """
+    segments_1L = subject.documents([[FEW]], FEW)
+    v_BLHP, features = subject.inputs(mixer, segments_1L)
+    features = Features(*(x.requires_grad_() for x in features))
+    m_BHLL = factors(mixer, v_BLHP, features, segments_1L)
+    own_BHLL = torch.diag_embed(m_BHLL.diagonal(dim1=-2, dim2=-1))
+    leaves = [*features, *mixer.parameters()]
+    by_own, by_others = (
+        torch.autograd.grad((x * probe(x)).sum(), leaves, retain_graph=True, materialize_grads=True)
+        for x in (own_BHLL, m_BHLL - own_BHLL)
+    )
+    free = sum(int(((a != 0) & (b == 0)).sum()) for a, b in zip(by_own, by_others, strict=True))
+    return float(max(0, m_BHLL.shape[1] * FEW - free)), 0.0, "entries of the diagonal without a number of their own"

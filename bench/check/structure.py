@@ -1,5 +1,7 @@
 """What a matrix class promises: predicates that a mixer may name in `structure()`, each measured on its matrix.
 
+'free diagonal' is one more, in numbers.py: a matrix alone does not show it.
+
 Each takes M_BHLL and the number behind its name (0 if none) and returns figure, limit and rule; at most is good.
 """
 

@@ -61,8 +61,8 @@ class Subject:
     device: str  # cpu or cuda
     results: dict = field(default_factory=dict, compare=False)  # kept by rows that share them
 
-    def grant(self, length: int, packed: bool) -> Grant:
-        return Grant(heads=self.declared.heads, head_width=WIDTH, length=length, packed=packed)
+    def grant(self, length: int, packed: bool, width: int = WIDTH) -> Grant:
+        return Grant(heads=self.declared.heads, head_width=width, length=length, packed=packed)
 
     def mixer(self, length: int, packed: bool, dtype: torch.dtype = torch.float64) -> Mixer:
         """A fresh mixer with every parameter at its initial value; equal for equal arguments."""
@@ -108,11 +108,12 @@ def documents(rows: list[list[int]], length: int) -> Tensor:
 
 
 def layouts(packed: bool, length: int) -> Tensor:
-    """A full row, a padded one, an empty one; packed: borders on, beside and across multiples of 64."""
+    """A full row, a padded one, an empty one; packed: many documents, borders on, beside and across multiples of 64."""
     if not packed:
         return documents([[length], [length // 2 + 3], [], [1]], length)
     half = length // 2
-    return documents([[half - 11, 1, 2, length - half - 2], [64, 64], [], [1, length - 2, 1]], length)
+    many = [half - 11, 1, 2, length - half - 16, *[2] * 12]
+    return documents([many, [64, 64], [], [1, length - 2, 1]], length)
 
 
 def apply(m_BHLL: Tensor, v_BLHP: Tensor) -> Tensor:
@@ -159,20 +160,24 @@ def pushed(mixer: Mixer, v_1LHP: Tensor, features: Features, segments_1L: Tensor
 
 
 def gradients(
-    mixer: Mixer, way: Callable, v_BLHP: Tensor, features: Features, segments_BL: Tensor
+    mixer: Mixer, way: Callable, v_BLHP: Tensor, features: Features, segments_BL: Tensor, seed: int = 2
 ) -> dict[str, Tensor]:
     """The value of `way` and all gradients of a fixed random projection of it, by name."""
     leaves = {"v": v_BLHP, **features._asdict()}
     leaves = {key: x.detach().clone().requires_grad_() for key, x in leaves.items()}
     y_BLHP = way(leaves["v"], Features(**{key: leaves[key] for key in features._fields}), segments_BL)
     same_shape(y_BLHP, v_BLHP.shape, "forward")
-    probe = torch.randn(y_BLHP.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(y_BLHP)
     leaves |= dict(mixer.named_parameters())
     if not y_BLHP.requires_grad:
         raise Failed("the output does not depend on anything that learns")
-    found = torch.autograd.grad((y_BLHP * probe).sum(), list(leaves.values()), allow_unused=True)
+    found = torch.autograd.grad((y_BLHP * probe(y_BLHP, seed)).sum(), list(leaves.values()), allow_unused=True)
     grads = {key: torch.zeros_like(x) if g is None else g for (key, x), g in zip(leaves.items(), found, strict=True)}
     return {"value": y_BLHP.detach(), **grads}
+
+
+def probe(y_BLHP: Tensor, seed: int = 2) -> Tensor:
+    """Fixed random numbers that make one number of an output."""
+    return torch.randn(y_BLHP.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(y_BLHP)
 
 
 def same_shape(x: Tensor, shape, what: str) -> None:

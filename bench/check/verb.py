@@ -184,5 +184,5 @@ def show(label: str, rows: list[Row], seconds: float | None) -> None:
     print(label if seconds is None else f"{label}  ({seconds:.1f} s)")
     for row in rows:
         figure = "" if row.figure is None else f"{row.figure:.3g}"
-        print(f"  {row.verdict:4}  {row.property:28} {figure:>9}  {row.note}")
+        print(f"  {row.verdict:4}  {row.property:31} {figure:>9}  {row.note}")
     print(flush=True)

@@ -121,8 +121,10 @@ class Add(Mixer):
         return m_BHLL.masked_fill(~same_segment(segments_BL), 0.0)
 
     def structure(self) -> tuple[str, ...]:
-        names = (f"off-diagonal rank {self.args.state}",)
-        return (*names, "zero diagonal") if self.args.shift and not self.args.diagonal else names
+        rank = f"off-diagonal rank {self.args.state}"
+        if self.args.diagonal:
+            return (rank, "free diagonal")
+        return (rank, "zero diagonal") if self.args.shift else (rank,)
 
     @property
     def state_size(self) -> int:

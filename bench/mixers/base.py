@@ -199,6 +199,17 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def elu_plus_one(x: Tensor) -> Tensor:
+    """elu(x) + 1 as exp(x) below zero: a normaliser needs it above zero, where expm1(x) + 1 is rounded to it."""
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+
+
+def divisor(total: Tensor) -> Tensor:
+    """A row's sum to divide by; 1 where nothing is seen, or where large features left so little that 1 / sum, which
+    gradients hold, would not fit into fp32."""
+    return torch.where(total > 1e-30, total, 1.0)
+
+
 def require_length(length: int, longest: int, name: str) -> None:
     """A data-independent matrix has no entries beyond the protocol's length."""
     if length > longest:

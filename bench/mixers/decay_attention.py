@@ -18,10 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import Refusal
-from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, same_segment, segment_lengths
+from bench.mixers.base import (
+    Features,
+    Grant,
+    Mixer,
+    Wants,
+    at_least_one,
+    divisor,
+    elu_plus_one,
+    real,
+    same_segment,
+    segment_lengths,
+)
 from bench.mixers.scan import Terms, chunk_of, chunked_scan, products
 
-MAPS = {"silu": F.silu, "elu1": lambda x: F.elu(x) + 1, "none": lambda x: x}
+MAPS = {"silu": F.silu, "elu1": elu_plus_one, "none": lambda x: x}
 DECAYS = ("fixed", "selective")
 
 
@@ -80,12 +91,12 @@ class DecayAttention(Mixer):
         terms = self.terms(features, segments_BL)
         y_BLHP = chunked_scan(v_BLHP * real_BL11, terms, segments_BL, self.grant.packed)
         if self.args.normalise:
-            # The sum of a row is the scan of ones, in fp32; on padding it is zero and one more keeps 0 / 0 away.
+            # The sum of a row is the scan of ones, in fp32.
             ones_BL11 = real(segments_BL, terms.rate_BLDH.dtype)
             ones_BLH1 = ones_BL11.expand(-1, -1, self.grant.heads, -1)
             with torch.autocast(v_BLHP.device.type, enabled=False):
                 sum_BLH1 = chunked_scan(ones_BLH1, terms, segments_BL, self.grant.packed)
-            y_BLHP = (y_BLHP / (sum_BLH1 + (1 - ones_BL11))).to(y_BLHP.dtype)
+            y_BLHP = (y_BLHP / divisor(sum_BLH1)).to(y_BLHP.dtype)
         return y_BLHP * real_BL11.to(y_BLHP.dtype)
 
     def terms(self, features: Features, segments_BL: Tensor) -> Terms:
@@ -122,7 +133,7 @@ class DecayAttention(Mixer):
         same_B1LL = same_segment(segments_BL)
         m_BHLL = m_BHLL.masked_fill(~same_B1LL, 0.0)
         if self.args.normalise:
-            return m_BHLL / torch.where(same_B1LL.any(-1, keepdim=True), m_BHLL.sum(-1, keepdim=True), 1.0)
+            return m_BHLL / divisor(m_BHLL.sum(-1, keepdim=True))
         return m_BHLL / (same_B1LL.sum(-1, keepdim=True).clamp(min=1) * self.args.rank).to(dtype).sqrt()
 
     def structure(self) -> tuple[str, ...]:

@@ -21,13 +21,15 @@ from bench.mixers.base import (
     Mixer,
     Wants,
     at_least_one,
+    divisor,
+    elu_plus_one,
     real,
     require_length,
     same_segment,
     segment_lengths,
 )
 
-MAPS = {"silu": F.silu, "elu1": lambda x: F.elu(x) + 1, "none": lambda x: x}
+MAPS = {"silu": F.silu, "elu1": elu_plus_one, "none": lambda x: x}
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,7 @@ class LowRank(Mixer):
         real_BL11 = real(segments_BL, q_BLHR.dtype)
         if self.args.normalise:
             sum_B1HR = (k_BLHR * real_BL11).sum(1, keepdim=True)
-            # On padding the sum may be zero; one more keeps 0 / 0 out of the gradient.
-            q_BLHR = q_BLHR / ((q_BLHR * sum_B1HR).sum(-1, keepdim=True) + (1 - real_BL11))
+            q_BLHR = q_BLHR / divisor((q_BLHR * sum_B1HR).sum(-1, keepdim=True))
         else:
             q_BLHR = q_BLHR * self.scale(segments_BL, q_BLHR.dtype)[:, :, None, None]
         dtype = v_BLHP.dtype
@@ -90,8 +91,7 @@ class LowRank(Mixer):
         """Packed rows: the masked L x L matrix."""
         m_BHLL = torch.einsum("bihr,bjhr->bhij", q_BLHR, k_BLHR).to(q_BLHR.dtype) * same_segment(segments_BL)
         if self.args.normalise:
-            padding_B1L1 = (segments_BL == 0).to(m_BHLL.dtype)[:, None, :, None]
-            m_BHLL = m_BHLL / (m_BHLL.sum(-1, keepdim=True) + padding_B1L1)
+            m_BHLL = m_BHLL / divisor(m_BHLL.sum(-1, keepdim=True))
         else:
             m_BHLL = m_BHLL * self.scale(segments_BL, m_BHLL.dtype)[:, None, :, None]
         return torch.einsum("bhij,bjhp->bihp", m_BHLL.to(v_BLHP.dtype), v_BLHP)
@@ -119,8 +119,7 @@ class LowRank(Mixer):
         same_B1LL = same_segment(segments_BL)
         m_BHLL = torch.where(same_B1LL, m_BHLL, 0.0)
         if self.args.normalise:
-            total_BHL1 = m_BHLL.sum(-1, keepdim=True)
-            return m_BHLL / torch.where(same_B1LL.any(-1, keepdim=True), total_BHL1, 1.0)
+            return m_BHLL / divisor(m_BHLL.sum(-1, keepdim=True))
         if self.args.sam:
             n_B1L1 = same_B1LL.sum(-1, keepdim=True).clamp(min=1).to(dtype)
             return m_BHLL / (n_B1L1 * self.args.rank).sqrt()

@@ -113,7 +113,7 @@ class Quasiseparable(Mixer):
         return m_BHLL.masked_fill(~same_segment(segments_BL), 0.0)
 
     def structure(self) -> tuple[str, ...]:
-        return (f"off-diagonal rank {self.args.state}",)
+        return (f"off-diagonal rank {self.args.state}", "free diagonal")
 
     @property
     def state_size(self) -> int:
