@@ -44,6 +44,8 @@ def coerce(hint, value, path: str):
     if origin is types.UnionType and type(None) in inner:
         (own,) = (h for h in inner if h is not type(None))
         return None if value is None else coerce(own, value, path)
+    if origin is tuple and inner[-1] is Ellipsis and plain_rows(inner[0], value):
+        return tuple(map(tuple, value))
     if origin is tuple and isinstance(value, list | tuple):
         inner = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
         if len(inner) == len(value):
@@ -57,6 +59,17 @@ def coerce(hint, value, path: str):
         return hint(value)
     wanted = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
     raise Refusal(f"{path} must be of type {wanted}, got {value!r} ({type(value).__name__})")
+
+
+def plain_rows(hint, value) -> bool:
+    """Whether all of a list are rows of finite numbers as declared: a curve need not be looked at number by number."""
+    _, origin, inner = shape_of(hint)
+    if origin is not tuple or not set(inner) <= {int, float} or not isinstance(value, list):
+        return False
+    if set(map(type, value)) != {list} or set(map(len, value)) != {len(inner)}:
+        return False
+    columns = list(zip(*value, strict=True))
+    return [set(map(type, c)) for c in columns] == [{kind} for kind in inner] and math.isfinite(sum(map(sum, columns)))
 
 
 def at_least(path: str, owner, lowest: dict[str, float]) -> None:

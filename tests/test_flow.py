@@ -71,13 +71,15 @@ def test_a_second_sweep_does_nothing_and_the_report_stays_accepted_and_equal(qui
     sweep, results, words = quickstart
     first = command("report", str(sweep), words)
     assert first.returncode == 0, first.stderr
-    files = {p.name: p.read_bytes() for p in (results / "quickstart").iterdir()}
-    tables = {"table.md", "table.csv", "comparisons.csv", "table.tex", "page.tex"}
-    assert set(files) == {*tables, "figure.png", "figure.pdf", "certificate.json"}
+    files = {p.name: p.read_bytes() for p in (results / "quickstart").rglob("*.*")}
+    tables = {"table.md", "table.csv", "comparisons.csv", "table.tex", "page.tex", "certificate.json"}
+    drawn = {path.stem for path in (results / "quickstart" / "figures").iterdir()}
+    assert drawn == {"seeds", "differences", "sam_gain", "curves", "pareto"}
+    assert set(files) == tables | {name + suffix for name in drawn for suffix in (".png", ".pdf")}
     again = command("sweep", str(sweep), words)
     assert again.returncode == 0 and ", 0 to do" in again.stdout
     assert command("report", str(sweep), words).returncode == 0
-    assert files == {p.name: p.read_bytes() for p in (results / "quickstart").iterdir()}
+    assert files == {p.name: p.read_bytes() for p in (results / "quickstart").rglob("*.*")}
 
 
 def test_a_record_of_another_protocol_in_a_runs_place_is_refused(quickstart):
@@ -130,7 +132,7 @@ def test_the_report_rebuilds_what_is_committed_bit_for_bit(committed, tmp_path):
         (tmp_path / name / file).write_bytes((committed.parent / file).read_bytes())
     done = command("report", str(ROOT / "sweeps" / f"{name}.yaml"), f"where.results={tmp_path}")
     assert done.returncode == 0, done.stderr
-    files = {p.name for p in committed.parent.iterdir()}
-    assert {"table.md", "table.csv", "comparisons.csv", "table.tex", "certificate.json", "figure.png"} <= files
+    files = {str(p.relative_to(committed.parent)) for p in committed.parent.rglob("*.*")}
+    assert {"table.md", "table.csv", "comparisons.csv", "table.tex", "certificate.json", "figures/seeds.png"} <= files
     for file in files - set(evidence):
         assert (tmp_path / name / file).read_bytes() == (committed.parent / file).read_bytes(), file

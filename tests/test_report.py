@@ -427,8 +427,8 @@ def test_the_rows_are_the_runs_of_the_grid(tmp_path):
 
 def test_report_writes_its_files_and_a_whole_certificate(tmp_path):
     paths = report(*fill(tmp_path), tmp_path / "out", None)
-    names = ["table.md", "table.csv", "figure.png", "figure.pdf"]
-    names += ["comparisons.csv", "table.tex", "page.tex", "certificate.json"]
+    figures = [f"{name}{suffix}" for name in ("seeds", "differences", "sam_gain") for suffix in (".png", ".pdf")]
+    names = ["table.md", "table.csv", *figures, "comparisons.csv", "table.tex", "page.tex", "certificate.json"]
     assert [p.name for p in paths] == names and all(p.stat().st_size for p in paths)
     text = paths[0].read_text()
     assert text.startswith("# way\n\nDoes the whole way work?\n") and "identity [1]" in text and "low_rank" in text
@@ -482,8 +482,10 @@ def test_the_same_records_give_the_same_bytes_whatever_the_process_and_the_users
         command = [sys.executable, "-W", "error", "-c", code, str(tmp_path), out]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | changes, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]", "the report needs neither torch nor a global figure"
-    for path in sorted((tmp_path / "a").iterdir()):
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    found = [sorted(p.relative_to(tmp_path / out) for p in (tmp_path / out).rglob("*.*")) for out in "ab"]
+    assert found[0] == found[1]
+    for path in found[0]:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path
 
 
 def test_a_mixer_keeps_its_colour_and_any_fourteen_can_be_told_apart():

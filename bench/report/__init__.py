@@ -1,4 +1,4 @@
-"""The report room: from records to tables, a figure and the proof that they are fair. It reads nothing else.
+"""The report room: from records to tables, figures and the proof that they are fair. It reads nothing else.
 
 The gate (frame.py) runs first; nothing is written for a table that it refuses. Same records, same files, bit for bit.
 """
@@ -12,7 +12,7 @@ from bench.sweep import Sweep
 
 
 def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False) -> list[Path]:
-    """Write the sweep's tables (.md, .csv, .tex), figure (.png, .pdf) and certificate.json into the folder `target`.
+    """Write the sweep's tables (.md, .csv, .tex), figures/ (.png, .pdf) and certificate.json into the folder `target`.
 
     `console`: a rich console to print the tables on, or None. `html`: write page.html too. Refuses (bench.Refusal)
     what is not a controlled comparison, and a sweep without one complete seed.
@@ -32,8 +32,7 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
     target.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (target / name).write_text(text, encoding="utf-8")
-    figures = [target / "figure.png", target / "figure.pdf"]
-    plots.draw(table, figures)
+    figures = plots.draw(table, found, target / "figures")
     pages = [target / "page.html"] if html else []
     for path in pages:
         from bench.report.html import page

@@ -11,14 +11,15 @@ import numpy as np
 from bench.report import stats
 from bench.report.frame import Arm, Table
 from bench.report.stats_bootstrap import caution, draws
-from bench.report.stats_suite import improvement, ranks
-from bench.report.stats_tests import Equivalence, Interval, benjamini_hochberg, can_test, equivalence, holm
+from bench.report.stats_suite import improvement, iqm_interval, profile, rank_over_seeds, ranks, scaled
+from bench.report.stats_tests import Equivalence, Interval, benjamini_hochberg, can_test, equivalence, holm, t_interval
 from bench.report.suite import Average, Floor, glue_average
 from bench.report.tables import by_seed, tidy
 from bench.sweep import AGAINST, SAM, Column
 
 A_A = "a_a"  # an arm against itself with other initial values of the mixer: whatever is found there is noise
 RESAMPLES = 2000
+THRESHOLDS_K = np.linspace(0, 1, 101)  # of the performance profile
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Measured:
 
     column: Column
     values_AS: np.ndarray  # replicas averaged; NaN where a run failed
+    interval_A: Interval  # mean over seeds and its t interval
+    rank_A: Interval  # mean over seeds of the rank within the seed, 1 the best; percentile interval; NaN for an A/A arm
     sign: int  # 1 where larger is better, -1 for a loss
     letters: list[str]  # arms that share one were not declared different; '' for an arm without
     no_letters: str  # why there are none, or ''
@@ -58,10 +61,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Overall:
-    """Over all tasks (the first column of each protocol), with bootstraps over seeds."""
+    """Over all tasks (the first column of each protocol), with bootstraps over seeds.
+
+    IQM and profile are of values scaled task by task: 0 the worst run of the task, 1 its best.
+    """
 
     tasks: int
     rank_A: Interval
+    iqm_A: Interval
+    profile_AK: Interval  # share of runs above THRESHOLDS_K
     improvement_A: Interval | None  # chance to beat the reference arm
     caution: str
 
@@ -123,10 +131,18 @@ def by_column(table: Table) -> list[np.ndarray]:
 def measure(column: Column, values_AS: np.ndarray, shown: list[int], alpha: float, low: bool) -> Measured:
     sign = -1 if lower_is_better(column.metric) else 1
     found, why = stats.groups(sign * values_AS[shown], alpha)
+    weights_RS = draws(values_AS.shape[1], RESAMPLES, np.random.default_rng(0))
+    interval_A, among = (
+        t_interval(values_AS, 1 - alpha),
+        rank_over_seeds(sign * values_AS[shown], weights_RS, 1 - alpha),
+    )
+    rank_A = Interval(*np.full((3, len(values_AS)), np.nan))
+    for ends, of in zip(rank_A, among, strict=True):
+        ends[shown] = of
     letters = [""] * len(values_AS)
     for place, text in zip(shown, found, strict=True):
         letters[place] = text
-    return Measured(column, values_AS, sign, letters, why, low)
+    return Measured(column, values_AS, interval_A, rank_A, sign, letters, why, low)
 
 
 def result(kind: str, family, measured: Measured, of: stats.Pairs) -> Result:
@@ -200,4 +216,12 @@ def overall(table: Table, measured: list[Measured], reference: int | None, alpha
             for a in range(len(table.arms))
         ]
         better = Interval(*(np.array(ends, float) for ends in zip(*every, strict=True)))
-    return Overall(len(first), ranks(values_TAS, weights_RS, 1 - alpha), better, caution(len(table.seeds)))
+    values_ATS = np.moveaxis(scaled(values_TAS), 1, 0)
+    return Overall(
+        tasks=len(first),
+        rank_A=ranks(values_TAS, weights_RS, 1 - alpha),
+        iqm_A=iqm_interval(values_ATS, weights_RS, 1 - alpha),
+        profile_AK=profile(values_ATS, THRESHOLDS_K, weights_RS, 1 - alpha),
+        improvement_A=better,
+        caution=caution(len(table.seeds)),
+    )

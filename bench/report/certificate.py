@@ -43,7 +43,6 @@ def of_protocol(table: Table, protocol: str) -> dict:
     rows, arms = table.of(protocol), {a.key: a for a in table.arms}
     # The arms with the fewest departures: those without any, unless every arm has one.
     base = min(rows, key=lambda r: len(arms[r.arm].departed))
-    ids = {r.run_id: protocol_id(r) for r in rows}
     blocks = [
         block([r for r in rows if (r.seed, r.replica) == place], arms)
         for place in dict.fromkeys((r.seed, r.replica) for r in rows)
@@ -51,7 +50,7 @@ def of_protocol(table: Table, protocol: str) -> dict:
     return {
         "id": protocol_id(base),
         "config": base.record.run["protocol"],
-        "departed": {arms[r.arm].label: difference(base, r) for r in rows if ids[r.run_id] != ids[base.run_id]},
+        "departed": {arms[r.arm].label: difference(base, r) for r in rows if r.shared != base.shared},
         "capacity": capacity(rows),
         "blocks": blocks,
     }

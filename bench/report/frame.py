@@ -51,6 +51,11 @@ class Row:
     def arm(self) -> str:
         return digest({"mixer": self.mixer})
 
+    @cached_property
+    def shared(self) -> str:
+        """Hash of all that must not differ inside a column, but for departures."""
+        return digest({key: self.record.run[key] for key in ("protocol", "point")})
+
     @property
     def trained(self) -> bool:
         """False for a run that ended before its first step (unfit, or a parent that is not ok): it has no hashes."""
@@ -80,8 +85,20 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
+    @cached_property
+    def places(self) -> dict[tuple, list[Row]]:
+        """(protocol,) and (protocol, arm's key) -> rows."""
+        found: dict[tuple, list[Row]] = {}
+        for row in self.rows:
+            for place in ((row.protocol,), (row.protocol, row.arm)):
+                found.setdefault(place, []).append(row)
+        return found
+
     def of(self, protocol: str) -> list[Row]:
-        return [r for r in self.rows if r.protocol == protocol]
+        return self.places.get((protocol,), [])
+
+    def cell(self, protocol: str, arm: Arm) -> list[Row]:
+        return self.places.get((protocol, arm.key), [])
 
     def protocols(self) -> list[str]:
         return list(dict.fromkeys(c.protocol for c in self.columns))
@@ -181,6 +198,8 @@ def check_protocols(table: Table, column: Column) -> None:
                     f"{title(column)} is not controlled: the sweep declares protocol.{key} = {plain(value)} for "
                     f"{arms[row.arm].label}, its run {row.run_id} has {plain(found)}"
                 )
+    if len({row.shared for row in rows}) == 1:
+        return
     flat = [(row, flattened({key: row.record.run[key] for key in ("protocol", "point")})) for row in rows]
     differing = []
     for key in dict.fromkeys(k for _, values in flat for k in values):
@@ -206,9 +225,10 @@ def check_block(table: Table, column: Column, seed: int) -> None:
     groups: dict[tuple, list[tuple[Row, str]]] = {}
     for row in table.of(column.protocol):
         if row.seed == seed and row.trained:
+            departed = arms[row.arm].departed
             for (fact, replica), value in facts(row).items():
-                moved = {k: v for k, v in arms[row.arm].departed.items() if k.split(".")[0] in MOVED_BY.get(fact, ())}
-                groups.setdefault((fact, replica, digest(moved)), []).append((row, value))
+                moved = {k: v for k, v in departed.items() if k.split(".")[0] in MOVED_BY.get(fact, ())}
+                groups.setdefault((fact, replica, digest(moved) if moved else ""), []).append((row, value))
     wrong = [f"{fact}: {split(pairs, table)}" for (fact, *_), pairs in groups.items() if len({v for _, v in pairs}) > 1]
     if wrong:
         raise Refusal(

@@ -41,7 +41,7 @@ def with_costs(table: Table, head: list[str], lines: list[list[str]]) -> tuple[l
     """FLOPs of the mixers and positions a second as the runs ran; both of the sweep's first column."""
     first, found = table.protocols()[:1], []
     for arm, line in zip(table.arms, lines, strict=True):
-        rows = [r for r in table.of(first[0]) if r.arm == arm.key and r.trained]
+        rows = [r for r in table.cell(first[0], arm) if r.trained]
         speed = throughput(table, arm, first)
         flops = count_text(rows[0].record.capacity.flops) if rows else "-"
         found.append([*line, flops, "-" if speed != speed else count_text(round(speed))])

@@ -1,14 +1,18 @@
-"""The figure: one panel a column, one line an arm, a dot a seed, a tick at their mean. The same table, the same bytes.
+"""Figures of a report: what they share (looks, sizes, scales) and the door that draws each one that a table can fill.
 
-Drawn with matplotlib's objects on its own defaults and its own font, so neither the user's settings nor the machine
-shows. Seeds are spread over the height of a line in a fixed order: one seed can be followed from arm to arm.
+One file a figure lies in figures/; each takes its numbers from the analysis and computes none of its own. Neither the
+user's settings nor the machine shows: matplotlib's defaults and own font, no date, no version. The same table, the same
+bytes. A mixer has one colour and marker in all figures; inside, full is sequence-aligned, empty is not.
 """
 
+import textwrap
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.config import MISALIGNED
-from bench.report.frame import Table
-from bench.report.tables import departure_marks, failed_text, summary, tidy
+from bench.report.frame import Table, plain
+from bench.report.tables import departure_marks
 
 # Looks only: a mixer keeps its colour from figure to figure. Append, never reorder; other names take what is left.
 KNOWN = (
@@ -20,14 +24,25 @@ KNOWN = (
     "cauchy",
     "identity",
     "vandermonde",
-    "semiseparable",
     "dft",
+    "semiseparable",
+    "add",
+    "mult",
+    "decay_attention",
+    "monarch",
 )
-# Okabe and Ito's colours without yellow, which is lost on white: told apart with every common kind of colour blindness.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+# Okabe and Ito's colours without yellow, which is lost on white, an indigo and a brown: told apart with every common
+# kind of colour blindness (a test simulates them).
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#332288", "#663300")
 MARKERS = ("o", "s", "D", "^")
+FULL, EMPTY, HALF = (0, ()), (0, (3.2, 1.6)), (0, (1, 1.2))  # dashes of a line: of SAM, not SAM, misaligned
+PALEST = 0.4  # share of its colour that the first of several arms of one mixer keeps; the last has it all
 WIDTH, NARROW = 6.75, 3.4  # inches: a page of two text columns, and one column for a single panel
-ACROSS = 4  # panels side by side
+DPI = 200  # of the .png; a paper takes the .pdf
+ACROSS, LEAST = 4, 1.25  # panels side by side at most; inches of a panel at least
+DARK = "0.1"  # of means and intervals
+LETTER = 0.053  # inches of a letter in a legend, on average
+BEYOND = 0.6  # how far past the values an interval is drawn, in their span; a longer one ends in an arrow
 SETTINGS = {
     "font.family": "DejaVu Sans",
     "font.size": 7,
@@ -35,13 +50,72 @@ SETTINGS = {
     "axes.labelsize": 7,
     "axes.linewidth": 0.6,
     "xtick.labelsize": 6.5,
-    "ytick.labelsize": 7,
+    "ytick.labelsize": 6.5,
     "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 6.5,
     "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
     "svg.hashsalt": "mixerbench",
 }
 # Without dates and versions, so that files compare bit for bit.
 METADATA = {".png": {"Software": None}, ".pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of one arm: colour (paler where a mixer has several), marker, the marker's inside, the line's dashes."""
+
+    label: str
+    colour: str
+    marker: str
+    face: dict
+    dashes: tuple
+
+    def dot(self, size: float) -> dict:
+        return {"marker": self.marker, "ms": size, "mec": self.colour, "mew": 0.8, **self.face}
+
+
+def draw(table: Table, analysis, folder: Path) -> list[Path]:
+    """Write each figure that the table can fill as .png and .pdf into `folder`; delete figures of an earlier report."""
+    from bench.report.figures import curves, gains, pareto, profile, ranks, responses, seeds
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with settings():
+        for module in (seeds, gains, responses, curves, pareto, ranks, profile):
+            for name, figure in module.figures(table, analysis):
+                written += save(figure, folder / name)
+    for old in folder.iterdir():
+        if old.suffix in METADATA and old not in written:
+            old.unlink()
+    return written
+
+
+@contextmanager
+def settings():
+    """matplotlib's defaults and SETTINGS, whatever the user has set."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        yield
+
+
+def save(figure, stem: Path) -> list[Path]:
+    """stem.png and stem.pdf; panels are placed once, for both."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+    paths = [stem.with_name(stem.name + suffix) for suffix in METADATA]
+    for path in paths:
+        figure.savefig(path, dpi=DPI, metadata=METADATA[path.suffix])
+    return paths
+
+
+# Looks --------------------------------------------------------------------------------------------------------------
 
 
 def looks(names: list[str]) -> dict[str, tuple[str, str]]:
@@ -51,60 +125,27 @@ def looks(names: list[str]) -> dict[str, tuple[str, str]]:
     return {name: pairs[i % len(pairs)] for i, name in enumerate(every)}
 
 
-def draw(table: Table, paths: list[Path]) -> None:
-    """Write the figure once for each path; the suffix (.png, .pdf) names the format."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
-        across = min(len(table.columns), ACROSS)
-        down = -(-len(table.columns) // across)
-        width = WIDTH if across > 1 else NARROW
-        figure = Figure(figsize=(width, down * (0.55 + 0.19 * len(table.arms)) + 0.45), layout="constrained")
-        axes = figure.subplots(down, across, sharey=True, squeeze=False)
-        cells = summary(tidy(table))
-        for place, ax in enumerate(axes.flat):
-            if place < len(table.columns):
-                panel(ax, table, cells, place, first=place % across == 0)
-            else:
-                ax.set_visible(False)
-        legend(figure, table, across)
-        for path in paths:
-            figure.savefig(path, dpi=300, metadata=METADATA[path.suffix])
-
-
-def panel(ax, table: Table, cells, place: int, first: bool) -> None:
-    """One column: its values over the arms, top to bottom in the table's order."""
-    column, style = table.columns[place], looks([a.mixer["name"] for a in table.arms])
-    marks, n = departure_marks(table), len(table.seeds)
-    size = 3.6 if n <= 3 else 2.6
-    for height, arm in enumerate(table.arms):
-        cell = cells.loc[(arm.label, column.protocol, column.metric)]
+def arm_looks(table: Table) -> list[Look]:
+    """One an arm, in the table's order."""
+    style, marks = looks([a.mixer["name"] for a in table.arms]), departure_marks(table)
+    alike: dict[tuple, list[str]] = {}
+    for arm in table.arms:
+        alike.setdefault((arm.mixer["name"], plain(arm.mixer["sam"])), []).append(arm.key)
+    found = []
+    for arm in table.arms:
         colour, marker = style[arm.mixer["name"]]
-        if failed := failed_text(cell):
-            ax.text(
-                0.03,
-                height,
-                failed,
-                transform=ax.get_yaxis_transform(),
-                va="center",
-                color="0.35",
-                size=6,
-                backgroundcolor="white",
-            )
-            continue
-        offsets = [0.0 if n == 1 else 0.44 * (i / (n - 1) - 0.5) for i in range(n)]
-        values, heights = [cell[f"seed_{s}"] for s in table.seeds], [height + offset for offset in offsets]
-        face = filled(arm.mixer["sam"], colour)
-        ax.plot(values, heights, marker, ms=size, mec=colour, **face, mew=0.8, zorder=3)
-        if n > 1:
-            ax.plot([cell["mean"]] * 2, [height - 0.36, height + 0.36], color="0.1", lw=0.9, zorder=4)
-    ax.set_ylim(len(table.arms) - 0.5, -0.5)
-    ax.set_yticks(range(len(table.arms)), [a.label + marks[a.key] for a in table.arms])
-    ax.tick_params(axis="y", length=0, labelleft=first)
-    finish(ax, column)
+        keys = alike[arm.mixer["name"], plain(arm.mixer["sam"])]
+        share = 1 if len(keys) == 1 else PALEST + (1 - PALEST) * keys.index(arm.key) / (len(keys) - 1)
+        colour, level = tinted(colour, share), arm.mixer["sam"]
+        dashes = HALF if level == MISALIGNED else FULL if level else EMPTY
+        found.append(Look(arm.label + marks[arm.key], colour, marker, filled(level, colour), dashes))
+    return found
+
+
+def tinted(colour: str, share: float) -> str:
+    """The colour mixed with white."""
+    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(255 - share * (255 - part)):02X}" for part in parts)
 
 
 def filled(level: bool | str, colour: str) -> dict:
@@ -114,28 +155,118 @@ def filled(level: bool | str, colour: str) -> dict:
     return {"mfc": colour if level else "white"}
 
 
-def finish(ax, column) -> None:
-    from matplotlib.ticker import MaxNLocator
+def arm_handles(styles: list[Look], lines: bool) -> list:
+    """For a legend that names each arm."""
+    from matplotlib.lines import Line2D
 
-    for height in ax.get_yticks():
-        ax.axhline(height, color="0.9", lw=0.5, zorder=0)
-    ax.margins(x=0.08)
-    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.set_title(column.protocol.replace("[", "\n["), loc="left")
-    ax.set_xlabel(column.metric.replace("_", " "))
+    kind = (lambda look: {"color": look.colour, "ls": look.dashes, "lw": 1}) if lines else (lambda look: {"ls": ""})
+    return [Line2D([], [], label=look.label, **kind(look), **look.dot(3.6)) for look in styles]
 
 
-def legend(figure, table: Table, across: int) -> None:
+def level_handles(table: Table) -> list:
+    """For a legend that says what full and empty markers are."""
     from matplotlib.lines import Line2D
 
     dot = {"ls": "", "marker": "o", "ms": 3.6, "mec": "0.2", "mew": 0.8}
     texts = {True: "sequence-aligned (SAM)", MISALIGNED: "misaligned", False: "not sequence-aligned"}
-    shown = {True, False, *(a.mixer["sam"] for a in table.arms)}
-    handles = [Line2D([], [], label=text, **filled(k, "0.2"), **dot) for k, text in texts.items() if k in shown]
-    if len(table.seeds) > 1:
-        handles.append(Line2D([], [], ls="", marker="|", ms=8, mec="0.1", mew=0.9, label="mean of the seeds"))
-    if any(a.departed for a in table.arms):
-        handles.append(Line2D([], [], ls="", label="[n] declared departure"))
-    look = {"frameon": False, "handletextpad": 0.3, "columnspacing": 1.5}
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) if across > 1 else 2, **look)
+    shown = {a.mixer["sam"] for a in table.arms}
+    return [Line2D([], [], label=text, **filled(k, "0.2"), **dot) for k, text in texts.items() if k in shown]
+
+
+def legend(figure, handles: list, title: str = "") -> None:
+    """Below the panels, which keep their height, in as many columns as the longest label allows; long texts wrap."""
+    width, tall = figure.get_size_inches()
+    for handle in handles:
+        handle.set_label(textwrap.fill(handle.get_label(), int((width - 0.6) / LETTER)))
+    longest = max(len(line) for handle in handles for line in handle.get_label().splitlines())
+    columns = max(1, min(len(handles), int((width - 0.1) / (0.4 + LETTER * longest))))
+    title = textwrap.fill(title, int((width - 0.1) / LETTER))
+    lines = max(handle.get_label().count("\n") + 1 for handle in handles) * -(-len(handles) // columns)
+    figure.set_size_inches(width, tall + 0.12 + 0.135 * (lines + len(title.splitlines())))
+    look = {"frameon": False, "handletextpad": 0.5, "columnspacing": 1.2, "handlelength": 2.6, "alignment": "center"}
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, title=title or None, title_fontsize=6.5, **look
+    )
+
+
+# Panels -------------------------------------------------------------------------------------------------------------
+
+
+def panels(count: int, tall: float, names: list[str]):
+    """(figure, axes of that many panels, which of them begin a row).
+
+    `tall`: inches of one, title and labels too. `names`: of the rows that all panels share, if they do.
+    """
+    from matplotlib.figure import Figure
+
+    beside = LETTER * max(map(len, names), default=0)
+    across = max(1, min(count, ACROSS, int((WIDTH - beside) / LEAST)))
+    across = -(-count // -(-count // across))  # as many in the last row as can be
+    figure = Figure(
+        figsize=(WIDTH if across > 1 or beside + LEAST > NARROW else NARROW, -(-count // across) * tall),
+        layout="constrained",
+    )
+    axes = figure.subplots(-(-count // across), across, squeeze=False).flat
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    return figure, list(axes[:count]), [place % across == 0 for place in range(count)]
+
+
+def named_rows(ax, labels: list[str], first: bool) -> None:
+    """Arms or pairs down a panel, the first on top, each on a thin line; names left of the first panel only."""
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.set_yticks(range(len(labels)) if first else [], labels if first else [])
+    ax.tick_params(axis="y", length=0)
+    ax.hlines(range(len(labels)), 0, 1, transform=ax.get_yaxis_transform(), color="0.9", lw=0.5, zorder=0)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+
+
+def title(ax, protocol: str, at_floor: bool) -> None:
+    ax.set_title(protocol.replace("[", "\n[") + " (at floor)" * at_floor, loc="left")
+
+
+def metric_text(measured) -> str:
+    return measured.column.metric.replace("_", " ") + (" (smaller is better)" if measured.sign < 0 else "")
+
+
+def few_ticks(axis) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+
+
+def failed(ax, height: float, text: str) -> None:
+    """What stands in a row instead of dots."""
+    look = {"va": "center", "color": "0.35", "size": 6, "backgroundcolor": "white"}
+    ax.text(0.03, height, text, transform=ax.get_yaxis_transform(), **look)
+
+
+def window(values, low, high) -> tuple[float, float]:
+    """Limits that show all values, and their intervals unless those are far longer than the values' span."""
+    import numpy as np
+
+    values, low, high = (np.asarray(v, float).ravel() for v in (values, low, high))
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
+    left, right = values.min(), values.max()
+    span = right - left or abs(right) or 1.0
+    ends = [np.nanmin([left, *low]), np.nanmax([right, *high])]
+    left, right = max(ends[0], left - BEYOND * span), min(ends[1], right + BEYOND * span)
+    return left - 0.06 * (right - left or span), right + 0.06 * (right - left or span)
+
+
+def whiskers(ax, interval, rows) -> None:
+    """Intervals along x at the heights `rows`, with caps; an end outside the panel is an arrow at its border."""
+    import numpy as np
+
+    left, right = ax.get_xlim()
+    low, high, rows = interval.low[rows], interval.high[rows], np.asarray(rows)
+    ax.hlines(rows, np.maximum(low, left), np.minimum(high, right), color=DARK, lw=0.9, zorder=4)
+    for end, inside, border, arrow in ((low, low > left, left, "<"), (high, high < right, right, ">")):
+        look = {"ls": "", "mec": DARK, "mfc": DARK, "mew": 0.8, "zorder": 4, "clip_on": False}
+        # An empty line has no place, and the layout would make room for it.
+        if inside.any():
+            ax.plot(end[inside], rows[inside], marker="|", ms=4, **look)
+        if not inside.all():
+            ax.plot(np.full((~inside).sum(), border), rows[~inside], marker=arrow, ms=2.6, **look)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.config import NEUTRAL
 from bench.report import stats
-from bench.report.analysis import A_A, Analysis, Measured, Result, salted
-from bench.report.frame import LEVELS, Arm, Table, nested, plain, same
+from bench.report.analysis import A_A, Analysis, Measured, Result
+from bench.report.frame import Table, plain
+from bench.report.responses import Response, responses
 from bench.report.stats_tests import Interval, detectable, smallest_flip_p
 from bench.report.tables import column_title, decimals
 from bench.sweep import AGAINST, SAM
@@ -34,7 +34,7 @@ def sections(table: Table, analysis: Analysis) -> list[Section]:
         results = [r for r in analysis.results if r.kind == kind]
         found.append(deltas(table, analysis, results))
         found += [detail(table, r) for r in results if r.primary and r.found.tested]
-    found += responses(table, analysis)
+    found += [response_section(r) for r in responses(table, analysis)]
     return [*found, ranking(table, analysis)] if analysis.overall else found
 
 
@@ -177,47 +177,13 @@ def declared(table: Table) -> str:
 # Responses ----------------------------------------------------------------------------------------------------------
 
 
-def responses(table: Table, analysis: Analysis) -> list[Section]:
-    """One table for each mixer key with several values and each protocol key that varies: its values as rows."""
-    return [by_key(table, analysis, k) for k in table.axes] + [
-        by_variation(table, analysis, k) for k in table.sweep.varies
-    ]
-
-
-def by_key(table: Table, analysis: Analysis, key: str) -> Section:
-    """Primary column; rows the key's values, columns the mixers, an arm a cell (several: the axes beside it)."""
-    measured = primary(table, analysis)
-    values = {plain(a.mixer[key]): None for a in table.arms if key in a.mixer}
-    names = {family_label(a, key): None for a in table.arms if key in a.mixer and not salted(a)}
-    texts = {}
-    for place, arm in enumerate(table.arms):
-        if key in arm.mixer and not salted(arm):
-            texts[plain(arm.mixer[key]), family_label(arm, key)] = value_text(measured, place)
-    lines = [[value, *(texts.get((value, name), "-") for name in names)] for value in values]
-    return Section(f"{column_title(measured.column)} by {key}", [key, *names], lines, 1, [])
-
-
-def family_label(arm: Arm, key: str) -> str:
-    """The arm without the key, and without keys that it shares with nobody."""
-    rest = [part for part in arm.label.split(", ")[1:] if not part.startswith(f"{key} ")]
-    return ", ".join([f"{arm.mixer['name']}{LEVELS[arm.mixer['sam']].label}", *rest])
-
-
-def by_variation(table: Table, analysis: Analysis, key: str) -> Section:
-    """The primary metric; rows the variations, columns the arms."""
-    base, metric = table.sweep.family.primary.protocol.split("[", 1)[0], table.sweep.family.primary.metric
-    shown = [m for m in analysis.measured if (m.column.protocol.split("[", 1)[0], m.column.metric) == (base, metric)]
+def response_section(response: Response) -> Section:
+    """Values of the key as rows, lines as columns."""
     lines = []
-    for measured in shown:
-        config = table.of(measured.column.protocol)[0].record.run["protocol"]
-        value = nested(config, key)
-        value = plain(NEUTRAL.get(f"protocol.{key}", value) if same(value, "absent") else value)
-        lines.append([value, *(value_text(measured, place) for place in range(len(table.arms)))])
-    return Section(f"{base}: {metric} by {key}", [key, *(a.label for a in table.arms)], lines, 1, [])
-
-
-def primary(table: Table, analysis: Analysis) -> Measured:
-    return next((m for m in analysis.measured if m.column == table.sweep.family.primary), analysis.measured[0])
+    for place, value in enumerate(response.values):
+        cells = [value_text(*line[place]) if place in line else "-" for line in response.lines.values()]
+        lines.append([plain(value), *cells])
+    return Section(f"{response.title} by {response.key}", [response.key, *response.lines], lines, 1, [])
 
 
 def value_text(measured: Measured, place: int) -> str:

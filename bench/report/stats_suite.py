@@ -17,16 +17,28 @@ from bench.report.stats_tests import Interval, finite, require_fraction
 FEWEST_ARMS = 10  # below, the interval of `kendall` is a rough guide
 
 
+def scaled(values_TAS: np.ndarray) -> np.ndarray:
+    """Values of different metrics made comparable, task by task: 0 the worst run of all arms and seeds, 1 the best.
+
+    It depends on the arms that are there. NaN stays NaN; a task in which all runs are equal is 0.5.
+    """
+    values_TAS = finite(values_TAS)
+    low, high = (of(values_TAS, axis=(1, 2), keepdims=True) for of in (np.nanmin, np.nanmax))
+    return np.where(high > low, (values_TAS - low) / np.where(high > low, high - low, 1), 0.5 + 0 * values_TAS)
+
+
 def iqm(values_TS: np.ndarray) -> np.ndarray:
     """Interquartile mean, `...TS` -> `...`: mean of the middle half of all tasks' runs pooled (Agarwal et al. 2021).
 
     floor(N / 4) values are cut from either end. NaN if a run failed.
     """
     pooled = finite(values_TS)
-    pooled = np.sort(pooled.reshape(*pooled.shape[:-2], -1), axis=-1)
-    cut = pooled.shape[-1] // 4
-    kept = pooled[..., cut : pooled.shape[-1] - cut]
-    return np.where(np.isnan(pooled[..., -1]), np.nan, kept.mean(-1))
+    pooled = pooled.reshape(*pooled.shape[:-2], -1)
+    count = pooled.shape[-1]
+    cut = count // 4
+    failed = np.isnan(pooled).any(-1)
+    kept = np.partition(pooled, (cut, count - cut - 1), axis=-1)[..., cut : count - cut]
+    return np.where(failed, np.nan, kept.mean(-1))
 
 
 def iqm_interval(values_TS: np.ndarray, weights_RS: np.ndarray, level: float) -> Interval:
@@ -96,6 +108,15 @@ def ranks(values_TAS: np.ndarray, weights_RS: np.ndarray, level: float) -> Inter
     resampled_RTA = np.moveaxis(values_TAS @ weights_RS.T, -1, 0)
     resampled_AR = ranked(resampled_RTA).mean(1).T
     return of_resamples(ranked(values_TAS.mean(-1)).mean(0), resampled_AR, level)
+
+
+def rank_over_seeds(values_AS: np.ndarray, weights_RS: np.ndarray, level: float) -> Interval:
+    """Rank of each arm within each seed, 1 the best, averaged over seeds (`A`), with percentile intervals.
+
+    Ties share the mean of their ranks; a failed run is last in its seed.
+    """
+    rank_AS = ranked(finite(values_AS).T).T
+    return of_resamples(rank_AS.mean(-1), rank_AS @ weights_RS.T, level)
 
 
 def ranked(values_A: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ def throughput(table: Table, arm: Arm, protocols: list[str]) -> float:
     As the runs ran, whatever else the machine did: an orientation, not a benchmark.
     """
     found = []
-    for row in (r for p in protocols for r in table.of(p) if r.arm == arm.key and r.trained):
+    for row in (r for p in protocols for r in table.cell(p, arm) if r.trained):
         cost, steps = row.record.cost, nested(row.record.run["protocol"], "budget.steps")
         if cost.step_p50 > 0 and row.record.outcome == "ok":
             found.append(cost.tokens / steps / cost.step_p50)
@@ -135,7 +135,7 @@ def departed_text(arm: Arm) -> str:
 
 def capacities(table: Table, arm: Arm, protocols: list[str], key: str) -> list[int]:
     """The distinct values of a capacity among the arm's trained runs, ascending."""
-    rows = [r for p in protocols for r in table.of(p) if r.arm == arm.key and r.trained]
+    rows = [r for p in protocols for r in table.cell(p, arm) if r.trained]
     return sorted({getattr(r.record.capacity, key) for r in rows})
 
 
