@@ -53,8 +53,7 @@ class Row:
 
     @cached_property
     def shared(self) -> str:
-        """Hash of all that must not differ inside a column, but for departures."""
-        return digest({key: self.record.run[key] for key in ("protocol", "point")})
+        return digest({key: self.record.run[key] for key in ("protocol", "point")})  # what departures may move
 
     @property
     def trained(self) -> bool:
@@ -90,8 +89,8 @@ class Table:
         """(protocol,) and (protocol, arm's key) -> rows."""
         found: dict[tuple, list[Row]] = {}
         for row in self.rows:
-            for place in ((row.protocol,), (row.protocol, row.arm)):
-                found.setdefault(place, []).append(row)
+            found.setdefault((row.protocol,), []).append(row)
+            found.setdefault((row.protocol, row.arm), []).append(row)
         return found
 
     def of(self, protocol: str) -> list[Row]:
@@ -177,8 +176,8 @@ def complete_seeds(rows: list[Row], sweep: Sweep) -> tuple[tuple[int, ...], list
     seeds = tuple(s for s, n in missing.items() if n == 0)
     each = ", ".join(f"seed {s} ({n} run{'s' * (n > 1)} missing)" for s, n in missing.items() if n)
     if not seeds:
-        some = f"{have} of {len(rows)} runs have a record"
-        raise Refusal(f"sweep '{sweep.name}': no seed is complete, {some}: {each}; {cure}")
+        some = f"{have} of {len(rows)} runs have a record: {each}"
+        raise Refusal(f"sweep '{sweep.name}': no seed is complete, {some}; {cure}")
     return seeds, [f"Left out: {each}; {cure}."] if each else []
 
 
