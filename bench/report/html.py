@@ -22,6 +22,7 @@ from bench.report.tables import reasons, wide
 HOME = Path(__file__).parent / "page"
 SCRIPTS = ("chart.js", "runs.js", "tables.js")
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}  # of figures, the first that is there
+PER_INCH = 122  # pixels of the page: small print of 7 points in a figure is as large as the notes
 NUMBER = r"[<≤]? ?[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?M?"
 SPREAD = r"± \S+|\[[^\[\]]*,[^\[\]]*\]"
 CELL = re.compile(rf"({NUMBER})(?: ({SPREAD}))?(?: ?([a-z]+|[*°]))?")
@@ -236,13 +237,30 @@ def order_text(value: float) -> str:
 # Figures ------------------------------------------------------------------------------------------------------------
 
 
-def embedded(paths: list[Path]) -> list[tuple[str, str]]:
-    """(name, data URI) of each figure: as SVG if it was written so, else as PNG."""
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    uri: str
+    size: tuple[int, int] | None  # pixels of the page, so that letters are of one size in all figures
+
+
+def embedded(paths: list[Path]) -> list[Figure]:
+    """Each figure once: as SVG if it was written so, else as PNG."""
     found = {}
     for suffix, kind in KINDS.items():
-        for path in (p for p in paths if p.suffix == suffix):
-            found.setdefault(path.stem, f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}")
-    return [(stem, found[stem]) for stem in dict.fromkeys(p.stem for p in paths) if stem in found]
+        for path in (p for p in paths if p.suffix == suffix and p.stem not in found):
+            uri = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+            found[path.stem] = Figure(path.stem.replace("_", " "), uri, size_of(path) if suffix == ".png" else None)
+    return [found[stem] for stem in dict.fromkeys(p.stem for p in paths) if stem in found]
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height at PER_INCH pixels of the page an inch."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        dpi = image.info.get("dpi", (PER_INCH, PER_INCH))
+        return tuple(round(n * PER_INCH / d) for n, d in zip(image.size, dpi, strict=True))
 
 
 # Certificate --------------------------------------------------------------------------------------------------------
