@@ -161,7 +161,7 @@ def data(options: argparse.Namespace) -> int:
 
     at = places(where_of(options.words))
     if options.data_verb == "fetch":
-        return fetch_verb(options.name, at, options.source)
+        return fetch_verb(options.name, at, options.source, options.part)
     return vocab_verb(options.task, at, options.size, options.out)
 
 

@@ -244,6 +244,8 @@ CHAIN = ("protocol.backbone.", "protocol.shell.")  # what a child shares with it
 NEUTRAL: dict[str, object] = {
     "protocol.task.pieces": 0,  # masked_lm: all pieces of a document
     "protocol.shell.directions": "one",
+    "protocol.task.crop_area": 0.0,  # images: none at random
+    "protocol.task.crop_held_out": 1.0,
     "mixer.salt": 0,  # no yaml has it: an A/A arm says 1
     "protocol.tune": None,  # only the yaml of a tuned protocol has it
 }

@@ -43,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", help="a data set's name or a task of configs/task")
     source = "copy the pinned files from here"
     fetch.add_argument("--from", dest="source", type=Path, default=None, metavar="FOLDER", help=source)
+    share = "prepare every n-th file of a large set only, from the k-th on: several can work at once"
+    fetch.add_argument("--part", default="1/1", metavar="k/n", help=share)
     vocab = data.add_parser("vocab", help="make a WordPiece vocabulary from a text task's training split")
     vocab.add_argument("task", help="a text task of configs/task")
     vocab.add_argument("--size", type=int, required=True, help="entries")

@@ -51,6 +51,8 @@ def make(folder: Path, train, held_out, **changes) -> Images:
         patch=4,
         mean=(0.5, 0.4, 0.3),
         std=(0.2, 0.25, 0.3),
+        crop_area=0.0,
+        crop_held_out=1.0,
         flip=True,
         randaugment_ops=2,
         randaugment_magnitude=9.0,
@@ -275,7 +277,7 @@ def test_grey_palette_and_transparent_images_become_rgb_and_others_are_resized(t
     images = [encoded(grey), encoded(rgba), encoded(wide), encoded(grey, "JPEG")]
     task = make(tmp_path, (images, [0, 1, 2, 3]), (images, [0, 1, 2, 3]))
     task.prepare()
-    decoded = task._splits["train"]["images"]
+    decoded = task._splits["train"].parts[0]["images"]
     assert np.array_equal(decoded[0], np.dstack([grey] * 3))
     assert (decoded[1] == (10, 20, 30)).all()
     assert (decoded[2] == 200).all()

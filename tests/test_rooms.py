@@ -79,7 +79,7 @@ MAY = {
         "status sweep tasks tend words worker",
     ),
 }
-VERBS = "config compose"  # which tasks/verbs.py may import besides: `data fetch` goes from a task's name to its pins
+VERBS = "config compose registry"  # for tasks/verbs.py besides: `data fetch` goes from a task's name to what it needs
 
 
 def room(path: Path) -> str:

@@ -6,13 +6,16 @@ Axes: B examples, L length, T positions of a sequence that get an output, C clas
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from bench import Refusal
 from bench.seeds import Streams
+
+if TYPE_CHECKING:
+    from bench.tasks.shards import Shards
 
 TRAIN, SELECTION = "train", "selection"  # parts beside the reported sets; see `Task.reserve`
 
@@ -107,6 +110,10 @@ class Task(ABC):
     @abstractmethod
     def prepare(self) -> None:
         """Open the data (verify pins, build or open caches), so that `batch` and `held_out` work. Idempotent."""
+
+    def shards(self) -> list["Shards"]:
+        """Splits that `mixerbench data fetch` prepares ahead of any run, as they are too large to do so in one."""
+        return []
 
     @abstractmethod
     def order(self, streams: Streams, step: int, size: int) -> np.ndarray:

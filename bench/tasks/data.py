@@ -55,7 +55,7 @@ class Pins:
 
     def content(self, split: str) -> list:
         """What identifies the content of a split, for the keys of derived arrays."""
-        files = _split(self, split)
+        files = files_of(self, split)
         return [self.hub, self.config, self.revision, *files] if self.hub else list(files.values())
 
 
@@ -66,7 +66,7 @@ def _check_pin(name: str, path: str, sha256: str) -> None:
         raise Refusal(f"data set {name}: the sha256 of {path} must be 64 hex digits, got '{sha256}'")
 
 
-def _split(pins: Pins, split: str) -> dict[str, str]:
+def files_of(pins: Pins, split: str) -> dict[str, str]:
     if split not in pins.splits:
         raise Refusal(f"data set {pins.name} has no split '{split}'; it has {', '.join(pins.splits)}")
     return pins.splits[split]
@@ -84,7 +84,7 @@ def table(pins: Pins, split: str, places: Places, columns: list[str]):
 
     parts = [
         _parquet(pins.name, path, verified(pins.name, path, sha256, places), columns)
-        for path, sha256 in _split(pins, split).items()
+        for path, sha256 in files_of(pins, split).items()
     ]
     return pa.concat_tables(parts)
 
@@ -123,53 +123,71 @@ def _parquet(name: str, path: str, file: Path, columns: list[str]):
 
     try:
         with pq.ParquetFile(file) as parquet:
-            _check_columns(name, path, columns, parquet.schema_arrow.names)
+            check_columns(name, path, columns, parquet.schema_arrow.names)
             return parquet.read(columns=columns).select(columns)
     except (pa.ArrowException, OSError) as error:
-        raise Refusal(f"data set {name}: {path} is not readable Parquet: {_first_line(error)}") from error
+        raise Refusal(f"data set {name}: {path} is not readable Parquet: {first_line(error)}") from error
 
 
-def _check_columns(name: str, where: str, wanted: list[str], there: list[str]) -> None:
+def check_columns(name: str, where: str, wanted: list[str], there: list[str]) -> None:
     absent = [column for column in wanted if column not in there]
     if absent:
         raise Refusal(f"data set {name}: {where} has no column {', '.join(absent)}; it has {', '.join(there)}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _hub_table(pins: Pins, split: str, columns: list[str]):
     data = _hub(pins, split)
-    _check_columns(pins.name, f"{pins.hub} {split}", columns, data.column_names)
+    check_columns(pins.name, f"{pins.hub} {split}", columns, data.column_names)
     return data.select_columns(columns).with_format("arrow")[:]
 
 
 def _hub(pins: Pins, split: str):
-    names = "+".join(_split(pins, split))
-    import datasets  # 0.5 s
-
-    fetch_it = f"with a network: mixerbench data fetch {pins.name}"
+    names = "+".join(files_of(pins, split))
+    builder = hub_builder(pins)
     try:
-        builder = datasets.load_dataset_builder(pins.hub, pins.config or None, revision=pins.revision)
-        # Without a network `datasets` silently takes the newest commit in its cache, whatever `revision` says.
-        if builder.hash != pins.revision:
-            raise Refusal(
-                f"data set {pins.name}: the local cache holds {pins.hub} at commit {builder.hash}, pinned is "
-                f"{pins.revision}; {fetch_it}"
-            )
         builder.download_and_prepare()
         return builder.as_dataset(split=names)
     except OSError as error:
-        raise Refusal(
-            f"data set {pins.name}: {pins.hub} is not in the local cache and the hub cannot be reached (no "
-            f"network, or offline mode): {_first_line(error)}; {fetch_it}"
-        ) from error
+        raise _unreachable(pins, error) from error
     except ValueError as error:
         raise Refusal(
             f"data set {pins.name}: no split {names} of config '{pins.config}' of {pins.hub} at "
-            f"{pins.revision}: {_first_line(error)}; {fetch_it}"
+            f"{pins.revision}: {first_line(error)}; {_fetch_it(pins)}"
         ) from error
+
+
+def hub_builder(pins: Pins):
+    """The builder of `datasets` for a hub set, at the pinned commit and no other; nothing is downloaded yet."""
+    import datasets  # 0.5 s
+
+    try:
+        builder = datasets.load_dataset_builder(pins.hub, pins.config or None, revision=pins.revision)
+    except OSError as error:
+        raise _unreachable(pins, error) from error
+    except ValueError as error:
+        raise Refusal(f"data set {pins.name}: {pins.hub} at {pins.revision}: {first_line(error)}") from error
+    # Without a network `datasets` silently takes the newest commit in its cache, whatever `revision` says.
+    if builder.hash != pins.revision:
+        raise Refusal(
+            f"data set {pins.name}: the local cache holds {pins.hub} at commit {builder.hash}, pinned is "
+            f"{pins.revision}; {_fetch_it(pins)}"
+        )
+    return builder
+
+
+def _fetch_it(pins: Pins) -> str:
+    return f"with a network: mixerbench data fetch {pins.name}"
+
+
+def _unreachable(pins: Pins, error: Exception) -> Refusal:
+    return Refusal(
+        f"data set {pins.name}: {pins.hub} is not in the local cache and the hub cannot be reached (no network, or "
+        f"offline mode): {first_line(error)}; {_fetch_it(pins)}"
+    )
 
 
 class Status(NamedTuple):
@@ -221,7 +239,7 @@ def _copy(pins: Pins, path: str, sha256: str, data: Path, source: Path) -> Statu
         shutil.copyfile(source / path, temporary)
         os.replace(temporary, target)
     except OSError as error:
-        raise Refusal(f"data set {pins.name}: {target} cannot be written: {_first_line(error)}") from error
+        raise Refusal(f"data set {pins.name}: {target} cannot be written: {first_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return Status(path, "copied", "")
@@ -235,21 +253,21 @@ def cached(places: Places, key: str, build: Callable[[], dict[str, np.ndarray]])
     missing, other sizes or bytes than written) is built again. Raises Refusal if the cache cannot be written.
     """
     entry = places.cache / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    arrays = _open(entry)
+    arrays = open_entry(entry, sums=True)
     if arrays is not None:
         return arrays
     built = build()
     try:
-        _write(entry, key, built)
+        write_entry(entry, key, built)
     except OSError as error:
-        raise Refusal(f"the cache folder {places.cache} cannot be written: {_first_line(error)}") from error
-    arrays = _open(entry)
+        raise Refusal(f"the cache folder {places.cache} cannot be written: {first_line(error)}") from error
+    arrays = open_entry(entry, sums=True)
     if arrays is None:
         raise Refusal(f"the cache entry {entry} cannot be read back; delete it, or choose another cache folder")
     return arrays
 
 
-def _write(entry: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
+def write_entry(entry: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
     temporary = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}")
     temporary.mkdir(parents=True)
     try:
@@ -270,7 +288,7 @@ def _place(temporary: Path, entry: Path) -> None:
     try:
         os.rename(temporary, entry)
     except OSError:
-        if _open(entry) is not None:
+        if open_entry(entry, sums=True) is not None:
             return  # another process was first
         # The damaged entry is moved aside in one step, so that nobody sees half of it.
         aside = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}")
@@ -279,12 +297,15 @@ def _place(temporary: Path, entry: Path) -> None:
         os.rename(temporary, entry)
 
 
-def _open(entry: Path) -> dict[str, np.memmap] | None:
-    """The arrays of an entry, or None if it is absent or damaged."""
+def open_entry(entry: Path, sums: bool) -> dict[str, np.memmap] | None:
+    """The arrays of an entry, or None if it is absent or damaged: other sizes than written or, with `sums`, bytes."""
     try:
         manifest = json.loads((entry / "manifest.json").read_text())
         files = {name: entry / f"{name}.npy" for name in manifest["arrays"]}
-        if any(_checksum(file) != manifest["arrays"][name] for name, file in files.items()):
+        written = manifest["arrays"]
+        if any(file.stat().st_size != written[name][0] for name, file in files.items()):
+            return None
+        if sums and any(_checksum(file) != written[name] for name, file in files.items()):
             return None
         return {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,6 +1,7 @@
 """Image classification from pinned Parquet files: patches in, one class out, augmented as for image transformers.
 
-Images are decoded once, to uint8 in the cache. Augmentation works on groups of `group` images, so that a batch is a
+Images are decoded once, to uint8 in the cache; those of a large set or one that is cropped at random, when a batch asks
+for them (shards.py). Augmentation works on groups of `group` images, so that a batch is a
 pure function of (seed, step) however it is cut between groups.
 
 Axes: N images of a split, B of a batch, Y rows, X columns, 3 colours, L patches, F values of a patch, C classes.
@@ -21,9 +22,11 @@ from bench.seeds import Streams
 from bench.tasks.augment import MAGNITUDES, POLICY, Augment, forked_rng
 from bench.tasks.base import SELECTION, TRAIN, Batch, Places, Spec, Task
 from bench.tasks.data import Pins, cached, table
+from bench.tasks.decoding import Box, decode, encoded, middle_box, pixels, random_box
+from bench.tasks.shards import Joined, Shards, large
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # no others: some of Pillow's decoders start programs
 _DECODING = 1  # to be raised when decoding changes, so that old caches are not used
+_STORING = 1  # the same for what `encoded` stores
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class Args:
 
     The image column holds {bytes, path}, the label column 0 .. classes - 1. `randaugment_ops` 0, an alpha of 0 and a
     probability of 0 switch that augmentation off; `bench.tasks.augment` says what `randaugment_magnitude` means. `mean`
-    and `std` are of colours in [0, 1]. `group` is the number of images augmented together, which mix with one another.
+    and `std` are of colours in [0, 1]. `crop_area` above 0: a training image is a random box of at least that share of
+    its area (aspect 3/4 to 4/3), resized. `crop_held_out`: the middle square that is reported has this share of the
+    shorter side (1: all of it). `group` is the number of images augmented together, which mix with one another.
     """
 
     data: Pins
@@ -43,6 +48,8 @@ class Args:
     patch: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop_area: float
+    crop_held_out: float
     flip: bool
     randaugment_ops: int
     randaugment_magnitude: float
@@ -75,7 +82,9 @@ class Args:
             raise Refusal(
                 f"images: randaugment_magnitude is {self.randaugment_magnitude}, must be above 0 and below {MAGNITUDES}"
             )
-        for name in ("erasing_probability", "label_smoothing"):
+        if not 0 < self.crop_held_out <= 1:
+            raise Refusal(f"images: crop_held_out is {self.crop_held_out}, must be above 0, at most 1")
+        for name in ("crop_area", "erasing_probability", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refusal(f"images: {name} is {getattr(self, name)}, must be 0 to 1")
         for name in ("mixup_alpha", "cutmix_alpha"):
@@ -97,15 +106,15 @@ class Args:
 
 class Images(Task):
     """One output an image. Images become RGB; one of another size loses the ends of its longer side, then is resized
-    (bicubic). No random crop: small sets come at their resolution. A patch is its pixels in reading order, each (red,
-    green, blue); patches are in reading order.
+    (bicubic), unless it is cropped otherwise (`crop_area`, `crop_held_out`). A patch is its pixels in reading order,
+    each (red, green, blue); patches are in reading order.
     """
 
     Args = Args
 
     def __init__(self, args: Args, places: Places):
         super().__init__(args, places)
-        self._splits: dict[str, dict[str, np.ndarray]] = {}
+        self._splits: dict[str, Joined] = {}
 
     def spec(self) -> Spec:
         args = self.args
@@ -122,7 +131,7 @@ class Images(Task):
         )
 
     def prepare(self) -> None:
-        """Decodes each split once (about 0.2 ms a 64x64 JPEG, all of it in memory), then opens it from the cache.
+        """Decodes each small split once (about 0.2 ms a 64x64 JPEG, all of it in memory), then opens it from the cache.
 
         Raises Refusal for data that are missing or not as pinned, and names the row of a broken image or label.
         """
@@ -131,17 +140,41 @@ class Images(Task):
         self._augment = Augment(self.args)
         self._splits = {split: self._open(split) for split in self.args.data.splits}
 
-    def _open(self, split: str) -> dict[str, np.ndarray]:
+    def _open(self, split: str) -> Joined:
+        stored = self._on_demand(split)
+        parts = self._shards(split).open() if stored else [self._decoded(split)]
+        return Joined(parts, [len(part["labels"]) for part in parts])
+
+    def _on_demand(self, split: str) -> bool:
+        """Whether images stay encoded until a batch asks for them."""
+        share = self.args.crop_area if split == TRAIN else self.args.crop_held_out < 1
+        return bool(share) or large(self.args.data, split, self.places)
+
+    def _decoded(self, split: str) -> dict[str, np.ndarray]:
         import PIL
 
         args = self.args
         columns = [args.image_column, args.label_column]
         content = [args.data.content(split), columns, args.resolution, args.classes, PIL.__version__]
         key = json.dumps(["images", _DECODING, *content])
-        return cached(self.places, key, lambda: decode(args, split, table(args.data, split, self.places, columns)))
+        return cached(
+            self.places,
+            key,
+            lambda: decode(
+                args, f"data set {args.data.name}, split {split}", table(args.data, split, self.places, columns)
+            ),
+        )
+
+    def shards(self) -> list[Shards]:
+        return [self._shards(split) for split in self.args.data.splits if large(self.args.data, split, self.places)]
+
+    def _shards(self, split: str) -> Shards:
+        args, columns = self.args, (self.args.image_column, self.args.label_column)
+        key = json.dumps(["images", _STORING, args.classes])
+        return Shards(args.data, split, columns, key, lambda *of: encoded(args, *of), self.places)
 
     def order(self, streams: Streams, step: int, size: int) -> np.ndarray:
-        return self.drawn(streams, step * size, size, len(self._splits[TRAIN]["labels"]))
+        return self.drawn(streams, step * size, size, len(self._splits[TRAIN]))
 
     def batch(self, streams: Streams, step: int, size: int, part: slice) -> Batch:
         """Raises ValueError unless `size` and the bounds of `part` are multiples of Spec.group."""
@@ -150,7 +183,10 @@ class Images(Task):
         if size % group or start % group or stop % group or stride != 1:
             raise ValueError(f"batch of {size}, part {start}:{stop}:{stride}: must be multiples of the group ({group})")
         items = self.order(streams, step, size)[start:stop]
-        images_BYX3, labels_B = self._rows(TRAIN, items)
+        boxes = None
+        if self.args.crop_area:
+            boxes = [streams.draw("crop", step * size + at) for at in range(start, stop)]
+        images_BYX3, labels_B = self._rows(TRAIN, items, boxes)
         if not self.args.augments:
             return self._assemble(self._augment.normalised(images_BYX3), labels_B, items)
         parts, targets = [], []
@@ -170,12 +206,12 @@ class Images(Task):
         _, every = self.origin(part)
         for start in range(0, len(every), size):
             items = every[start : start + size]
-            images_BYX3, labels_B = self._rows(TRAIN if part == SELECTION else part, items)
+            images_BYX3, labels_B = self._rows(TRAIN if part == SELECTION else part, items, None)
             yield self._assemble(self._augment.normalised(images_BYX3), labels_B, items)
 
     def origin(self, part: str) -> tuple[str, np.ndarray]:
         source = TRAIN if part in (TRAIN, SELECTION) else part
-        n = len(self._splits[source]["labels"])
+        n = len(self._splits[source])
         items = np.arange(n, dtype=np.int64) if source == part != TRAIN else self.split(n)[part == SELECTION]
         return str(self.args.data.content(source)), items
 
@@ -215,9 +251,29 @@ class Images(Task):
         batch = self._assemble(x_B3YX, labels_B, np.arange(size))
         return {**batch, "targets": functional.one_hot(labels_B, args.classes).float()} if args.mixes else batch
 
-    def _rows(self, split: str, items: np.ndarray) -> tuple[np.ndarray, Tensor]:
-        arrays = self._splits[split]
-        return np.asarray(arrays["images"][items]), torch.from_numpy(np.asarray(arrays["labels"][items]))
+    def _rows(
+        self, split: str, items: np.ndarray, draws: list[np.random.Generator] | None
+    ) -> tuple[np.ndarray, Tensor]:
+        """Images BYX3 and labels B; with `draws`, one an image, cropped at random."""
+        side = self.args.resolution
+        images_BYX3, labels_B = np.empty((len(items), side, side, 3), np.uint8), np.empty(len(items), np.int64)
+        for part, at, own in self._splits[split].groups(items):
+            labels_B[at] = part["labels"][own]
+            if "images" in part:
+                images_BYX3[at] = part["images"][own]
+                continue
+            for place, row in zip(at, own, strict=True):
+                value = {"bytes": bytes(part["bytes"][part["offsets"][row] : part["offsets"][row + 1]])}
+                where = f"data set {self.args.data.name}, split {split}, image {items[place]}"
+                box = self._box(split, draws[place] if draws else None)
+                images_BYX3[place] = pixels(value, side, where, box)
+        return images_BYX3, torch.from_numpy(labels_B)
+
+    def _box(self, split: str, draw: np.random.Generator | None) -> Box:
+        if draw is not None:
+            return lambda width, height: random_box(width, height, self.args.crop_area, draw)
+        share = 1.0 if split == TRAIN else self.args.crop_held_out
+        return lambda width, height: middle_box(width, height, share)
 
     def _assemble(self, pixels_B3YX: Tensor, labels_B: Tensor, items: np.ndarray) -> Batch:
         patches_BLF = cut(pixels_B3YX, self.args.patch)
@@ -234,41 +290,3 @@ def cut(pixels_B3YX: Tensor, patch: int) -> Tensor:
     size, colours, height, width = pixels_B3YX.shape
     tiles = pixels_B3YX.reshape(size, colours, height // patch, patch, width // patch, patch)
     return tiles.permute(0, 2, 4, 3, 5, 1).reshape(size, -1, patch * patch * colours)
-
-
-def decode(args: Args, split: str, rows) -> dict[str, np.ndarray]:
-    """`images` NYX3 (uint8) and `labels` N (int64) from a pyarrow table; Refusal naming the first bad row."""
-    where = f"data set {args.data.name}, split {split}"
-    images = np.empty((rows.num_rows, args.resolution, args.resolution, 3), dtype=np.uint8)
-    row = 0
-    for chunk in rows.column(args.image_column).chunks:
-        for value in chunk:
-            images[row] = pixels(value.as_py(), args.resolution, f"{where}, row {row}, column {args.image_column}")
-            row += 1
-    labels = rows.column(args.label_column).to_pylist()
-    for row, label in enumerate(labels):
-        if not isinstance(label, int) or not 0 <= label < args.classes:
-            raise Refusal(f"{where}, row {row}: label is {label}, must be 0 to {args.classes - 1}")
-    return {"images": images, "labels": np.array(labels, dtype=np.int64)}
-
-
-def pixels(value: dict, resolution: int, where: str) -> np.ndarray:
-    """One image, RGB uint8 YX3, from {bytes, path}; only `bytes` is read."""
-    import io
-
-    from PIL import Image
-
-    if not isinstance(value, dict) or not isinstance(value.get("bytes"), bytes):
-        raise Refusal(f"{where}: holds no image bytes")
-    try:
-        with Image.open(io.BytesIO(value["bytes"]), formats=FORMATS) as image:
-            image = image.convert("RGB")
-    except Exception as error:  # a broken file makes decoders raise almost anything
-        raise Refusal(f"{where}: not a readable {', '.join(FORMATS)} image: {type(error).__name__}") from error
-    if image.size != (resolution, resolution):
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        # Not resize(box=...): that filters across the edge of the box.
-        image = image.crop((left, top, left + side, top + side))
-        image = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
-    return np.asarray(image)

@@ -1,14 +1,15 @@
 """Masked language modelling: documents cut into pieces, one piece a row (padded) or several (packed).
 
-Tokenised once into the cache of derived arrays; rows are put together when a batch is asked for, so nothing padded is
-stored. Axes: B rows, L length, T masked positions of a row (fixed capacity), C ids, W random words of a row.
+Tokenised once into the cache of derived arrays, a large set file by file (shards.py); rows are put together when a
+batch is asked for, so nothing padded is stored. Axes: B rows, L length, T masked positions of a row (fixed capacity),
+C ids, W random words of a row.
 """
 
-import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,17 +18,21 @@ from torch.nn import functional as F
 
 from bench import Refusal
 from bench.seeds import Streams
+from bench.tasks import rows as rows_file
 from bench.tasks.base import SELECTION, TRAIN, Batch, Spec, Task
 from bench.tasks.data import Pins, cached, table
+from bench.tasks.rows import Rows, cut_rows, fill
+from bench.tasks.shards import Joined, Shards, large
 from bench.tasks.text import Vocabulary, WordPiece, code_digest, ranges
 
 UNUSED = -100  # label of a position that is not masked
+_SHARD = 1  # to be raised when `_shard` or what it calls changes: a digest of the code would waste days of preparation
 
 
 @dataclass(frozen=True)
 class Args:
     length: int  # tokens of a row, [CLS] and [SEP] included
-    documents: int  # train on the first so many documents of the training split; 0: all
+    documents: int  # train on the first so many documents of the training split; 0: all, as a large set must have
     packed: bool  # pieces of successive documents fill a row as segments 1, 2, ...; else one piece a row (`cut_rows`)
     pieces: int  # of a document that are used, from its start; 0: all. 1 truncates documents to one row each
     mask_rate: float  # share of the ordinary tokens of a row that is chosen, in training
@@ -36,18 +41,6 @@ class Args:
     data: Pins  # splits `train` and `validation`
     column: str  # the text column
     vocabulary: Vocabulary
-
-
-class Rows(NamedTuple):
-    """One split. Row r holds pieces first[r] .. first[r + 1] - 1; piece p is tokens[start[p] : start[p] + count[p]]."""
-
-    tokens: np.ndarray
-    start: np.ndarray
-    count: np.ndarray
-    first: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.first) - 1
 
 
 class MaskedLM(Task):
@@ -73,7 +66,7 @@ class MaskedLM(Task):
             raise Refusal(f"task.pieces is {args.pieces}; it must be {allowed}")
         if not 0 <= args.short <= args.length - 2:
             raise Refusal(f"task.short is {args.short}; it must lie between 0 and task.length - 2 = {args.length - 2}")
-        self.rows: dict[str, Rows] = {}
+        self.rows: dict[str, Joined] = {}
 
     def spec(self) -> Spec:
         size = self.args.vocabulary.size
@@ -92,12 +85,21 @@ class MaskedLM(Task):
     def prepare(self) -> None:
         if self.rows:
             return
-        self.pieces = WordPiece(self.args.vocabulary, self.args.data.name, self.places)
         self.special_C = self.pieces.special_C
         self.ordinary = np.flatnonzero(~self.special_C)
         self.rows = {split: self._rows(split) for split in (TRAIN, "validation")}
 
-    def _rows(self, split: str) -> Rows:
+    @cached_property
+    def pieces(self) -> WordPiece:
+        return WordPiece(self.args.vocabulary, self.args.data.name, self.places)
+
+    def _rows(self, split: str) -> Joined:
+        parts = self._sharded(split) if large(self.args.data, split, self.places) else [self._whole(split)]
+        if not sum(map(len, parts)):
+            raise Refusal(f"data set {self.args.data.name}: split {split} has no text in column {self.args.column}")
+        return Joined(parts, [len(part) for part in parts])
+
+    def _whole(self, split: str) -> Rows:
         args = self.args
         documents = args.documents if split == TRAIN else 0
         key = ["masked_lm", code_digest(), args.data.content(split), args.column, documents, args.vocabulary.sha256]
@@ -108,17 +110,45 @@ class MaskedLM(Task):
 
         text = cached(self.places, json.dumps([*key, "tokens"]), tokenise)
         # Rows are an entry of their own, so that a sweep over lengths tokenises once.
-        key += ["rows", code_digest(Path(__file__)), args.length, args.short, args.packed, args.pieces]
+        key += ["rows", code_digest(Path(rows_file.__file__)), args.length, args.short, args.packed, args.pieces]
         cut = cached(
             self.places,
             json.dumps(key),
             lambda: cut_rows(text["offsets"], args.length, args.short, args.packed, args.pieces),
         )
-        if len(cut["first"]) < 2:
-            raise Refusal(f"data set {args.data.name}: split {split} has no text in column {args.column}")
-        if split == TRAIN:
-            self.documents = np.asarray(text["offsets"])  # where each begins, in tokens
-        return Rows(np.asarray(text["ids"]), *(np.asarray(cut[name]) for name in ("start", "count", "first")))
+        return Rows(*map(np.asarray, (text["ids"], cut["start"], cut["count"], cut["first"], text["offsets"])))
+
+    def _sharded(self, split: str) -> list[Rows]:
+        if self.args.documents:
+            large_one = f"data set {self.args.data.name} is read in shards"
+            raise Refusal(f"task.documents is {self.args.documents}; it must be 0 (all), as {large_one}")
+        opened = self._shards(split).open()
+        return [Rows(*(np.asarray(shard[name]) for name in Rows._fields)) for shard in opened]
+
+    def shards(self) -> list[Shards]:
+        splits = ("train", "validation")
+        return [self._shards(split) for split in splits if large(self.args.data, split, self.places)]
+
+    def _shards(self, split: str) -> Shards:
+        import tokenizers
+
+        args = self.args
+        cutting = [args.length, args.short, args.packed, args.pieces]
+        key = json.dumps(["masked_lm", _SHARD, tokenizers.__version__, args.vocabulary.sha256, *cutting])
+        return Shards(args.data, split, (args.column,), key, self._shard, self.places)
+
+    def _shard(self, tables: Iterator, where: str) -> dict[str, np.ndarray]:
+        """One file: what its rows use of its documents, and the rows as `_whole` would cut them (packed: by file)."""
+        args, ids, counts = self.args, [np.zeros(0, self.pieces.dtype)], [np.zeros(0, np.int64)]
+        most = args.pieces * (args.length - 2)
+        for rows in tables:
+            text = self.pieces.encode(rows[args.column])
+            kept = np.minimum(np.diff(text.offsets), most) if most else np.diff(text.offsets)
+            ids.append(text.ids[ranges(text.offsets[:-1], kept)])
+            counts.append(kept)
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+        cut = cut_rows(offsets, args.length, args.short, args.packed, args.pieces)
+        return {"tokens": np.concatenate(ids), **cut, "documents": offsets}
 
     def order(self, streams: Streams, step: int, size: int) -> np.ndarray:
         return self.drawn(streams, step * size, size, len(self.rows[TRAIN]))
@@ -148,15 +178,19 @@ class MaskedLM(Task):
 
     def akin(self, items: np.ndarray) -> np.ndarray:
         """All rows with a piece of a document that has a piece in these rows: they would know its words."""
-        rows = self.rows[TRAIN]
-        document = np.searchsorted(self.documents, rows.start, side="right")
-        per_row = np.diff(rows.first)
-        pieces = ranges(rows.first[items], per_row[items])
-        row = np.repeat(np.arange(len(rows)), per_row)
-        return np.unique(row[np.isin(document, document[pieces])])
+        found = [np.zeros(0, np.int64)]
+        for part, at, own in self.rows[TRAIN].groups(items):
+            document = np.searchsorted(part.documents, part.start, side="right")
+            per_row = np.diff(part.first)
+            pieces = ranges(part.first[own], per_row[own])
+            row = np.repeat(np.arange(len(part)), per_row)
+            found.append(items[at[0]] - own[0] + np.unique(row[np.isin(document, document[pieces])]))
+        return np.unique(np.concatenate(found))
 
-    def _batch(self, rows: Rows, items: np.ndarray, words_BW: np.ndarray, rate: float) -> Batch:
-        tokens_BL, segments_BL = fill(rows, items, self.args.length, self.pieces)
+    def _batch(self, rows: Joined, items: np.ndarray, words_BW: np.ndarray, rate: float) -> Batch:
+        tokens_BL, segments_BL = (np.empty((len(items), self.args.length), np.int64) for _ in range(2))
+        for part, at, own in rows.groups(items):
+            tokens_BL[at], segments_BL[at] = fill(part, own, self.args.length, self.pieces)
         tokens_BL, positions_BT, labels_BT = mask(
             tokens_BL, words_BW, rate, self.special_C, self.ordinary, self.pieces.mask
         )
@@ -223,61 +257,6 @@ class MaskedLM(Task):
 def capacity(length: int, rate: float) -> int:
     """T: no row of `length` tokens has more masked positions."""
     return max(1, int(np.rint(rate * length)))
-
-
-def cut_rows(offsets: np.ndarray, length: int, short: int, packed: bool, pieces: int) -> dict[str, np.ndarray]:
-    """The pieces of documents offsets[i] .. offsets[i + 1] - 1 and how they fill rows of `length`, as in `Rows`.
-
-    Unpacked: pieces have length - 2 tokens, the last one of a document the rest. Packed: a document begins in what the
-    row before has left (after [CLS] and [SEP]), if all of it or at least `short` tokens fit there, and goes on in the
-    next rows; each piece is a segment. Either way a last piece below `short` is dropped, unless the only one. With
-    `pieces` above 0 (unpacked only), what follows a document's first so many pieces is left out.
-    """
-    if packed:
-        return _cut_packed(offsets.tolist(), length, short)
-    most = length - 2
-    total = np.diff(offsets)
-    used = -(-total // most)
-    rest = total - (used - 1) * most
-    used = np.where((used > 1) & (rest < short), used - 1, used)
-    used = np.minimum(used, pieces) if pieces else used
-    within = ranges(np.zeros_like(used), used) * most
-    count = np.minimum(np.repeat(total, used) - within, most)
-    return {"start": np.repeat(offsets[:-1], used) + within, "count": count, "first": np.arange(len(count) + 1)}
-
-
-def _cut_packed(offsets: list[int], length: int, short: int) -> dict[str, np.ndarray]:
-    start, count, first = [], [], []
-    free = 0
-    for begin, end in itertools.pairwise(offsets):
-        place = begin
-        while place < end and (place == begin or end - place >= short):
-            take = min(end - place, free - 2)
-            if take < max(1, min(short, end - place)):
-                first.append(len(start))
-                free = length
-                continue
-            start.append(place)
-            count.append(take)
-            place, free = place + take, free - take - 2
-    return {"start": np.asarray(start), "count": np.asarray(count), "first": np.asarray([*first, len(start)])}
-
-
-def fill(rows: Rows, items: np.ndarray, length: int, pieces: WordPiece) -> tuple[np.ndarray, np.ndarray]:
-    """Rows `items` as (tokens_BL, segments_BL), int64: each piece as [CLS] piece [SEP], padded at the end."""
-    per_row = rows.first[items + 1] - rows.first[items]
-    piece = ranges(rows.first[items], per_row)
-    size = rows.count[piece]
-    number = ranges(np.ones_like(per_row), per_row)  # 1, 2, ... within each row
-    before = np.cumsum(size + 2) - (size + 2)
-    row_start = np.repeat(before[np.cumsum(per_row) - per_row], per_row)
-    begin = np.repeat(np.arange(len(items)) * length, per_row) + before - row_start
-    tokens = np.full(len(items) * length, pieces.pad, np.int64)
-    segments = np.zeros(len(items) * length, np.int64)
-    tokens[ranges(begin + 1, size)] = rows.tokens[ranges(rows.start[piece], size)]
-    tokens[begin], tokens[begin + size + 1] = pieces.cls, pieces.sep
-    segments[ranges(begin, size + 2)] = np.repeat(number, size + 2)
-    return tokens.reshape(-1, length), segments.reshape(-1, length)
 
 
 def _words(streams: Streams, purpose: str, first: int, rows: int, length: int, rate: float) -> np.ndarray:

@@ -1,42 +1,70 @@
 """The verbs `data fetch` and `data vocab`: from a name to a task's pins, and from there to data.py and text.py."""
 
 import hashlib
+import re
 import secrets
+from functools import partial
 from pathlib import Path
 
 from bench import Refusal
 from bench.compose import choices, compose_group
 from bench.config import build
-from bench.tasks.base import Places
+from bench.registry import task_class
+from bench.tasks.base import Places, Task
 from bench.tasks.data import Pins, fetch, table
-from bench.tasks.text import SPECIALS, Vocabulary, train_vocabulary, vocabulary_pins
+from bench.tasks.text import SPECIALS, train_vocabulary, vocabulary_pins
 
 
-def pins_of(name: str) -> list[Pins]:
-    """The pins of the task `name`, or of every task whose data set is called so; vocabularies included."""
-    found = {}
-    for task in choices("task"):
-        values = compose_group("task", task)
-        if "data" not in values or name not in (task, values["data"]["name"]):
-            continue
-        pins = build(Pins, values["data"], "task.data")
-        found[str(pins)] = pins
-        if "vocabulary" in values:
-            words = vocabulary_pins(build(Vocabulary, values["vocabulary"], "task.vocabulary"), pins.name)
-            found[str(words)] = words
-    if not found:
-        every = [compose_group("task", task) for task in choices("task")]
-        known = sorted({values["data"]["name"] for values in every if "data" in values})
+def tasks_of(name: str, places: Places) -> list[Task]:
+    """The task `name`, or every task whose data set is called so, without its data."""
+    found = {task: compose_group("task", task) for task in choices("task")}
+    found = {task: values for task, values in found.items() if "data" in values}
+    named = [values for task, values in found.items() if name in (task, values["data"]["name"])]
+    if not named:
+        known = sorted({values["data"]["name"] for values in found.values()})
         raise Refusal(f"unknown data set '{name}'; known: {', '.join(known)}")
+    return [_task(values, places) for values in named]
+
+
+def _task(values: dict, places: Places) -> Task:
+    cls = task_class(values["name"])
+    return cls(build(cls.Args, {key: value for key, value in values.items() if key != "name"}, "task"), places)
+
+
+def pins_of(tasks: list[Task]) -> list[Pins]:
+    """What the tasks need as it is, each once: local files and vocabularies, and hub sets that are not prepared."""
+    found = {}
+    for task in tasks:
+        data, vocabulary = task.args.data, getattr(task.args, "vocabulary", None)
+        if not (data.hub and task.shards()):
+            found[str(data)] = data
+        if vocabulary:
+            words = vocabulary_pins(vocabulary, data.name)
+            found[str(words)] = words
     return list(found.values())
 
 
-def fetch_verb(name: str, places: Places, source: Path | None) -> int:
-    """Fetch or verify a set; 1 if something of it is still missing or not as pinned."""
-    states = [state for pins in pins_of(name) for state in fetch(pins, places, source)]
+def fetch_verb(name: str, places: Places, source: Path | None, part: str) -> int:
+    """Fetch or verify a set, and prepare what is large; 1 if something of it is still missing or not as pinned.
+
+    `part` 'k/n': of each large split only every n-th file, from the k-th on.
+    """
+    share, tasks = _share(part), tasks_of(name, places)
+    states = [state for pins in pins_of(tasks) for state in fetch(pins, places, source)]
     for state in states:
         print(" ".join(part for part in state if part))
-    return int(any(state.state in ("missing", "other content") for state in states))
+    if any(state.state in ("missing", "other content") for state in states):
+        return 1
+    for shards in [shards for task in tasks for shards in task.shards()]:
+        shards.prepare(share, partial(print, flush=True))
+    return 0
+
+
+def _share(part: str) -> tuple[int, int]:
+    numbers = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+        raise Refusal(f"--part is '{part}'; allowed: k/n with 1 <= k <= n, as 3/16")
+    return int(numbers[1]), int(numbers[2])
 
 
 def vocab_verb(task: str, places: Places, size: int, out: Path) -> int:
