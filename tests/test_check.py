@@ -11,7 +11,9 @@ import torch
 
 from bench import cli
 from bench.check import ROWS, Declared, check_mixer, subject_of
+from bench.check.aligned import aligned
 from bench.check.backends import COMPILED, HALF, SINGLE, errors, plain
+from bench.check.isolation import data_dependence
 from bench.check.structure import PREDICATES
 from bench.check.verb import distinct, everything, of
 from bench.compose import ROOT, make_where
@@ -259,13 +261,11 @@ def test_sequence_alignment_says_which_definition_holds():
     assert re.fullmatch(f"strict: {factor}; leading: {factor}", note(Softmax))
 
 
-@pytest.mark.parametrize("name", ["low_rank", "quasiseparable", "toeplitz"])
-def test_the_misaligned_control_depends_on_the_tokens_but_is_not_aligned(name):
-    found = of(name, {"sam": "misaligned"}, CPU)
-    rows = check_mixer(*found[f"{name} sam=misaligned"])
-    assert not [row for row in rows if row.verdict == "fail"]
-    figures = {row.property: row.figure for row in rows}
-    assert figures["data dependence"] > 1e-3 and figures["sequence alignment"] > 1e-2
+def test_the_misaligned_control_depends_on_the_tokens_but_is_not_aligned():
+    subject = subject_of(*SHIPPED["low_rank sam=misaligned"], full=False)
+    row = data_dependence(subject)
+    assert row.property == "data dependence" and row.verdict == "pass"
+    assert aligned(subject).verdict == "pass" and aligned(subject).figure > 1e-2
 
 
 def test_a_control_that_is_aligned_after_all_fails():
@@ -293,8 +293,9 @@ def test_every_form_is_checked_unless_the_words_set_more_than_sam():
         "add sam=true diagonal=true",
         "add sam=true shift=true",
     ]
-    assert len(of("add", {}, CPU)) == 6
-    assert list(of("add", {"state": 4}, CPU)) == ["add sam=false state=4", "add sam=true state=4"]
+    assert len(of("add", {}, CPU)) == 7 and len(of("add", {"sam": "misaligned"}, CPU)) == 3
+    four = ["add sam=false state=4", "add sam=true state=4", "add sam=misaligned state=4"]
+    assert list(of("add", {"state": 4}, CPU)) == four
 
 
 # The verb

@@ -1,7 +1,8 @@
 """`mixerbench check`: which mixers a word means, the table, and the row that only `all` has.
 
-A name has its yaml's values, at every level of `sam` and in every form that its class names, unless the command line
-sets more than `sam`; module:Class has the values of the command line.
+A name has its yaml's values, at every level of `sam` and in every form that its class names (misaligned, which is a
+permutation before the mixer, in the first form only), unless the command line sets more than `sam`; module:Class has
+the values of the command line.
 """
 
 import dataclasses
@@ -104,8 +105,12 @@ def of(name: str, changes: dict, where: Where) -> dict:
         values.pop("name")
     backend(cls, where.backend, where.device)  # refuses an unknown one, or one that the device cannot run
     found = {}
+    forms = cls.forms if set(changes) <= {"sam"} else [{}]
     levels = [changes["sam"]] if "sam" in changes else cls.levels
-    for level, form in itertools.product(levels, cls.forms if set(changes) <= {"sam"} else [{}]):
+    wanted = list(itertools.product(levels, forms))
+    if "sam" not in changes and True in cls.levels:
+        wanted.append((MISALIGNED, forms[0]))
+    for level, form in wanted:
         said = {**form, **changes, "sam": level}
         args = build(cls.Args, {**values, **aligned(said)}, "mixer")
         if args.sam not in cls.levels:
