@@ -31,7 +31,7 @@ VARIANTS = [
     ("vandermonde", {"rank": 1}),
 ]
 for name, changes in VARIANTS:
-    SHIPPED |= of(name, changes, CPU)
+    SHIPPED |= {label: found for label, found in of(name, changes, CPU).items() if "sam=misaligned" not in label}
 HEADS = 2
 
 MUTANTS = [
