@@ -30,7 +30,7 @@ def refuse_early(runs: list, where, elsewhere: bool = False) -> None:
     Data are opened here once, so that several workers find them in the cache and do not all build it at once.
     """
     from bench.registry import backend, check, make_task, mixer_class
-    from bench.run import device_of, places
+    from bench.where import device_of, places
 
     for one in {(r.protocol_id, str(r.mixer)): r for r in runs}.values():
         check(one)
@@ -59,10 +59,11 @@ def say_missing(runs: list, store, retries: int) -> int:
 
 def run(options: argparse.Namespace) -> int:
     from bench.compose import parse_run
-    from bench.run import results
+    from bench.queue import Queue
     from bench.store import Store
     from bench.sweep import ordered
-    from bench.worker import Queue, Stop, summary, work
+    from bench.where import results
+    from bench.worker import Stop, summary, work
 
     asked, where = parse_run(options.words)
     chain = ordered([asked])
@@ -81,10 +82,10 @@ def run(options: argparse.Namespace) -> int:
 
 def sweep(options: argparse.Namespace) -> int:
     from bench import launch
-    from bench.run import results
+    from bench.queue import Queue
     from bench.store import Store
     from bench.sweep import grid, load, ordered
-    from bench.worker import Queue
+    from bench.where import results
 
     where = where_of(options.words)
     if options.on and (options.workers != 1 or options.stop_after is not None):
@@ -156,8 +157,8 @@ def merge(options: argparse.Namespace) -> int:
 
 
 def data(options: argparse.Namespace) -> int:
-    from bench.run import places
     from bench.tasks.verbs import fetch_verb, vocab_verb
+    from bench.where import places
 
     at = places(where_of(options.words))
     if options.data_verb == "fetch":

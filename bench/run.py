@@ -12,13 +12,13 @@ import torch
 
 from bench import Refusal, backbone, evaluate, registry, train, tune
 from bench.capacity import capacity_of, model_of
-from bench.compose import ROOT
 from bench.config import Run, Where, resolved
 from bench.provenance import code_digests, environment, peak_memory, reset_peak_memory, stamp
 from bench.record import SCHEMA, Capacity, Chosen, Cost, Hashes, Record
 from bench.seeds import Streams
 from bench.store import Store, replace_whole, utc
-from bench.tasks.base import SELECTION, Places, Task
+from bench.tasks.base import SELECTION, Task
+from bench.where import device_of, places, results
 
 CALIBRATION_EXAMPLES = 32
 
@@ -47,29 +47,6 @@ class Ended:
     cost: Cost
     compiled: bool
     chosen: Chosen | None
-
-
-def places(where: Where) -> Places:
-    folder = where.data or os.environ.get("MIXERBENCH_DATA", "")
-    cache = Path(where.cache) if where.cache else results(where) / "cache"
-    return Places(data=Path(folder) if folder else None, cache=cache)
-
-
-def results(where: Where) -> Path:
-    return ROOT / where.results
-
-
-def device_of(run: Run, where: Where) -> str:
-    """'cpu' or 'cuda'; a device or precision that is not there is refused, never replaced."""
-    present = torch.cuda.is_available()
-    if where.device == "cuda" and not present:
-        raise Refusal("where.device=cuda: no CUDA device is visible; use: cpu")
-    device = "cuda" if present and where.device != "cpu" else "cpu"
-    if run.protocol.precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
-        raise Refusal(f"protocol.precision=bf16 is not supported by {torch.cuda.get_device_name()}")
-    if device == "cuda" and where.devices > torch.cuda.device_count():
-        raise Refusal(f"where.devices={where.devices}: {torch.cuda.device_count()} CUDA devices are visible")
-    return device
 
 
 def execute(run: Run, where: Where, should_stop: Callable[[], bool]) -> Record | None:

@@ -27,10 +27,11 @@ from bench.provenance import code_digests
 from bench.record import Record
 from bench.report.matrices import Matrices, arrays_of, draw, places, save
 from bench.run import build as build_run
-from bench.run import calibrated, load_parent, results
+from bench.run import calibrated, load_parent
 from bench.space import SELECTED
 from bench.store import Store
 from bench.tasks.base import Batch, Spec, Task
+from bench.where import results
 
 ID = "[0-9a-f]{12}"
 AGREE = 1e-6  # of the largest output: forward and matrix @ v are the same map in fp64

@@ -45,9 +45,10 @@ MAY = {
     "store": ("", "record"),
     "merge": ("", "record store"),
     "provenance": ("torch", "compose config plugins record"),
+    "where": ("torch", "compose config tasks"),
     "run": (
         "torch",
-        "backbone capacity compose config evaluate provenance record registry seeds store tasks train tune",
+        "backbone capacity config evaluate provenance record registry seeds store tasks train tune where",
     ),
     "tune": ("optuna", "config record space store"),
     "sweep": ("", "compose config space"),
@@ -55,17 +56,18 @@ MAY = {
     "slurm": ("", ""),
     "submit": ("", "cluster compose config provenance slurm store"),
     "element": ("", "cluster compose slurm store submit"),
-    "worker": ("", "compose config record run slurm store submit sweep tune"),
+    "queue": ("", "config record slurm store"),
+    "worker": ("", "compose config queue record run slurm store submit sweep tune where"),
     "launch": ("", "config store sweep"),
     "status": ("", "config record slurm store submit sweep"),
     "tend": ("", "config slurm status store submit sweep"),
-    "plan": ("", "compose config plan provenance record report run space store sweep worker"),
+    "plan": ("", "compose config plan provenance record report run space store sweep where worker"),
     "report": ("pandas matplotlib seaborn", "report config record space store sweep tune"),
     "check": ("torch", "check compose config mixers registry"),
     "match": ("torch", "capacity compose config match record registry tasks"),
     "show": (
         "torch",
-        "backbone compose config directions mixers provenance record registry report run space store tasks",
+        "backbone compose config directions mixers provenance record registry report run space store tasks where",
     ),
     "speed": (
         "torch",
@@ -75,8 +77,8 @@ MAY = {
     "words": ("", ""),
     "cli": (
         "",
-        "check cluster compose config launch match merge plan registry report run show speed store submit "
-        "status sweep tasks tend words worker",
+        "check cluster compose config launch match merge plan queue registry report run show speed store submit "
+        "status sweep tasks tend where words worker",
     ),
 }
 VERBS = "config compose registry"  # for tasks/verbs.py besides: `data fetch` goes from a task's name to what it needs
@@ -123,6 +125,7 @@ def test_a_mixer_imports_no_other_mixer():
     "module",
     [
         *("bench.cli", "bench.config", "bench.sweep", "bench.launch", "bench.report", "bench.store", "bench.submit"),
+        *("bench.queue", "bench.where"),
         *("bench.plan.verb", "bench.status", "bench.tend"),
     ],
 )

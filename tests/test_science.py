@@ -17,6 +17,7 @@ from bench.mixers.low_rank import LowRank
 from bench.run import execute
 from bench.seeds import Streams
 from bench.store import Store
+from bench.tasks.base import Places
 from tests.conftest import built, setting
 
 SMALL = {"protocol.budget.steps": 3, "protocol.budget.batch": 16, "protocol.task.held_out": 40, "mixer.heads": 2}
@@ -187,7 +188,7 @@ def test_code_digests_are_of_the_files_that_make_a_runs_numbers():
 
 
 def test_the_batches_digest_sees_seed_content_order_and_size(tmp_path):
-    task = registry.make_task(a_run(), one_run.Places(None, tmp_path))
+    task = registry.make_task(a_run(), Places(None, tmp_path))
     plain = one_run.batches_digest(task, Streams(0, 0), 16, 3)
     assert plain == one_run.batches_digest(task, Streams(0, 0), 16, 3)
     others = [(Streams(1, 0), 16, 3), (Streams(0, 1), 16, 3), (Streams(0, 0), 8, 3), (Streams(0, 0), 16, 4)]

@@ -12,9 +12,10 @@ import yaml
 from bench import Refusal, compose, launch, sweep, worker
 from bench.compose import make_run
 from bench.config import resolved
+from bench.queue import Queue
 from bench.store import Store
 from bench.sweep import cells, grid, load, named, ordered
-from bench.worker import Queue, Stop, work
+from bench.worker import Stop, work
 from tests.test_store import a_record
 
 ROOT = Path(__file__).parents[1]
@@ -345,7 +346,7 @@ def test_nothing_starts_that_cannot_finish(queue, stop):
     queue.store.open(base.id)
     (queue.store.folder(base.id) / "progress.json").write_text('{"step": 3, "steps": 4}')  # left by an interruption
     assert queue.expected_seconds(base) == 150
-    taken, lease = queue.next(stop)
+    taken, lease = queue.next(stop.until)
     assert taken.id == base.id
     lease.release()
 

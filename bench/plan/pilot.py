@@ -20,7 +20,7 @@ STEPS = 60
 def measure(runs: list[Run], where: Where, store: Store) -> None:
     """One line in pilots.jsonl for each protocol and mixer that has none on this device; one that fails is said."""
     from bench.provenance import model_of
-    from bench.run import device_of
+    from bench.where import device_of
     from bench.worker import Stop
 
     path = store.root / "pilots.jsonl"
@@ -44,7 +44,8 @@ def measure(runs: list[Run], where: Where, store: Store) -> None:
 
 def one(run: Run, where: Where, store: Store, stop) -> Pilot | None:
     """Train the cut run; None if it could not be measured, with the reason on stderr, or was interrupted."""
-    from bench.run import execute, places
+    from bench.run import execute
+    from bench.where import places
     from bench.worker import execute_ranks
 
     protocol = run.protocol
