@@ -60,7 +60,7 @@ def with_chain(folder: Path, edits: dict) -> Path:
 def alone(root, tmp_path_factory) -> dict:
     """Every record of the grid, made by one process of this machine."""
     here = case(tmp_path_factory.mktemp("alone"), {}, **GRID)
-    here(root=root)
+    here.here(root)
     return found(here)
 
 

@@ -28,7 +28,7 @@ SLEEPY = {"bench/mixers/identity.py": ("        return v_BLHP", f"{SLOW}return v
 def undisturbed(tmp_path_factory) -> Record:
     """The record of the one run, made on this machine by the code as it is."""
     plain = case(tmp_path_factory.mktemp("plain"), {}, **ONE)
-    plain()
+    plain.here()
     return plain.records()[0]
 
 

@@ -1,10 +1,7 @@
 """Submission to a real Slurm, on a virtual cluster: what is submitted, what runs, what a second submission does."""
 
 import dataclasses
-import os
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +15,7 @@ from bench.config import Run
 from bench.store import Store
 from bench.submit import Submission, submissions
 from bench.sweep import grid, load, ordered
+from tests.forked import forked
 from tests.virtual import Virtual, slurm, wait
 
 pytestmark = pytest.mark.slurm
@@ -58,18 +56,18 @@ class Case:
 
     def __call__(self, *words: str, code: int = 0, root: Path = ROOT) -> str:
         """Standard output (and error, if the exit code is not 0) of `mixerbench sweep` on the test's results."""
-        words = ("sweep", str(self.sweep), *words, f"where.results={self.folder / 'results'}", "where.device=cpu")
-        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.cli", *words],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=self.folder,
-            timeout=300,
-        )
+        done = forked("bench.cli", ["sweep", str(self.sweep), *words, *self.where], root, self.folder, 300)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + (done.stderr if code else "")
+
+    def here(self, root: Path = ROOT) -> None:
+        """The sweep in one process of this machine."""
+        done = forked("bench.worker", [str(self.sweep), "--where", *self.where], root, self.folder, 300)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    @property
+    def where(self) -> list[str]:
+        return [f"where.results={self.folder / 'results'}", "where.device=cpu"]
 
     def submit(self, *words: str, root: Path = ROOT) -> Submission:
         """`sweep --on`, and the submission that it made."""
@@ -136,7 +134,7 @@ def test_a_sweep_on_slurm_is_the_sweep_on_this_machine(virtual, tmp_path):
     there = asked.records()
     assert {r.environment.node for r in there} <= {"n1", "n2", "n3", "n4"}
     (tmp_path / "results").rename(tmp_path / "there")
-    asked()
+    asked.here()
     assert all(same_science(*pair) for pair in zip(there, asked.records(), strict=True))
 
 

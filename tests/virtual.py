@@ -40,7 +40,9 @@ class Virtual:
             os.environ.get("SLURM_CI_DIR", "/dev/shm/mixerbench-slurm"),
             os.environ.get("SLURM_CI_PORT", "26817"),
         )
-        self.settings |= {"SLURM_CI_DIR": f"{folder}-{Virtual.up}", "SLURM_CI_PORT": str(int(port) + 40 * Virtual.up)}
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # each process of the tests has its own clusters
+        number = 4 * worker + Virtual.up
+        self.settings |= {"SLURM_CI_DIR": f"{folder}-{number}", "SLURM_CI_PORT": str(int(port) + 40 * number)}
         Virtual.up += 1
         try:
             self("stop")
