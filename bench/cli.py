@@ -51,8 +51,7 @@ def say_missing(runs: list, store, retries: int) -> int:
         if failures:
             why = f"{failures[-1]['kind']}: {failures[-1]['message'].splitlines()[0]}"
         if store.given_up(one.id, retries):
-            cure = f"to try again, delete {store.folder(one.id)}/failure-*.json"
-            why += f"; given up after {len(failures)} failures, {cure}"
+            why += f"; given up after {len(failures)} failures, `mixerbench retry` lets it be tried again"
         print(f"missing {one.id} {one.label} {named(one)}: {why}", file=sys.stderr)
     return int(bool(left))
 
@@ -200,6 +199,30 @@ def logs(options: argparse.Namespace) -> int:
     return show_logs(options.path, where, ROOT / where.results, names, options.lines)
 
 
+def cancel(options: argparse.Namespace) -> int:
+    from bench.compose import ROOT
+    from bench.tend import cancel as cancel_tasks
+
+    where = where_of(options.words)
+    return cancel_tasks(options.path, where, ROOT / where.results)
+
+
+def retry(options: argparse.Namespace) -> int:
+    from bench.compose import ROOT
+    from bench.tend import retry as let_retry
+
+    where = where_of(options.words)
+    if options.max_parallel is not None and options.on is None:
+        raise Refusal("--max-parallel goes with --on")
+    told = any(word.startswith("where.retries=") for word in options.words)
+    chosen = let_retry(options.path, where, ROOT / where.results, told, options.only)
+    if options.on:
+        return sweep(options)
+    if chosen:
+        print(f"`mixerbench sweep {options.path}`, here or with --on, does them")
+    return 0
+
+
 def match(options: argparse.Namespace) -> int:
     from bench.match.verb import match as match_verb
 
@@ -271,7 +294,7 @@ def speed_again(path: Path, out: Path | None) -> int:
 def main() -> int:
     options = parse(sys.argv[1:])
     try:
-        verbs = (run, sweep, plan, status, logs, report, merge, data, check, match, show, speed)
+        verbs = (run, sweep, plan, status, logs, cancel, retry, report, merge, data, check, match, show, speed)
         return {verb.__name__: verb for verb in verbs}[options.verb](options)
     except Refusal as error:
         print(f"mixerbench: {error}", file=sys.stderr)

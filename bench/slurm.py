@@ -148,6 +148,12 @@ def why_stopped(signal_name: str, element: str, restarts: int, warn: float) -> t
     return "cancelled", f"{element} was cancelled"
 
 
+def cancel(names: list[str]) -> None:
+    """End every job of these names, whatever its number by now. Raises Unavailable."""
+    for name in names:
+        ask(["scancel", f"--name={name}"])
+
+
 def requeue(element: str) -> None:
     """Put a running element back into the queue. Slurm may just be doing so itself, which is as good."""
     try:

@@ -132,6 +132,22 @@ class Store:
             stuck = 0 if further else stuck + spared
         return counted > retries or stuck > SPARED_AT_MOST
 
+    def set_aside(self, run_id: str) -> None:
+        """Move what is known of a run's failures, and a record, into the next retried-<n>/; its lease must be ours.
+
+        Raises Refusal for a record that is committed: that is evidence, and stays.
+        """
+        if run_id in self.committed():
+            raise Refusal(f"{run_id} has a committed record in {self.root}; remove it there to train it again")
+        folder, n = self.folder(run_id), 1
+        while (folder / f"retried-{n}").exists():
+            n += 1
+        (folder / f"retried-{n}").mkdir()
+        for path in [*sorted(folder.glob("failure-*.json"), key=_number), folder / "record.json"]:  # the record last
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(folder / f"retried-{n}" / path.name)
+        self._read.pop(run_id, None)
+
     def take(self, run_id: str, dead: dict | None = None) -> "Lease | None":
         """The right to train a run, or None while somebody else has it.
 

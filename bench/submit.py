@@ -207,7 +207,7 @@ def submit(path: Path, sweep: str, missing: int, run_ids: list[str], words, wher
     try:
         home = Path(where.results) / "slurm" / sweep
         Store(Path(where.results)).writable(home)
-        lease = _alone(home)
+        lease = alone(home)
         try:
             return _submit(path, sweep, missing, run_ids, words, where, cluster, at_most)
         finally:
@@ -218,7 +218,7 @@ def submit(path: Path, sweep: str, missing: int, run_ids: list[str], words, wher
         os.umask(old)
 
 
-def _alone(home: Path):
+def alone(home: Path):
     """The right to submit this sweep: two submitters at once would both find nothing queued."""
     end = time.monotonic() + OTHER_SUBMITTER_SECONDS
     while not (lease := take(home)):

@@ -1,14 +1,17 @@
-"""Looking after a sweep that was started, here or on Slurm: `logs`."""
+"""Looking after a sweep that was started, here or on Slurm: `logs`, `cancel`, `retry`."""
 
+from collections import Counter
 from pathlib import Path
 
-from bench import Refusal
+from bench import Refusal, slurm
 from bench.config import Run, Where
-from bench.status import clean, tail
-from bench.store import Store
+from bench.status import Reader, clean, tail
+from bench.store import KINDS, Store
+from bench.submit import alone, submissions
 from bench.sweep import grid, load, named, ordered
 
 NAMES = 4  # in one line
+RETRIED = (*KINDS, "diverged")
 
 
 def logs(path: Path, where: Where, root: Path, names: list[str], lines: int) -> int:
@@ -58,3 +61,56 @@ def _log_of(run: Run, store: Store, lines: int) -> int:
     for line in end:
         print(f"  {line}")
     return 0
+
+
+def cancel(path: Path, where: Where, root: Path) -> int:
+    """End all tasks of a sweep on Slurm, waiting ones too; those at work write a checkpoint first."""
+    load(path)  # a wrong name is no empty sweep
+    home = root / "slurm" / path.stem
+    if not home.exists():
+        print(f"nothing of {path} was submitted from {root}")
+        return 0
+    lease = alone(home)  # what somebody is just submitting is cancelled too
+    try:
+        names = [s.name for s in submissions(root, path.stem)]
+        tasks = [e for e in slurm.elements(names) if slurm.alive(e)]
+        if tasks:
+            slurm.cancel(sorted({e.name for e in tasks}))
+    except slurm.Unavailable as error:
+        raise Refusal(f"{error}; the tasks may still be there, give the command again") from None
+    finally:
+        lease.release()
+    states = Counter(e.state.lower() for e in tasks)
+    said = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    print(f"{len(tasks)} tasks cancelled: {said}" if tasks else f"no task of {path} waits or runs")
+    if states["running"]:
+        print("those at work write a checkpoint; `mixerbench sweep` goes on from there")
+    return 0
+
+
+def retry(path: Path, where: Where, root: Path, told: bool, only: list[str]) -> int:
+    """Let runs be tried again: the given-up ones, or with `only` all whose last failure (or outcome) is of that kind.
+
+    What is known of their failures moves into a folder of its own, so that they count from 0. A run that somebody is
+    at stays as it is. The number of runs.
+    """
+    if wrong := [kind for kind in only if kind not in RETRIED]:
+        raise Refusal(f"--only: unknown kind '{wrong[0]}'; allowed: {', '.join(RETRIED)}")
+    store, chosen = Store(root), Counter()
+    for state in Reader(path, where, root, told).look().states:
+        kind = "diverged" if state.name == "diverged" else state.kind
+        wanted = kind in only if only else state.name == "given up"
+        if not wanted or kind == "parent" or state.name == "running":
+            continue
+        lease = store.take(state.run.id)
+        if lease is None:
+            print(f"{state.run.id} {state.run.label} {named(state.run)}: somebody has its lease, left as it is")
+            continue
+        try:
+            store.set_aside(state.run.id)
+        finally:
+            lease.release()
+        chosen[kind] += 1
+    kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(chosen.items()))
+    print(f"{chosen.total()} runs may be tried again" + (f": {kinds}" if kinds else ""))
+    return chosen.total()

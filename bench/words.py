@@ -81,8 +81,17 @@ def add_tending(verbs: argparse._SubParsersAction) -> None:
     status.add_argument("--all", dest="everything", action="store_true", help="every line of long lists")
     logs = verbs.add_parser("logs", help="the end of the log that a run's last attempt wrote to")
     logs.add_argument("--lines", type=int, default=30, metavar="N", help="of the log (default: %(default)s)")
-    for verb in (status, logs):
+    cancel = verbs.add_parser("cancel", help="end all tasks of a sweep on Slurm; those at work write a checkpoint")
+    retry = verbs.add_parser("retry", help="let runs that were given up be tried again, and with --on submit them")
+    kinds = "only runs whose last failure is of these kinds, also if they are not given up; or diverged"
+    retry.add_argument("--only", type=kinds_of, default=[], metavar="oom,timeout,…", help=kinds)
+    retry.add_argument("--on", type=Path, default=None, metavar="slurm/c.yaml", help="as of `sweep`")
+    retry.add_argument("--max-parallel", type=int, default=None, metavar="N", help="as of `sweep`")
+    retry.set_defaults(workers=1, stop_after=None)
+    for verb in (status, logs, cancel, retry):
         verb.add_argument("path", type=Path, metavar="sweeps/x.yaml")
+    for verb in (cancel, retry):
+        verb.add_argument("words", nargs="*", metavar="where.key=value")
     run = "RUN: an id or its start; without one, which log each run has. Then where.key=value"
     logs.add_argument("words", nargs="*", metavar="RUN", help=run)
     status.add_argument("words", nargs="*", metavar="where.key=value")
@@ -142,6 +151,11 @@ def add_speed(verbs) -> None:
     out = "for speed.json, .md, .png, .pdf (default: <results>/speed/<device>)"
     speed.add_argument("--out", type=Path, default=None, metavar="FOLDER", help=out)
     speed.add_argument("--json", action="store_true", help="print the JSON, not the table")
+
+
+def kinds_of(text: str) -> list[str]:
+    """'oom,timeout' as ['oom', 'timeout']; tend.py knows which there are."""
+    return [kind for kind in text.replace("|", ",").split(",") if kind]
 
 
 def numbers(text: str) -> list[int]:
