@@ -2,14 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-slurm lint clean
 
 quickstart: .venv/installed
 	$(BIN)/mixerbench sweep sweeps/quickstart.yaml --workers 2
 	$(BIN)/mixerbench report sweeps/quickstart.yaml
 
+# A file's tests share what they set up. The clusters' tests mostly wait, so more of them than cores go side by side; they
+# are skipped where Slurm is not installed (tests/virtual_slurm.sh install).
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slurm'
+	$(MAKE) test-slurm
+
+test-slurm: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --maxschedchunk 1 -m slurm
 
 lint: .venv/installed
 	$(BIN)/ruff check bench tests benchmarks examples

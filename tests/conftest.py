@@ -19,14 +19,17 @@ from tests.virtual import Virtual
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    data = os.environ.get("MIXERBENCH_DATA", "")
+def pytest_configure(config):
     no_slurm = Virtual.absent()
     if no_slurm and os.environ.get("MIXERBENCH_NEEDS_SLURM"):
         raise pytest.UsageError(f"MIXERBENCH_NEEDS_SLURM is set, but {no_slurm}")
     no_page = no_browser()
     if no_page and os.environ.get("MIXERBENCH_NEEDS_BROWSER"):
         raise pytest.UsageError(f"MIXERBENCH_NEEDS_BROWSER is set, but {no_page}")
+
+
+def pytest_collection_modifyitems(items):
+    data, no_slurm, no_page = os.environ.get("MIXERBENCH_DATA", ""), Virtual.absent(), no_browser()
     for item in items:
         if item.get_closest_marker("browser") and no_page:
             item.add_marker(pytest.mark.skip(reason=no_page))

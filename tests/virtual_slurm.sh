@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A Slurm cluster on one machine for the tests: one controller, a few slurmd, fake GPUs, munge, and accounting if wanted.
 # Everything lies in one folder, listens on the loopback address and ends with `stop`. Needs root (munge and slurmd do) and
-# the packages munge slurmctld slurmd slurm-client, with accounting also slurmdbd mariadb-server.
+# Debian's packages, which `install` brings (as root, or by sudo) if they are not there.
 #
-#   virtual_slurm.sh start | stop | env | nodes
+#   virtual_slurm.sh install | start | stop | env | nodes
 #   virtual_slurm.sh cut NODE       power cut: its slurmd, steps and tasks vanish; the controller is not told
 #   virtual_slurm.sh fail NODE      a power cut that the controller is told of
 #   virtual_slurm.sh orphan NODE    only slurmd vanishes, its tasks live on
@@ -50,6 +50,20 @@ slay() { # process ids …: gone when this returns
   kill -9 "$@" 2>/dev/null
   local pid
   for pid; do until_true 10 eval "! kill -0 $pid || grep -q '^State:.Z' /proc/$pid/status"; done; }
+
+packages=(munge slurmctld slurmd slurm-client slurmdbd mariadb-server) # the last two for accounting
+
+install() { # twice, since mirrors fail now and then
+  local name missing= root=()
+  for name in munged slurmctld slurmd sbatch slurmdbd mariadbd; do command -v $name >/dev/null || missing=$name; done
+  [ -n "$missing" ] || return 0
+  [ "$(id -u)" = 0 ] || root=(sudo -n)
+  for _ in 1 2; do
+    "${root[@]}" apt-get update -q && "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y -q --no-install-recommends "${packages[@]}" && return 0
+    sleep 5
+  done
+  fail "apt-get could not install ${packages[*]}"; }
 
 configure() {
   local account="AccountingStorageType=accounting_storage/none" loopback=127.0.0.1 listen=
@@ -169,6 +183,7 @@ stop() { # nothing is kept, so nothing is waited for: first what could start tas
 
 # shellcheck disable=SC2046
 case ${1:-} in
+  install) install ;;
   start) start || { stop; exit 1; } ;;
   stop) stop ;;
   env) echo "export SLURM_CONF=$dir/slurm.conf" ;;
@@ -179,5 +194,5 @@ case ${1:-} in
   boot) node "${2:?node}" ;;
   halt) slay $(ours slurmctld) ;;
   resume) controller ;;
-  *) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
