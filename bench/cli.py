@@ -124,7 +124,7 @@ def submit(options: argparse.Namespace, runs: list, todo: list, where) -> int:
     refuse_early(todo, where, elsewhere=True)
     ids = [r.id for r in runs]
     most = options.max_parallel
-    submit.submit(options.path, options.path.stem, len(todo), ids, options.words, where, cluster, most)
+    submit.submit(options.path, submit.RUNS, len(todo), ids, options.words, where, cluster, most)
     return 0
 
 
@@ -174,11 +174,27 @@ def check(options: argparse.Namespace) -> int:
 def plan(options: argparse.Namespace) -> int:
     from bench.plan.verb import plan_verb
 
-    if options.on:
-        here = f"run `mixerbench plan {options.path} --pilot` in a job there, its results folder shared with this one"
-        raise Refusal(f"--on: pilots are not submitted yet; {here}")
     where = where_of(options.words)
+    if options.on:
+        return submit_pilots(options, where)
     return plan_verb(options.path, where, options.parallel, options.device, options.pilot, options.json)
+
+
+def submit_pilots(options: argparse.Namespace, where) -> int:
+    """The pilots of a sweep that are missing, to Slurm; `plan` reads what they leave."""
+    from bench import submit
+    from bench.cluster import load
+    from bench.plan.verb import pilots_missing
+
+    if not options.pilot:
+        raise Refusal("--on goes with --pilot")
+    cluster, todo = load(options.on), pilots_missing(options.path, where, options.device)
+    if not todo:
+        print("every protocol and mixer is measured; another device model is --device MODEL")
+        return 0
+    refuse_early(todo, where, elsewhere=True)
+    submit.submit(options.path, submit.PILOTS, len(todo), [], options.words, where, cluster, None)
+    return 0
 
 
 def status(options: argparse.Namespace) -> int:

@@ -71,7 +71,7 @@ class Element:
         log = self.submission.folder / f"log-{self.id}-{self.restarts}-{self.started}.txt"
         cluster = self.submission.cluster
         python = [*cluster.container, cluster.python or sys.executable]
-        command = [*python, "-m", "bench.worker", "--submission", str(self.submission.folder)]
+        command = [*python, "-m", self.submission.module, "--submission", str(self.submission.folder)]
         with open(log, "w") as out:
             environment = {**os.environ, "MIXERBENCH_LOG": str(log)}
             process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)

@@ -33,6 +33,7 @@ FULL = (
     "job submit limit",
 )  # held back, not failed
 OTHER_SUBMITTER_SECONDS = 120.0
+RUNS, PILOTS = "bench.worker", "bench.plan.pilot"  # what a task is there for: the module of its workers
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Submission:
 
     folder: Path
     name: str  # of the Slurm jobs, unique: 'mb-' and eight digits
-    sweep: str
+    module: str  # RUNS or PILOTS
+    sweep: str  # its name, of pilots with '.pilots'
     sweep_text: str
     words: tuple[str, ...]
     where: Where  # its paths are absolute
@@ -73,6 +75,11 @@ class Submission:
             return cls(**{**values, **own})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Refusal(f"{path} is not a submission: {type(error).__name__}: {error}") from None
+
+
+def pilots_of(sweep: str) -> str:
+    """The name under which a sweep's pilots are submitted."""
+    return f"{sweep}.pilots"
 
 
 def submissions(results: Path, sweep: str) -> list[Submission]:
@@ -144,7 +151,9 @@ def command(folder: Path, name: str, cluster: Cluster) -> list[str]:
     return [f"--job-name={name}", f"--output={output}", f"--chdir={folder}", *fixed, *requests(cluster)]
 
 
-def prepare(path: Path, sweep: str, words: list[str], where: Where, cluster: Cluster, run_ids: list[str]) -> Submission:
+def prepare(
+    path: Path, sweep: str, module: str, words: list[str], where: Where, cluster: Cluster, run_ids: list[str]
+) -> Submission:
     """The submission's folder, whole, before Slurm hears of it."""
     results = Path(where.results)
     code, digest = snapshot(results)
@@ -155,6 +164,7 @@ def prepare(path: Path, sweep: str, words: list[str], where: Where, cluster: Clu
     submission = Submission(
         folder=folder,
         name=name,
+        module=module,
         sweep=sweep,
         sweep_text=path.read_text(),
         words=tuple(words),
@@ -197,8 +207,11 @@ def refuse(cluster: Cluster, where: Where) -> None:
             raise Refusal(f"cluster.time: {cluster.time} minutes is more than {cluster.partition}'s limit, {limit:g}")
 
 
-def submit(path: Path, sweep: str, missing: int, run_ids: list[str], words, where, cluster, at_most: int | None) -> int:
-    """Submit as many tasks as the `missing` runs of a sweep need and do not have; how many were submitted."""
+def submit(
+    path: Path, module: str, missing: int, run_ids: list[str], words, where, cluster, at_most: int | None
+) -> int:
+    """Submit as many tasks as the `missing` runs (or pilots) of a sweep need and do not have; how many were."""
+    sweep = path.stem if module == RUNS else pilots_of(path.stem)
     where = absolute(where)
     if not re.fullmatch(r"\w[\w.+-]*", sweep):
         raise Refusal(f"{sweep!r} is no name for a folder; rename the sweep's file to letters, digits and . + - _")
@@ -209,7 +222,7 @@ def submit(path: Path, sweep: str, missing: int, run_ids: list[str], words, wher
         Store(Path(where.results)).writable(home)
         lease = alone(home)
         try:
-            return _submit(path, sweep, missing, run_ids, words, where, cluster, at_most)
+            return _submit(path, sweep, module, missing, run_ids, words, where, cluster, at_most)
         finally:
             lease.release()
     except slurm.Unavailable as error:
@@ -228,7 +241,7 @@ def alone(home: Path):
     return lease
 
 
-def _submit(path, sweep, missing, run_ids, words, where, cluster, at_most) -> int:
+def _submit(path, sweep, module, missing, run_ids, words, where, cluster, at_most) -> int:
     names = [s.name for s in submissions(Path(where.results), sweep)]
     queued = [e for e in slurm.elements(names) if slurm.alive(e)]
     wanted = math.ceil(missing / (cluster.pack * cluster.side_by_side)) - len(queued)
@@ -239,7 +252,7 @@ def _submit(path, sweep, missing, run_ids, words, where, cluster, at_most) -> in
     if wanted <= 0 or (room is not None and room <= 0):
         print("nothing to submit" if wanted <= 0 else f"nothing submitted: --max-parallel {at_most} is reached")
         return 0
-    submission = prepare(path, sweep, words, where, cluster, run_ids)
+    submission = prepare(path, sweep, module, words, where, cluster, run_ids)
     sent = send(submission, wanted, slurm.max_array_size(), room)
     print(f"{sent} tasks submitted as {', '.join(a['job'] for a in submission.arrays)} ({submission.name})")
     print(f"folder: {submission.folder}")

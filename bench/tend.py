@@ -7,7 +7,7 @@ from bench import Refusal, slurm
 from bench.config import Run, Where
 from bench.status import Reader, clean, tail
 from bench.store import KINDS, Store
-from bench.submit import alone, submissions
+from bench.submit import alone, pilots_of, submissions
 from bench.sweep import grid, load, named, ordered
 
 NAMES = 4  # in one line
@@ -64,22 +64,22 @@ def _log_of(run: Run, store: Store, lines: int) -> int:
 
 
 def cancel(path: Path, where: Where, root: Path) -> int:
-    """End all tasks of a sweep on Slurm, waiting ones too; those at work write a checkpoint first."""
+    """End all tasks of a sweep on Slurm, waiting ones and pilots too; those at work write a checkpoint first."""
     load(path)  # a wrong name is no empty sweep
-    home = root / "slurm" / path.stem
-    if not home.exists():
+    homes = [home for name in (path.stem, pilots_of(path.stem)) if (home := root / "slurm" / name).exists()]
+    if not homes:
         print(f"nothing of {path} was submitted from {root}")
         return 0
-    lease = alone(home)  # what somebody is just submitting is cancelled too
+    leases = [alone(home) for home in homes]  # what somebody is just submitting is cancelled too
     try:
-        names = [s.name for s in submissions(root, path.stem)]
+        names = [s.name for home in homes for s in submissions(root, home.name)]
         tasks = [e for e in slurm.elements(names) if slurm.alive(e)]
-        if tasks:
-            slurm.cancel(sorted({e.name for e in tasks}))
+        slurm.cancel(sorted({e.name for e in tasks}))
     except slurm.Unavailable as error:
         raise Refusal(f"{error}; the tasks may still be there, give the command again") from None
     finally:
-        lease.release()
+        for lease in leases:
+            lease.release()
     states = Counter(e.state.lower() for e in tasks)
     said = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
     print(f"{len(tasks)} tasks cancelled: {said}" if tasks else f"no task of {path} waits or runs")

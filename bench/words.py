@@ -69,8 +69,12 @@ def add_plan(verbs: argparse._SubParsersAction) -> None:
     plan.add_argument("path", type=Path, metavar="sweeps/x.yaml")
     plan.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
     plan.add_argument("--device", default="", metavar="MODEL", help="whose costs; usually the one most is known of")
-    plan.add_argument("--pilot", action="store_true", help="first train 60 steps of each protocol and mixer, here")
-    plan.add_argument("--on", type=Path, default=None, metavar="slurm/c.yaml", help="not there yet: see --pilot")
+    plan.add_argument(
+        "--pilot", action="store_true", help="first train 60 steps of each protocol and mixer, here or --on"
+    )
+    plan.add_argument(
+        "--on", type=Path, default=None, metavar="slurm/c.yaml", help="submit the pilots to this cluster, and exit"
+    )
     plan.add_argument("--json", action="store_true", help="all of it for machines")
     plan.add_argument("words", nargs="*", metavar="where.key=value")
 

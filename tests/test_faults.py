@@ -174,6 +174,7 @@ def test_the_time_limit_twice(virtual, tmp_path, slow, undisturbed):
     slower = checkout(tmp_path / "slower", {})
     (slower / "bench" / "mixers" / "identity.py").write_text(text.replace("0.06", "0.25"))
     asked.submit(root=slower)
+    asked.finished(420)
     ends_well(asked, undisturbed)
     assert kinds(asked)[:2] == ["timeout", "timeout"] and set(kinds(asked)) == {"timeout"}
 

@@ -328,7 +328,7 @@ def test_wrong_words_and_damaged_files_are_refused(tmp_path, store):
     sweep = str(tmp_path / "x.yaml")
     where = f"where.results={store.root}"
     assert "--parallel must be at least 1" in refusal(cli.plan, cli.parse(["plan", sweep, "--parallel", "0", where]))
-    assert "pilots are not submitted yet" in refusal(cli.plan, cli.parse(["plan", sweep, "--on", "c.yaml", where]))
+    assert "--on goes with --pilot" in refusal(cli.plan, cli.parse(["plan", sweep, "--on", "c.yaml", where]))
     missing = [{"protocol": "quick_digits", "metric": "accuracy"}]
     assert "no such protocol in sweep 'x'" in refusal(planned, tmp_path, store, columns=missing)
     finish(store, one)
@@ -395,7 +395,7 @@ def test_a_pilot_measures_each_protocol_and_mixer_once_and_leaves_no_record(chai
     assert {p.label: p.steps for p in found} == {"base": 2, "child[budget.steps=90]": 60}
     for one in found:
         assert 0 < one.step_p10 <= one.step_p50 <= one.step_p90 and one.evaluation > 0 and one.startup > 0
-    assert [p.name for p in store.root.iterdir() if p.name != "cache"] == ["pilots.jsonl"]
+    assert [p.name for p in store.root.iterdir() if p.name not in ("cache", ".pilots")] == ["pilots.jsonl"]
     made = plan(load(tmp_path / "x.yaml"), Store(store.root), 2, 1, "")
     assert [row.sources for row in made.rows] == [{"pilot": 4}, {"pilot": 4}]
     assert cli.plan(cli.parse(words)) == 0

@@ -1,6 +1,7 @@
 """Submission to a real Slurm, on a virtual cluster: what is submitted, what runs, what a second submission does."""
 
 import dataclasses
+import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,10 @@ class Case:
 
     def __call__(self, *words: str, code: int = 0, root: Path = ROOT) -> str:
         """Standard output (and error, if the exit code is not 0) of `mixerbench sweep` on the test's results."""
-        done = forked("bench.cli", ["sweep", str(self.sweep), *words, *self.where], root, self.folder, 300)
+        return self.verb("sweep", *words, code=code, root=root)
+
+    def verb(self, name: str, *words: str, code: int = 0, root: Path = ROOT) -> str:
+        done = forked("bench.cli", [name, str(self.sweep), *words, *self.where], root, self.folder, 300)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + (done.stderr if code else "")
 
@@ -242,3 +246,49 @@ def test_without_slurm_it_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     asked = case(tmp_path, {})
     assert "is not installed here" in asked("--on", str(asked.cluster), code=2).splitlines()[-1]
+
+
+def test_pilots_are_measured_by_tasks(virtual, tmp_path):
+    """Two pilots in two tasks; the plan knows the costs then, and a second command sends nothing."""
+    asked = case(tmp_path, {"pack": 1})
+    said = asked.verb("plan", "--pilot", "--on", str(asked.cluster))
+    assert "2 tasks submitted" in said
+    again = asked.verb("plan", "--pilot", "--on", str(asked.cluster))
+    assert "2 tasks of this sweep are queued" in again and "nothing to submit" in again
+    path = tmp_path / "results" / "pilots.jsonl"
+    wait(lambda: path.exists() and len(path.read_text().splitlines()) == 2, 180, "no pilots")
+    assert {json.loads(line)["mixer"]["name"] for line in path.read_text().splitlines()} == {"identity", "toeplitz"}
+    assert "every protocol and mixer is measured" in asked.verb("plan", "--pilot", "--on", str(asked.cluster))
+    assert "pilot" in asked.verb("plan") and not list((tmp_path / "results").glob("runs/*/record.json"))
+
+
+def test_what_a_user_sees_and_does(virtual, tmp_path):
+    """One mixer raises: status says so and where, logs has its words, retry lets it be tried with mended code."""
+    edits = {
+        "bench/mixers/toeplitz.py": (
+            "real_BL11 = real(segments_BL, v_BLHP.dtype)",
+            'raise ValueError("\\x1b[31mbad luck")\n        real_BL11 = real(segments_BL, v_BLHP.dtype)',
+        )
+    }
+    asked = case(tmp_path, {"pack": 4}, seeds=[0])
+    asked.submit("where.retries=0", root=checkout(tmp_path / "checkout", edits))
+    _, bad = sorted(asked.runs, key=lambda run: run.mixer.name)
+    wait(lambda: asked.store.failures(bad.id), 180, asked.logs())
+    asked.ended(60)
+    screen = asked.verb("status")
+    assert "2 runs: 1 ok, 1 given up (error 1)" in screen and "\x1b" not in screen
+    assert f"{bad.id} quick_copying[budget.steps=20] toeplitz" in screen and "error: ValueError: bad luck" in screen
+    log = asked.verb("logs", bad.id[:8])
+    assert "failure 1" in log and "ValueError: bad luck" in log and "Traceback" in log
+    assert "1 runs may be tried again: error 1" in asked.verb("retry", "--only", "oom,error")
+    slurm("scontrol", "update", "NodeName=n[1-4]", "State=DRAIN", "Reason=test")
+    asked.submit()
+    screen = asked.verb("status")
+    assert "1 ok, 1 queued" in screen and "1 pending" in screen
+    assert "1 tasks cancelled: 1 pending" in asked.verb("cancel")
+    asked.ended(30)
+    assert "1 ok, 1 missing" in asked.verb("status") and not asked.store.has(bad.id)
+    slurm("scontrol", "update", "NodeName=n[1-4]", "State=RESUME")
+    asked.submit()
+    asked.finished()
+    assert "2 runs: 2 ok" in asked.verb("status") and {r.outcome for r in asked.records()} == {"ok"}

@@ -14,7 +14,7 @@ from bench.compose import make_where
 from bench.config import Run
 from bench.status import clean, screen, tail
 from bench.store import Store
-from bench.submit import Submission, prepare
+from bench.submit import RUNS, Submission, prepare
 from bench.sweep import grid, load, ordered
 from tests.test_plan import CHAIN, by_name, finish
 from tests.test_submit import cluster
@@ -81,7 +81,7 @@ def submitted(folder: Path, store: Store, monkeypatch, runs: list[Run]) -> Submi
     monkeypatch.setattr("bench.submit.snapshot", lambda results: (results, "0" * 16))
     where = make_where({"where.results": str(store.root), "where.device": "cpu"})
     (store.root / "slurm" / "x").mkdir(parents=True, exist_ok=True)
-    return prepare(folder / "x.yaml", "x", [], where, cluster(), [r.id for r in runs])
+    return prepare(folder / "x.yaml", "x", RUNS, [], where, cluster(), [r.id for r in runs])
 
 
 def row(job: str, name: str, state: str, reason: str = "None", restarts: int = 0) -> str:

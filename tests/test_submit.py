@@ -40,7 +40,7 @@ def a_submission(tmp_path: Path, **changes) -> Submission:
     (tmp_path / "x.yaml").write_text("question: Which?\n")
     where = make_where({"where.results": str(tmp_path / "results"), "where.device": "cpu"})
     (tmp_path / "results" / "slurm" / "x").mkdir(parents=True, exist_ok=True)
-    return prepare(tmp_path / "x.yaml", "x", ["where.device=cpu"], where, cluster(**changes), [RUN])
+    return prepare(tmp_path / "x.yaml", "x", submit.RUNS, ["where.device=cpu"], where, cluster(**changes), [RUN])
 
 
 # Cluster file -------------------------------------------------------------------------------------------------------
@@ -379,13 +379,15 @@ def test_interruptions_without_progress_end_too(tmp_path):
 def test_only_one_submits_a_sweep_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(submit, "OTHER_SUBMITTER_SECONDS", 0.0)
     mine = take(tmp_path)
-    assert "somebody else" in refusal(submit._alone, tmp_path)
+    assert "somebody else" in refusal(submit.alone, tmp_path)
     mine.release()
-    submit._alone(tmp_path).release()
+    submit.alone(tmp_path).release()
 
 
 @pytest.mark.parametrize("name", ["..", "a\ntouch HIT", "a b", ""])
 def test_a_sweeps_file_name_is_a_folders_name(tmp_path, name):
     where = make_where({"where.results": str(tmp_path)})
-    assert "rename" in refusal(submit.submit, tmp_path / "x.yaml", name, 1, [RUN], [], where, cluster(), None)
+    assert "rename" in refusal(
+        submit.submit, tmp_path / f"{name}.yaml", submit.RUNS, 1, [RUN], [], where, cluster(), None
+    )
     assert list(tmp_path.iterdir()) == []

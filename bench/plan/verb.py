@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import Refusal
 from bench.compose import ROOT
-from bench.config import Where
+from bench.config import Run, Where, canonical
 from bench.plan.costs import SOURCES, Costs, Range, Totals, totals
 from bench.plan.effects import Effect, effects
 from bench.plan.evidence import Ledger, read_pilots
@@ -51,8 +51,12 @@ def plan_verb(path: Path, where: Where, parallel: int, device: str, pilot: bool,
     sweep, store = load(path), Store(ROOT / where.results)
     if pilot:
         from bench.plan.pilot import measure
+        from bench.worker import Stop
 
-        measure(ordered(_runs(cells(sweep))), where, store)
+        stop = Stop(float("inf"))
+        measure(ordered(_runs(cells(sweep))), where, store, stop)
+        if stop.signalled:
+            raise KeyboardInterrupt
     made = plan(sweep, store, where.retries, parallel, device)
     if as_json:
         json.dump(asdict(made), sys.stdout, indent=1)
@@ -60,6 +64,14 @@ def plan_verb(path: Path, where: Where, parallel: int, device: str, pilot: bool,
     else:
         show(made, path)
     return 0
+
+
+def pilots_missing(path: Path, where: Where, device: str) -> list[Run]:
+    """One run of each protocol and mixer that was not measured, on any device or on `device`."""
+    known = read_pilots(ROOT / where.results / "pilots.jsonl")
+    there = {(p.protocol_id, canonical(p.mixer, "mixer")) for p in known if device in ("", p.device)}
+    each = {(r.protocol_id, r.mixer.canonical): r for r in ordered(_runs(cells(load(path))))}
+    return [run for kind, run in each.items() if kind not in there]
 
 
 def plan(sweep: Sweep, store: Store, retries: int, parallel: int, device: str) -> Plan:
