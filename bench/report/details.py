@@ -11,7 +11,7 @@ import yaml
 
 from bench.report.analysis import Analysis
 from bench.report.frame import LEVELS, Arm, Table, plain
-from bench.report.plots import looks
+from bench.report.plots import arm_looks
 from bench.report.stats_tests import t_interval
 from bench.report.suite import subset_of
 from bench.report.tables import column_title
@@ -22,6 +22,7 @@ FIELDS = (
 )
 POOLED = ("outcome", "reason", "capacity", "environment", "digests", "hashes", "steps", "protocol_id", "registration")
 CONFIG = ("mixer", "seed", "replica", "point", "protocol")  # what differs inside a column comes first
+INK = "#000000"
 DIGITS = 4  # of losses and seconds; records hold them in full
 
 
@@ -62,7 +63,7 @@ def island(table: Table, analysis: Analysis) -> dict:
         values |= {"seed": row.seed, "replica": row.replica, "config": config_places(row.record.run, pool, configs)}
         runs.append([pool.place(values[k]) if k in POOLED else values[k] for k in FIELDS])
     return {
-        "arms": [arm_values(table, arm) for arm in table.arms],
+        "arms": [arm_values(table, arm, look.colour) for arm, look in zip(table.arms, arm_looks(table), strict=True)],
         "axes": axes(table),
         "protocols": list(labels),
         "columns": columns(table, analysis, labels),
@@ -73,22 +74,17 @@ def island(table: Table, analysis: Analysis) -> dict:
     }
 
 
-def arm_values(table: Table, arm: Arm) -> dict:
-    """`keys`: what the filter offers, one text for each of `axes`."""
+def arm_values(table: Table, arm: Arm, colour: str) -> dict:
+    """`keys`: what the filter offers, one text for each of `axes`. Black ink is white on a dark page."""
     keys = [arm.mixer["name"], LEVELS[arm.mixer["sam"]].cell]
     keys += [plain(arm.mixer[k]) if k in arm.mixer else "-" for k in table.axes]
+    colour = "currentColor" if colour == INK else colour
     failed = any(r.record.outcome != "ok" for r in table.rows if r.arm == arm.key)
-    return {"label": arm.label, "colour": colour(table, arm), "sam": arm.mixer["sam"], "keys": keys, "failed": failed}
+    return {"label": arm.label, "colour": colour, "sam": arm.mixer["sam"], "keys": keys, "failed": failed}
 
 
 def axes(table: Table) -> list[str]:
     return ["mixer", "SAM", *table.axes]
-
-
-def colour(table: Table, arm: Arm) -> str:
-    """As in the figures, but black ink is white on a dark page."""
-    found = looks([a.mixer["name"] for a in table.arms])[arm.mixer["name"]][0]
-    return "currentColor" if found == "#000000" else found
 
 
 def columns(table: Table, analysis: Analysis, labels: dict[str, int]) -> list[dict]:

@@ -6,9 +6,10 @@ A section (sections.py, published.py) is plain text; its labels are those of arm
 from dataclasses import dataclass
 from functools import cached_property
 
-from bench.report.analysis import Analysis, salted
-from bench.report.frame import Table, nested, plain
-from bench.report.sections import Section, kind_name, kind_title, pair_label
+from bench.report.analysis import Analysis
+from bench.report.frame import Table
+from bench.report.responses import Response, responses
+from bench.report.sections import Section, kind_name, kind_title, pair_label, response_section
 from bench.report.tables import column_title
 from bench.sweep import AGAINST
 
@@ -67,44 +68,34 @@ class Links:
 
     def of(self, section: Section) -> list[list[str]]:
         """An address for each cell of a section's lines, '' where no run stands behind it."""
+        if section.title in self.responses:
+            return self.of_response(self.responses[section.title])
         heads = [self.column(text) for text in section.head]
-        own = self.column(section.title)
+        own, everyone = self.column(section.title), tuple(range(len(self.table.arms)))
         found = []
         for line in section.lines:
-            arms = self.arms(line[0], section)
-            rows, over = self.variation(section, line[0]), self.column(line[0])
-            every = tuple(range(len(self.table.arms))) if over is not None else ()
+            over = self.column(line[0])
+            arms = self.arms(line[0], section) or (everyone if over is not None else ())
             found.append([""] * section.left)
             for text, head, column in list(zip(line, section.head, heads, strict=True))[section.left :]:
-                whose = arms or self.by_key(section, line[0], head) or self.names.get(head, ()) or every
-                where = next((c for c in (column, rows, over, own) if c is not None), ALL)
-                found[-1].append(
-                    self.address(whose, where) if whose and text != "-" and not head.startswith("published") else ""
-                )
+                where = next((c for c in (column, over, own) if c is not None), ALL)
+                bare = text == "-" or head.startswith("published") or not arms
+                found[-1].append("" if bare else self.address(arms, where))
         return found
 
-    def by_key(self, section: Section, value: str, head: str) -> tuple[int, ...]:
-        """In a response table the arm with this value of the key under this family."""
-        key = section.head[0]
-        for place, arm in enumerate(self.table.arms if key in self.table.axes else ()):
-            rest = ", ".join(part for part in arm.label.split(", ") if not part.startswith(f"{key} "))
-            if key in arm.mixer and not salted(arm) and (plain(arm.mixer[key]), rest) == (value, head):
-                return (place,)
-        return ()
+    @cached_property
+    def responses(self) -> dict[str, Response]:
+        """By the titles of their sections."""
+        return {response_section(r).title: r for r in responses(self.table, self.analysis)}
 
-    def variation(self, section: Section, value: str) -> int | None:
-        """In a response table of a protocol's key the column with this value."""
-        key, family = section.head[0], self.table.sweep.family
-        for place, measured in enumerate(self.analysis.measured if key in self.table.sweep.varies else ()):
-            column = measured.column
-            if column in self.table.columns and (column.protocol.split("[")[0], column.metric) == (
-                family.primary.protocol.split("[")[0],
-                family.primary.metric,
-            ):
-                config = self.table.of(column.protocol)[0].record.run["protocol"]
-                if plain(nested(config, key)) == value:
-                    return place
-        return None
+    def of_response(self, response: Response) -> list[list[str]]:
+        """Each cell is one arm on one column."""
+        places = {id(measured): place for place, measured in enumerate(self.analysis.measured)}
+        found = []
+        for value in range(len(response.values)):
+            cells = [line.get(value) for line in response.lines.values()]
+            found.append(["", *(self.address((arm[1],), places[id(arm[0])]) if arm else "" for arm in cells)])
+        return found
 
 
 def same_title(name: str, text: str) -> bool:
