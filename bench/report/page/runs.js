@@ -67,7 +67,7 @@ function partOf(arms, [protocol, metric], count, place, asked) {
     arms.length === 2 ? paired(arms, runs, metric) : null,
     curves(arms, runs),
     ...arms.flatMap((a, i) => [
-      arms.length > 1 ? element("h3", {}, data.arms[a].label) : null,
+      element("h3", {}, arms.length > 1 ? data.arms[a].label : "Runs"),
       element("div", { class: "heads", "aria-hidden": "true" }, ...["seed", metric, "outcome", "run"].map((t) => element("span", {}, t))),
       ...runs[i].map((run) => line(run, metric, asked, runs.flat().length > 1)),
     ]),
@@ -153,7 +153,7 @@ function record(run, curve) {
     ...group("Cost", run.cost, cost),
     ...group("Capacity", { ...run.capacity, gain: run.gain.join(", ") || "not measured" }, (v, k) =>
       v === -1 && k === "state_per_head" ? "grows with the length" : typeof v === "number" ? v.toLocaleString("en") : v),
-    element("h4", {}, "Configuration"), copy, element("pre", {}, text),
+    element("h4", {}, "Configuration"), copy, element("pre", { tabindex: 0 }, text),
     ...group("Ran on", { ...environment, ...packages }, (v) => (v === "" ? "-" : String(v))),
     ...group("Identity", { run: run.id, protocol: run.protocol_id, ...run.hashes, registration: run.registration || "none", finished: run.finished }, String),
     element("details", {}, element("summary", {}, "Digests of the code that ran"), ...group("", run.digests, String)));
