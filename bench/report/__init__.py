@@ -5,7 +5,20 @@ The gate (frame.py) runs first; nothing is written for a table that it refuses. 
 
 from pathlib import Path
 
-from bench.report import analysis, certificate, frame, latex, plots, published, suite, tables, terminal
+from bench.report import (
+    analysis,
+    certificate,
+    frame,
+    latex,
+    plots,
+    published,
+    suite,
+    tables,
+    terminal,
+    tuning,
+    tuning_plot,
+    tuning_text,
+)
 from bench.report.sections import sections
 from bench.store import Store
 from bench.sweep import Sweep
@@ -18,11 +31,13 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
     what is not a controlled comparison, and a sweep without one complete seed.
     """
     table = frame.controlled(frame.rows(sweep, store), sweep)
-    proof = certificate.certificate(table)
+    tuned = tuning.tuned(table, store)
+    table = tuning_text.marked(table, tuned)
+    proof = certificate.certificate(table) | ({"tuning": tuning_text.proof(tuned)} if tuned else {})
     found = analysis.analyse(table, suite.floors(table, store))
-    more = [*sections(table, found), *published.beside(table, found)]
+    more = [*sections(table, found), *tuning_text.sections(tuned), *published.beside(table, found)]
     texts = {
-        "table.md": tables.markdown(table, found, more, certificate.short(proof)),
+        "table.md": tables.markdown(table, found, more, [*certificate.short(proof), *tuning_text.short(tuned)]),
         "table.csv": tables.csv(table, found),
         "comparisons.csv": tables.comparisons_csv(table, found),
         "table.tex": latex.fragment(table, found, more),
@@ -33,6 +48,7 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
     for name, text in texts.items():
         (target / name).write_text(text, encoding="utf-8")
     figures = plots.draw(table, found, target / "figures")
+    figures += tuning_plot.draw(table, tuned, target / "figures")
     pages = [target / "page.html"] if html else []
     for path in pages:
         from bench.report.html import page

@@ -86,6 +86,7 @@ def block(rows: list[Row], arms: dict[str, Arm]) -> dict:
             "differs": {f: v for (f, _), v in facts(row).items() if row.trained and v != agreed[f]},
             "capacity": asdict(record.capacity),
             "gain": list(record.gain),
+            **({"chosen": row.point} if row.point else {}),
         }
     return {"seed": rows[0].seed, "replica": rows[0].replica, "agreed": agreed, "arms": own}
 
@@ -153,7 +154,9 @@ def equal(fact: str, blocks: list[dict]) -> str:
     hashes = ", ".join(f"`{value}` ({unit} {', '.join(names)})" for value, names in places.items())
     odd = dict.fromkeys(label for b in blocks for label, arm in b["arms"].items() if fact in arm["differs"])
     idle = dict.fromkeys(label for b in blocks for label, arm in b["arms"].items() if not arm["trained"])
-    who = "all arms" + f" but {', '.join(odd)} (departure)" * bool(odd)
+    tuned = any("chosen" in arm for b in blocks for arm in b["arms"].values())
+    why = "departure or tuned value" if tuned else "departure"
+    who = "all arms" + f" but {', '.join(odd)} ({why})" * bool(odd)
     return f"{fact} {hashes}, equal for {who}" + f" (not trained: {', '.join(idle)})" * bool(idle)
 
 

@@ -27,7 +27,8 @@ class Level(NamedTuple):
 
 
 LEVELS = {False: Level("", "no"), True: Level(" SAM", "yes"), MISALIGNED: Level(" misaligned", "misaligned")}
-# Which departures move which fact of a block. An arm is compared with those that share its departures in these groups.
+# Which departures, and values that tuning chose, move which fact of a block. An arm is compared with those that share
+# its own in these groups.
 MOVED_BY = {
     "shared initialisation": ("backbone", "shell", "task"),
     "batches": ("task", "budget"),
@@ -54,6 +55,11 @@ class Row:
     @cached_property
     def shared(self) -> str:
         return digest({key: self.record.run[key] for key in ("protocol", "point")})  # what departures may move
+
+    @property
+    def point(self) -> dict:
+        """The values that tuning chose for the run; {} without tuning."""
+        return self.record.chosen.point if self.record and self.record.chosen else {}
 
     @property
     def trained(self) -> bool:
@@ -83,6 +89,7 @@ class Table:
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    edges: frozenset[tuple[str, str]]  # (arm's key, protocol) whose tuned point lies on the edge of its space
 
     @cached_property
     def places(self) -> dict[tuple, list[Row]]:
@@ -120,14 +127,14 @@ def controlled(rows: list[Row], sweep: Sweep) -> Table:
     arms, axes = arms_of(shown, sweep)
     seeds, notes = complete_seeds(shown, sweep)
     kept = tuple(r for r in shown if r.seed in seeds)
-    table = Table(sweep, columns, axes, arms, seeds, kept, ())
+    table = Table(sweep, columns, axes, arms, seeds, kept, (), frozenset())
     for column in {c.protocol: c for c in reversed(columns)}.values():
         check_protocols(table, column)
         for seed in seeds:
             check_block(table, column, seed)
     for column in columns:
         check_metric(table, column)
-    return Table(sweep, columns, axes, arms, seeds, kept, (*notes, *seed_notes(table)))
+    return Table(sweep, columns, axes, arms, seeds, kept, (*notes, *seed_notes(table)), frozenset())
 
 
 def written_out(sweep: Sweep, labels: list[str]) -> tuple[Column, ...]:
@@ -226,7 +233,8 @@ def check_block(table: Table, column: Column, seed: int) -> None:
         if row.seed == seed and row.trained:
             departed = arms[row.arm].departed
             for (fact, replica), value in facts(row).items():
-                moved = {k: v for k, v in departed.items() if k.split(".")[0] in MOVED_BY.get(fact, ())}
+                own = departed | row.point
+                moved = {k: v for k, v in own.items() if k.split(".")[0] in MOVED_BY.get(fact, ())}
                 groups.setdefault((fact, replica, digest(moved) if moved else ""), []).append((row, value))
     wrong = [f"{fact}: {split(pairs, table)}" for (fact, *_), pairs in groups.items() if len({v for _, v in pairs}) > 1]
     if wrong:
