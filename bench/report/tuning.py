@@ -10,6 +10,7 @@ from typing import NamedTuple
 from bench import Refusal, tune
 from bench import sweep as sweeps
 from bench.config import Run, digest, resolved_mixer
+from bench.record import OUTCOMES
 from bench.report.frame import Arm, Table
 from bench.space import Tune
 from bench.store import Store
@@ -94,14 +95,14 @@ def own_value(run: Run, key: str):
 
 
 def rungs_of(place: Place, store: Store) -> list[list[Trial]]:
-    """The arm's trials, first rung first. What has no record (it was given up) has the outcome that a rerun noted."""
+    """The arm's trials, first rung first. What was given up has the failure that a rerun noted; a lost record has not."""
     rungs, runs = [], place.run.trials
     while runs:
         rungs.insert(0, tune.trials_of(runs, store))
         runs = runs[0].trials
     ids = [*place.reruns, *(run.id for rung in rungs for trial in rung for run in trial.runs)]
     records = [record for record in map(store.record, ids) if record and record.chosen]
-    noted = {run_id: outcome for record in records for run_id, outcome in record.chosen.trials}
+    noted = {run_id: o for record in records for run_id, o in record.chosen.trials if o not in OUTCOMES}
 
     def known(trial: Trial) -> Trial:
         pairs = zip(trial.runs, trial.outcomes, strict=True)
