@@ -95,7 +95,7 @@ def own_value(run: Run, key: str):
 
 
 def rungs_of(place: Place, store: Store) -> list[list[Trial]]:
-    """The arm's trials, first rung first. What was given up has the failure that a rerun noted; a lost record has not."""
+    """The arm's trials, first rung first. What was given up has the failure that a rerun noted; a lost record none."""
     rungs, runs = [], place.run.trials
     while runs:
         rungs.insert(0, tune.trials_of(runs, store))
