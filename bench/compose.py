@@ -167,7 +167,8 @@ def _untuned(protocol: str, mixer: str, changes: dict[str, object], seed: int, r
     built = _protocol(protocol_text, held, parent.protocol_id if parent else "")
     if parent is not None:
         _require_same_trunk(protocol, built, parent)
-    changed = ",".join(f"{k.removeprefix('protocol.')}={v}" for k, v in changes.items() if k.startswith("protocol."))
+    told = {k.removeprefix("protocol."): v for k, v in changes.items() if k.startswith("protocol.")}
+    changed = ",".join(f"{k}={_space_text(v) if k == 'tune.space' else v}" for k, v in told.items())
     return Run(
         protocol=built,
         mixer=_mixer(mixer_text, own),
@@ -179,6 +180,12 @@ def _untuned(protocol: str, mixer: str, changes: dict[str, object], seed: int, r
         registration="",
         trials=(),
     )
+
+
+def _space_text(space) -> str:
+    """'optimiser.lr 0.001 0.01' for a label; what is no space is refused elsewhere."""
+    axes = [axis for axis in space if isinstance(axis, dict)] if isinstance(space, list) else []
+    return "; ".join(" ".join(map(str, [a.get("key"), *a.get("values", ())])) for a in axes)
 
 
 def _below(prefix: str, changes: dict[str, object]) -> str:

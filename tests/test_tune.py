@@ -15,6 +15,7 @@ import yaml
 from bench import Refusal, tune
 from bench.compose import ROOT, compose_group, make_run, make_where
 from bench.config import Run, with_point
+from bench.queue import Queue
 from bench.registry import make_task
 from bench.report import report
 from bench.report.tuning_text import best_of
@@ -25,7 +26,7 @@ from bench.store import Store
 from bench.strict import build
 from bench.sweep import grid, load, named, ordered
 from bench.tasks.base import SELECTION, TRAIN, Places
-from bench.worker import Queue, Stop, work
+from bench.worker import Stop, work
 from tests.test_slurm import case, same_science
 from tests.test_store import a_record
 from tests.virtual import wait
@@ -417,7 +418,9 @@ def test_the_report_shows_choices_and_refuses_unequal_budgets(once, tmp_path):
     text = (tmp_path / "out" / "table.md").read_text()
     for title in ("## Tuning of", "## Response of", "## Best of k trials", "## What tuning did to the order"):
         assert title in text
-    assert (tmp_path / "out" / "tuning.pdf").stat().st_size > 5000 and "(edge)" in text  # of two values both are edges
+    assert (
+        tmp_path / "out" / "figures" / "tuning.pdf"
+    ).stat().st_size > 5000 and "(edge)" in text  # of two values both are edges
     proof = json.loads((tmp_path / "out" / "certificate.json").read_text())["tuning"]
     assert all(arm["steps"] == 12 and len(arm["trials"]) == 2 for arms in proof.values() for arm in arms.values())
     runs = grid(sweep)

@@ -4,7 +4,6 @@ A column is one protocol x one metric; a block is the arms of one seed inside it
 hold, not on names: protocols key by key, digests of the shared code, hashes of initialisation, batches and optimiser.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,10 +12,11 @@ from bench import Refusal
 from bench import sweep as sweeps
 from bench.config import CHAIN, MISALIGNED, NEUTRAL, digest, resolved_mixer
 from bench.record import Record
+from bench.report.values import ABSENT, flattened, same
+from bench.report.values import nested as nested
+from bench.report.values import plain as plain
 from bench.store import Store
 from bench.sweep import Column, Sweep
-
-ABSENT = "absent"
 
 
 class Level(NamedTuple):
@@ -324,35 +324,7 @@ def seeds_text(seeds: list[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def plain(value) -> str:
-    """A setting as it stands in yaml."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def same(a, b) -> bool:
-    return (type(a) is type(b) and a == b) or digest({"": a}) == digest({"": b})
-
-
 def protocol_value(run: dict, key: str):
     """A value of a record's protocol: of a key that is younger than the record, its neutral one."""
     found = nested(run["protocol"], key)
     return NEUTRAL.get(f"protocol.{key}", ABSENT) if found is ABSENT else found
-
-
-def nested(values: dict, key: str):
-    for step in key.split("."):
-        values = values[step] if isinstance(values, dict) and step in values else ABSENT
-    return values
-
-
-def flattened(values: dict) -> dict[str, object]:
-    """Nested mappings as 'a.b.c' -> value; an empty mapping is a value."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= {f"{key}.{k}": v for k, v in flattened(value).items()}
-        else:
-            flat[key] = value
-    return flat

@@ -1,5 +1,6 @@
 """The figure of tuning: for each protocol the response along every tuned key, and the expected best of k trials."""
 
+import textwrap
 from pathlib import Path
 
 from bench.report import plots
@@ -7,6 +8,8 @@ from bench.report.frame import Table
 from bench.report.plots import Look
 from bench.report.tuning import Tuned
 from bench.report.tuning_text import best_of, filled_scores
+
+LINE = 40  # letters of a panel's title
 
 
 def draw(table: Table, found: list[Tuned], folder: Path) -> list[Path]:
@@ -63,6 +66,6 @@ def finish(ax, group: list[Tuned], name: str) -> None:
         ax.set_yscale("log")
     else:
         plots.few_ticks(ax.yaxis)
-    plots.title(ax, group[0].protocol, at_floor=False)
+    ax.set_title(textwrap.fill(group[0].protocol.replace(",", ", "), LINE), loc="left")
     ax.set_xlabel(name)
     ax.set_ylabel(f"selection {selection.metric.replace('_', ' ')}")
