@@ -49,6 +49,12 @@ def js(driver, code: str, *arguments):
     return driver.execute_script(f"return {code}", *arguments)
 
 
+def wait(driver, until) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(driver, 20).until(until)
+
+
 def column(driver, place: int) -> list[str]:
     """Shown first words of a column of the wide table."""
     rows = "[...document.querySelectorAll('#table tbody tr:not([hidden])')]"
@@ -132,7 +138,8 @@ def test_a_number_opens_its_runs_and_a_run_all_that_its_record_says(opened, tabl
     for text in ("312 s", "9,748,481", "1,830 MiB", "2.13.0", "A processor", rows[0].record.hashes.batches):
         assert text in inside.text
     drawer.find_element("css selector", ".close").click()
-    assert not drawer.is_displayed() and "runs" not in opened.current_url
+    assert not drawer.is_displayed()
+    wait(opened, lambda driver: "runs" not in driver.current_url)
 
 
 def test_a_pair_shows_its_differences_seed_by_seed(opened, table):
@@ -149,12 +156,15 @@ def test_a_pair_shows_its_differences_seed_by_seed(opened, table):
 
 # Closes the drawer, goes to an address, and gives whether the drawer is open then and how much it holds.
 FOLLOW = """
-const [address, done] = arguments, drawer = document.getElementById("drawer");
-drawer.close();
-setTimeout(() => {
+const [address, done] = arguments, drawer = document.getElementById("drawer"), once = { once: true };
+function go() {
+  addEventListener("hashchange", () => done([drawer.open, drawer.querySelectorAll("summary, section").length]), once);
   location.hash = address;
-  setTimeout(() => done([drawer.open, drawer.querySelectorAll("summary, section").length]), 10);
-}, 10);
+}
+if (drawer.open) {
+  drawer.addEventListener("close", go, once);
+  drawer.close();
+} else go();
 """
 
 
@@ -177,7 +187,7 @@ def test_an_address_opens_with_the_page_and_back_closes_it(chromium, page, table
     driver.find_element("css selector", "#table .number").click()
     assert driver.find_element("id", "drawer").is_displayed()
     driver.back()
-    assert not driver.find_element("id", "drawer").is_displayed()
+    wait(driver, lambda driver: not driver.find_element("id", "drawer").is_displayed())
     assert driver.get_log("browser") == []
 
 

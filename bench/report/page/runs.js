@@ -75,12 +75,18 @@ function partOf(arms, [protocol, metric], count, place, asked) {
   if (count === 1) return element("section", { class: "part" }, ...build());
   const box = element("details", { class: "part" }, element("summary", {}, title));
   const open = () => box.childElementCount === 1 && box.append(...build());
-  box.addEventListener("toggle", open);
+  opens(box, open);
   if (place === 0 || runs.flat().some((run) => run.id === asked)) {
     open();
     box.open = true;
   }
   return box;
+}
+
+// What is inside is built before it shows; 'toggle' comes after.
+function opens(box, build) {
+  box.firstElementChild.addEventListener("click", build);
+  box.addEventListener("toggle", build);
 }
 
 // Values of two arms seed by seed, replicas averaged; no value where a run failed.
@@ -131,7 +137,7 @@ function line(run, metric, asked, curve) {
   const head = element("summary", {}, element("span", {}, seed), element("span", {}, value), state, element("code", {}, run.id));
   const box = element("details", { class: "run" }, head);
   const open = () => box.childElementCount === 1 && box.append(record(run, curve));
-  box.addEventListener("toggle", open);
+  opens(box, open);
   if (run.id === asked) {
     open();
     box.open = true;

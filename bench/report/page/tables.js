@@ -52,6 +52,10 @@ function applied() {
 }
 
 for (const name of ["input", "change"]) form.addEventListener(name, applied);
-form.addEventListener("reset", () => setTimeout(applied));
+form.querySelector("[type=reset]").addEventListener("click", (event) => {
+  event.preventDefault(); // the event comes before the form is reset
+  form.reset();
+  applied();
+});
 form.addEventListener("submit", (event) => event.preventDefault());
 document.querySelectorAll("table.sortable").forEach(sortable);
