@@ -1,0 +1,19 @@
+"""Fast paths in Triton, each an operator of torch with its own gradient, held to plain torch by the tests.
+
+They know tensors, not mixers: the shell's convolution (conv.py) and gated norm (gated_norm.py), products with a matrix
+of low rank (low_rank.py), scans (scan.py). They need triton, which the CUDA builds of torch bring. Without a GPU they
+run in Triton's interpreter (TRITON_INTERPRET=1), which is how the tests hold them on any machine.
+"""
+
+import importlib
+import importlib.util
+import types
+
+from bench import Refusal
+
+
+def load(name: str) -> types.ModuleType:
+    """The module of some kernels, which also registers their operators (`torch.ops.mixerbench`)."""
+    if importlib.util.find_spec("triton") is None:
+        raise Refusal("backend 'triton' needs the package triton, which is not installed; use: torch")
+    return importlib.import_module(f"bench.kernels.{name}")

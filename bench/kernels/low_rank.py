@@ -1,0 +1,142 @@
+"""A product with a matrix of low rank, y_i = q_i . sum over j of k_j v_j^T, without a transposed copy of anything.
+
+Rows are gathered into states of R x P numbers a head and applied to rows; the gradient is the same two steps with the
+roles exchanged: states gq = sum of q gy^T, then gv = k gq, gk = v gq^T, gq = gy state^T.
+Axes: B batch, L length, H heads, P head width, R rank, S shares of a row; T tokens of a tile; A, C tiles of width.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TOKENS, TILE = 64, 64
+PROGRAMS = 512
+"""Rows are cut into shares until so many programs gather: a long row alone would leave most of a GPU idle."""
+
+
+@triton.jit
+def _gather(
+    x_ptr, y_ptr, s_ptr, length, heads, a_size, c_size, x_b, x_l, x_h, y_b, y_l, y_h,
+    SHARE: tl.constexpr, T: tl.constexpr, A: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of s = sum over a share of the row of x_t y_t^T."""
+    row, h = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    tiles = tl.cdiv(c_size, C)
+    a_A, c_C = tl.program_id(2) // tiles * A + tl.arange(0, A), tl.program_id(2) % tiles * C + tl.arange(0, C)
+    s_AC = tl.zeros((A, C), tl.float32)
+    for i in range(SHARE):
+        t_T = (tl.program_id(1) * SHARE + i) * T + tl.arange(0, T)
+        known_T = t_T < length
+        x_at = x_ptr + row * x_b + h * x_h + t_T[:, None] * x_l + a_A[None, :]
+        y_at = y_ptr + row * y_b + h * y_h + t_T[:, None] * y_l + c_C[None, :]
+        x_TA = tl.load(x_at, mask=known_T[:, None] & (a_A < a_size)[None, :], other=0.0)
+        y_TC = tl.load(y_at, mask=known_T[:, None] & (c_C < c_size)[None, :], other=0.0)
+        s_AC += tl.dot(tl.trans(x_TA), y_TC, input_precision=PRECISION)
+    s_at = (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * a_size * c_size
+    kept_AC = (a_A < a_size)[:, None] & (c_C < c_size)[None, :]
+    tl.store(s_ptr + s_at + a_A[:, None] * c_size + c_C[None, :], s_AC, mask=kept_AC)
+
+
+@triton.jit
+def _apply(
+    x_ptr, s_ptr, y_ptr, length, heads, a_size, c_size, x_b, x_l, x_h, s_a, s_c,
+    STEPS: tl.constexpr, T: tl.constexpr, A: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of y_t = x_t s, s of this head read by the strides given (so also transposed)."""
+    row, h = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    t_T, c_C = tl.program_id(1) * T + tl.arange(0, T), tl.program_id(2) * C + tl.arange(0, C)
+    known_T, known_C = t_T < length, c_C < c_size
+    y_TC = tl.zeros((T, C), tl.float32)
+    for i in range(STEPS):
+        a_A = i * A + tl.arange(0, A)
+        known_A = a_A < a_size
+        x_at = x_ptr + row * x_b + h * x_h + t_T[:, None] * x_l + a_A[None, :]
+        x_TA = tl.load(x_at, mask=known_T[:, None] & known_A[None, :], other=0.0)
+        s_at = s_ptr + tl.program_id(0).to(tl.int64) * a_size * c_size + a_A[:, None] * s_a + c_C[None, :] * s_c
+        s_AC = tl.load(s_at, mask=known_A[:, None] & known_C[None, :], other=0.0)
+        y_TC += tl.dot(x_TA, s_AC, input_precision=PRECISION)
+    y_at = y_ptr + ((row * length + t_T[:, None]) * heads + h) * c_size + c_C[None, :]
+    tl.store(y_at, y_TC, mask=known_T[:, None] & known_C[None, :])
+
+
+def _tile(size: int) -> int:
+    return min(TILE, max(16, triton.next_power_of_2(size)))
+
+
+def _precision(x: Tensor) -> str:
+    return "ieee" if x.dtype == torch.float32 else "tf32"
+
+
+def gathered(x_BLHA: Tensor, y_BLHC: Tensor) -> Tensor:
+    """sum over L of x y^T for each head, BHAC in the dtype of y, added up in fp32."""
+    (batch, length, heads, a_size), c_size = x_BLHA.shape, y_BLHC.shape[-1]
+    a, c = _tile(a_size), _tile(c_size)
+    tiles, steps = triton.cdiv(a_size, a) * triton.cdiv(c_size, c), triton.cdiv(length, TOKENS)
+    share = triton.cdiv(steps, max(1, PROGRAMS // (batch * heads * tiles)))
+    shares = triton.cdiv(steps, share)
+    kept = y_BLHC.dtype if shares == 1 else torch.float32
+    s_BHSAC = y_BLHC.new_empty(batch, heads, shares, a_size, c_size, dtype=kept)
+    _gather[batch * heads, shares, tiles](
+        x_BLHA, y_BLHC, s_BHSAC, length, heads, a_size, c_size, *x_BLHA.stride()[:3], *y_BLHC.stride()[:3],
+        SHARE=share, T=TOKENS, A=a, C=c, PRECISION=_precision(y_BLHC),
+    )  # fmt: skip
+    return s_BHSAC.sum(2).to(y_BLHC.dtype) if shares > 1 else s_BHSAC[:, :, 0]
+
+
+def applied(x_BLHA: Tensor, s_BHAC: Tensor) -> Tensor:
+    """x s for each row and head, BLHC; s may be a transposed view of contiguous states."""
+    (batch, length, heads, a_size), c_size = x_BLHA.shape, s_BHAC.shape[-1]
+    a, c = _tile(a_size), _tile(c_size)
+    y_BLHC = x_BLHA.new_empty(batch, length, heads, c_size)
+    _apply[batch * heads, triton.cdiv(length, TOKENS), triton.cdiv(c_size, c)](
+        x_BLHA, s_BHAC, y_BLHC, length, heads, a_size, c_size, *x_BLHA.stride()[:3], *s_BHAC.stride()[2:],
+        STEPS=triton.cdiv(a_size, a), T=TOKENS, A=a, C=c, PRECISION=_precision(x_BLHA),
+    )  # fmt: skip
+    return y_BLHC
+
+
+def _last(x_BLHA: Tensor) -> Tensor:
+    return x_BLHA if x_BLHA.stride(-1) == 1 else x_BLHA.contiguous()
+
+
+@torch.library.custom_op("mixerbench::low_rank_product", mutates_args=())
+def low_rank_product(q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor) -> tuple[Tensor, Tensor]:
+    """y_BLHP and the states BHRP, all of one dtype. Nothing is masked: keys or values are zero on padding."""
+    s_BHRP = gathered(_last(k_BLHR), _last(v_BLHP))
+    return applied(_last(q_BLHR), s_BHRP), s_BHRP
+
+
+@torch.library.custom_op("mixerbench::low_rank_product_backward", mutates_args=())
+def low_rank_product_backward(
+    gy_BLHP: Tensor, q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor, s_BHRP: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    gy_BLHP, s_BHRP = _last(gy_BLHP), s_BHRP.contiguous()
+    gs_BHRP = gathered(_last(q_BLHR), gy_BLHP).contiguous()
+    turned, k_BLHR, v_BLHP = (x.transpose(2, 3) for x in (s_BHRP, gs_BHRP)), _last(k_BLHR), _last(v_BLHP)
+    s_BHPR, gs_BHPR = turned
+    return applied(gy_BLHP, s_BHPR), applied(v_BLHP, gs_BHPR), applied(k_BLHR, gs_BHRP)
+
+
+@low_rank_product.register_fake
+def _(q_BLHR, k_BLHR, v_BLHP):
+    batch, _, heads, width = v_BLHP.shape
+    return v_BLHP.new_empty(v_BLHP.shape), v_BLHP.new_empty(batch, heads, q_BLHR.shape[-1], width)
+
+
+@low_rank_product_backward.register_fake
+def _(gy_BLHP, q_BLHR, k_BLHR, v_BLHP, s_BHRP):
+    return q_BLHR.new_empty(q_BLHR.shape), k_BLHR.new_empty(k_BLHR.shape), v_BLHP.new_empty(v_BLHP.shape)
+
+
+def _keep(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _gradients(ctx, gy_BLHP, gs_BHRP):
+    """The states are no result of their own: they have no gradient."""
+    return low_rank_product_backward(gy_BLHP, *ctx.saved_tensors)
+
+
+low_rank_product.register_autograd(_gradients, setup_context=_keep)

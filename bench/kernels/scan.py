@@ -1,0 +1,229 @@
+"""The chunked scans of both directions, or of one, without flips and without a matrix in memory.
+
+    i > j: M_ij = c_i^T A_i .. A_{j+1} dt_j b_j      i = j: M_ii = delta_i
+    i < j: M_ij = c'_i^T A'_i .. A'_{j-1} dt'_j b'_j, the primes for direction 1
+The matrix of a chunk lives on the chip; between chunks go states of N x P numbers a head. `scan` prepares what has no
+channels (sums of log A, weights, borders of documents) in plain torch, which has its gradient; the operator
+`chunk_products` does the rest, and its gradient is one more pass beside the states' adjoint scan.
+Axes: B batch, L length, H heads, P head width, N state, G groups, D direction (0 forward, 1 backward; of c and b 1 if
+both share), K chunks, T places of a chunk, I shares of a state.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from bench.kernels.scan_tiles import carry, carry_back, products, products_back, states
+
+CHUNK = 64
+BLOCK = 1024
+"""Numbers of a state that one program carries from chunk to chunk."""
+
+
+def scan(
+    v_BLHP: Tensor,
+    c_BLDGN: Tensor,
+    b_BLDGN: Tensor,
+    dt_BLDH: Tensor,
+    rate_BLDH: Tensor,
+    delta_BLH: Tensor,
+    segments_BL: Tensor,
+    packed: bool,
+) -> Tensor:
+    """M v, BLHP in the dtype of v, which is zero on padding; directions: as many as `rate` (log A, negative) has.
+
+    With one direction M is the strict lower triangle and the diagonal.
+    """
+    batch = len(v_BLHP)
+    rate_BKTDH = _cut(rate_BLDH.expand(batch, -1, -1, -1))
+    sum_BKTDH = rate_BKTDH.cumsum(2)
+    total_BK1DH = sum_BKTDH[:, :, -1:]
+    forward_BKTH = sum_BKTDH[..., 0, :]
+    dt_BKTDH = _cut(dt_BLDH.expand(batch, -1, -1, -1))
+    sums, reads = [forward_BKTH], [forward_BKTH]
+    writes = [total_BK1DH[..., 0, :] - forward_BKTH]
+    if rate_BLDH.shape[2] == 2:
+        backward_BKTH = (sum_BKTDH - rate_BKTDH)[..., 1, :]
+        sums.append(backward_BKTH)
+        reads.append(total_BK1DH[..., 1, :] - backward_BKTH)
+        writes.append(backward_BKTH)
+    read_BKTDH, write_BKTDH = torch.stack(reads, 3).exp(), torch.stack(writes, 3).exp() * dt_BKTDH
+    decay_BKDH = total_BK1DH[:, :, 0].exp()
+    if packed:
+        enters_BKTD, leaves_BKTD, through_BKD = _borders(_cut(segments_BL), rate_BLDH.shape[2])
+        read_BKTDH, write_BKTDH = read_BKTDH * enters_BKTD[..., None], write_BKTDH * leaves_BKTD[..., None]
+        decay_BKDH = decay_BKDH * through_BKD[..., None]
+    c_BLDGN, b_BLDGN = (x.expand(batch, *x.shape[1:]) for x in (c_BLDGN, b_BLDGN))
+    delta_BLH = delta_BLH.expand(batch, -1, -1)
+    flat = (x.flatten(1, 2) for x in (dt_BKTDH, torch.stack(sums, 3), write_BKTDH, read_BKTDH))
+    return chunk_products(v_BLHP, c_BLDGN, b_BLDGN, *flat, delta_BLH, decay_BKDH, segments_BL, packed)[0]
+
+
+def _cut(x_BL: Tensor) -> Tensor:
+    """BL... into chunks BKT..., the last filled up with zeros."""
+    return F.pad(x_BL, (0, 0) * (x_BL.ndim - 2) + (0, -x_BL.shape[1] % CHUNK)).unflatten(1, (-1, CHUNK))
+
+
+def _borders(segments_BKT: Tensor, directions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether a token reads what enters its chunk, whether it writes what the next chunk reads, whether a state goes on
+    through the chunk to the next one: BKTD, BKTD, BKD. What enters a chunk is of its first token's document."""
+    first_BK1, last_BK1 = segments_BKT[..., :1], segments_BKT[..., -1:]
+    next_BK1 = F.pad(first_BK1[:, 1:], (0, 0, 0, 1), value=-1)
+    before_BK1 = F.pad(last_BK1[:, :-1], (0, 0, 1, 0), value=-1)
+    first_BKT, final_BKT = segments_BKT == first_BK1, segments_BKT == last_BK1
+    onward_BK1, back_BK1 = last_BK1 == next_BK1, first_BK1 == before_BK1
+    whole_BK1 = first_BK1 == last_BK1
+    enters, leaves = [first_BKT, final_BKT], [final_BKT & onward_BK1, first_BKT & back_BK1]
+    through = [(whole_BK1 & onward_BK1)[..., 0], (whole_BK1 & back_BK1)[..., 0]]
+    return tuple(torch.stack(x[:directions], -1) for x in (enters, leaves, through))
+
+
+def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> dict:
+    """What all kernels take of shapes and precision."""
+    _, length, heads, width = v_BLHP.shape
+    state, groups = c_BLDGN.shape[-1], c_BLDGN.shape[-2]
+    return {
+        "ints": (length, heads, heads // groups, state, width, decay_BKDH.shape[1]),
+        "SHARED": c_BLDGN.shape[2] == 1,
+        "T": CHUNK,
+        "N": max(16, triton.next_power_of_2(state)),
+        "P": max(16, triton.next_power_of_2(width)),
+        "PRECISION": "ieee" if v_BLHP.dtype == torch.float32 else "tf32",
+    }
+
+
+def _states_of(x_BLDGN: Tensor, weight_BLDH: Tensor, v_BLHP: Tensor, decay_BKDH: Tensor) -> Tensor:
+    sizes = _sizes(v_BLHP, x_BLDGN, decay_BKDH)
+    batch, chunks, directions, heads = decay_BKDH.shape
+    s_BKDHNP = v_BLHP.new_empty(*decay_BKDH.shape, x_BLDGN.shape[-1], v_BLHP.shape[-1])
+    ints = sizes.pop("ints")
+    states[chunks, batch * heads, directions](
+        x_BLDGN, weight_BLDH, v_BLHP, s_BKDHNP, *ints, *x_BLDGN.stride()[:4], **sizes
+    )
+    return s_BKDHNP
+
+
+def _blocks(s_BKDHNP: Tensor) -> tuple[int, int]:
+    """Numbers of a state, and programs that share them."""
+    size = s_BKDHNP.shape[-2] * s_BKDHNP.shape[-1]
+    return size, triton.cdiv(size, BLOCK)
+
+
+@torch.library.custom_op("mixerbench::chunk_products", mutates_args=())
+def chunk_products(
+    v_BLHP: Tensor,
+    c_BLDGN: Tensor,
+    b_BLDGN: Tensor,
+    dt_BLDH: Tensor,
+    sum_BLDH: Tensor,
+    write_BLDH: Tensor,
+    read_BLDH: Tensor,
+    delta_BLH: Tensor,
+    decay_BKDH: Tensor,
+    segments_BL: Tensor,
+    packed: bool,
+) -> tuple[Tensor, Tensor]:
+    """y_BLHP, and the states that enter the chunks, BKDHNP. dt, sum, write and read are of whole chunks, fp32."""
+    v_BLHP, delta_BLH, decay_BKDH, segments_BL, *small = _contiguous(
+        v_BLHP, delta_BLH, decay_BKDH, segments_BL, dt_BLDH, sum_BLDH, write_BLDH, read_BLDH
+    )
+    c_BLDGN, b_BLDGN = _last(c_BLDGN), _last(b_BLDGN)
+    dt_BLDH, sum_BLDH, write_BLDH, read_BLDH = small
+    batch, chunks, directions, heads = decay_BKDH.shape
+    s_BKDHNP = _states_of(b_BLDGN, write_BLDH, v_BLHP, decay_BKDH)
+    h_BKDHNP, (size, blocks) = torch.empty_like(s_BKDHNP), _blocks(s_BKDHNP)
+    carry[batch * heads, directions, blocks](s_BKDHNP, decay_BKDH, h_BKDHNP, heads, size, K=chunks, BLOCK=BLOCK)
+    y_BLHP, sizes = torch.empty_like(v_BLHP), _sizes(v_BLHP, c_BLDGN, decay_BKDH)
+    ints = sizes.pop("ints")
+    products[chunks, batch * heads](
+        v_BLHP, c_BLDGN, b_BLDGN, dt_BLDH, sum_BLDH, read_BLDH, delta_BLH, h_BKDHNP, segments_BL, y_BLHP,
+        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4], BOTH=directions == 2, PACKED=packed, **sizes,
+    )  # fmt: skip
+    return y_BLHP, h_BKDHNP
+
+
+@torch.library.custom_op("mixerbench::chunk_products_backward", mutates_args=())
+def chunk_products_backward(
+    gy_BLHP: Tensor,
+    v_BLHP: Tensor,
+    c_BLDGN: Tensor,
+    b_BLDGN: Tensor,
+    dt_BLDH: Tensor,
+    sum_BLDH: Tensor,
+    write_BLDH: Tensor,
+    read_BLDH: Tensor,
+    delta_BLH: Tensor,
+    decay_BKDH: Tensor,
+    segments_BL: Tensor,
+    h_BKDHNP: Tensor,
+    packed: bool,
+) -> list[Tensor]:
+    """Gradients of v, c, b, dt, sum, write, read, delta and decay."""
+    gy_BLHP, v_BLHP, delta_BLH, decay_BKDH, segments_BL, *small = _contiguous(
+        gy_BLHP, v_BLHP, delta_BLH, decay_BKDH, segments_BL, dt_BLDH, sum_BLDH, write_BLDH, read_BLDH
+    )
+    c_BLDGN, b_BLDGN = _last(c_BLDGN), _last(b_BLDGN)
+    dt_BLDH, sum_BLDH, write_BLDH, read_BLDH = small
+    batch, chunks, directions, heads = decay_BKDH.shape
+    r_BKDHNP = _states_of(c_BLDGN, read_BLDH, gy_BLHP, decay_BKDH)
+    gs_BKDHNP, (size, blocks) = torch.empty_like(r_BKDHNP), _blocks(r_BKDHNP)
+    part_BKDHI = decay_BKDH.new_empty(*decay_BKDH.shape, blocks)
+    carry_back[batch * heads, directions, blocks](
+        r_BKDHNP, h_BKDHNP, decay_BKDH, gs_BKDHNP, part_BKDHI, heads, size, K=chunks, BLOCK=BLOCK
+    )
+    gv_BLHP, gdelta_BLH = torch.empty_like(v_BLHP), torch.empty_like(delta_BLH)
+    gsmall = [torch.empty_like(x) for x in small]
+    shape = (*v_BLHP.shape[:2], directions, heads, c_BLDGN.shape[-1])
+    gc_BLDHN, gb_BLDHN = v_BLHP.new_empty(shape), v_BLHP.new_empty(shape)
+    sizes = _sizes(v_BLHP, c_BLDGN, decay_BKDH)
+    ints = sizes.pop("ints")
+    gdt_BLDH, gsum_BLDH, gwrite_BLDH, gread_BLDH = gsmall
+    products_back[chunks, batch * heads](
+        gy_BLHP, v_BLHP, c_BLDGN, b_BLDGN, *small, delta_BLH, h_BKDHNP, gs_BKDHNP, segments_BL,
+        gv_BLHP, gc_BLDHN, gb_BLDHN, gdt_BLDH, gsum_BLDH, gwrite_BLDH, gread_BLDH, gdelta_BLH,
+        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4], BOTH=directions == 2, PACKED=packed, **sizes,
+    )  # fmt: skip
+    grouped = (_grouped(x, c_BLDGN) for x in (gc_BLDHN, gb_BLDHN))
+    return [gv_BLHP, *grouped, *gsmall, gdelta_BLH, part_BKDHI.sum(-1)]
+
+
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [x.contiguous() for x in tensors]
+
+
+def _last(x_BLDGN: Tensor) -> Tensor:
+    return x_BLDGN if x_BLDGN.stride(-1) == 1 else x_BLDGN.contiguous()
+
+
+def _grouped(g_BLDHN: Tensor, like_BLDGN: Tensor) -> Tensor:
+    """Gradients of each head and direction summed over those that share a c or b."""
+    g_BLDGN = g_BLDHN.float().unflatten(3, (like_BLDGN.shape[3], -1)).sum(4)
+    return g_BLDGN if like_BLDGN.shape[2] > 1 or g_BLDGN.shape[2] == 1 else g_BLDGN.sum(2, keepdim=True)
+
+
+@chunk_products.register_fake
+def _(v, c, b, dt, sum_, write, read, delta, decay, segments, packed):
+    return v.new_empty(v.shape), v.new_empty(*decay.shape, c.shape[-1], v.shape[-1])
+
+
+@chunk_products_backward.register_fake
+def _(gy, v, c, b, dt, sum_, write, read, delta, decay, segments, h, packed):
+    small = [x.new_empty(x.shape) for x in (dt, sum_, write, read, delta, decay)]
+    both = [v.new_empty(x.shape, dtype=torch.float32) for x in (c, b)]
+    return [v.new_empty(v.shape), *both, *small]
+
+
+def _keep(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:10], output[1])
+    ctx.packed = inputs[10]
+
+
+def _gradients(ctx, gy_BLHP, gh_BKDHNP):
+    """The states are no result of their own: they have no gradient."""
+    saved = ctx.saved_tensors
+    found = chunk_products_backward(gy_BLHP, *saved, ctx.packed)
+    return *(g.to(x.dtype) for g, x in zip(found, saved, strict=False)), None, None
+
+
+chunk_products.register_autograd(_gradients, setup_context=_keep)

@@ -1,0 +1,185 @@
+"""The programs of scan.py: what one of them does with one chunk (or state) of one head.
+
+Axes: B batch, L length, H heads, P head width, N state, G groups, D direction (0 forward, 1 backward; of c and b 1 if
+both share), K chunks, T places of a chunk (S where read and written places meet).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _matrix(ptr, row_T, known_T, col_N, size):
+    """Rows of contiguous numbers, zero beyond what is known."""
+    return tl.load(ptr + row_T[:, None] + col_N[None, :], mask=known_T[:, None] & (col_N < size)[None, :], other=0.0)
+
+
+@triton.jit
+def states(
+    x_ptr, weight_ptr, v_ptr, s_ptr, length, heads, each, state, width, chunks, x_b, x_l, x_d, x_g,
+    SHARED: tl.constexpr, T: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """s = sum over a chunk of weight_t x_t v_t^T, for one head and direction."""
+    k, row, d = tl.program_id(0), tl.program_id(1) // heads, tl.program_id(2)
+    h, directions = tl.program_id(1) % heads, tl.num_programs(2)
+    t_T = k * T + tl.arange(0, T)
+    n_N, p_P = tl.arange(0, N), tl.arange(0, P)
+    known_T = t_T < length
+    x_d = 0 if SHARED else d * x_d
+    x_TN = _matrix(x_ptr + row.to(tl.int64) * x_b + x_d + h // each * x_g, t_T * x_l, known_T, n_N, state)
+    at = (row.to(tl.int64) * chunks * T + t_T) * directions * heads + d * heads + h
+    x_TN = x_TN.to(tl.float32) * tl.load(weight_ptr + at)[:, None]
+    v_TP = _matrix(v_ptr, ((row.to(tl.int64) * length + t_T) * heads + h) * width, known_T, p_P, width)
+    s_NP = tl.dot(tl.trans(x_TN).to(v_TP.dtype), v_TP, input_precision=PRECISION)
+    s_at = (((row.to(tl.int64) * chunks + k) * directions + d) * heads + h) * state * width
+    kept_NP = (n_N < state)[:, None] & (p_P < width)[None, :]
+    tl.store(s_ptr + s_at + n_N[:, None] * width + p_P[None, :], s_NP, mask=kept_NP)
+
+
+@triton.jit
+def carry(s_ptr, decay_ptr, h_ptr, heads, size, K: tl.constexpr, BLOCK: tl.constexpr):
+    """What enters each chunk, h_k = decay_{k-1} h_{k-1} + s_{k-1}; for direction 1 from the other end."""
+    row, h, d, directions = tl.program_id(0) // heads, tl.program_id(0) % heads, tl.program_id(1), tl.num_programs(1)
+    i_I = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    state_I = tl.zeros((BLOCK,), tl.float32)
+    for step in range(K):
+        k = step + d * (K - 1 - 2 * step)
+        at = ((row.to(tl.int64) * K + k) * directions + d) * heads + h
+        tl.store(h_ptr + at * size + i_I, state_I, mask=i_I < size)
+        state_I = state_I * tl.load(decay_ptr + at) + tl.load(s_ptr + at * size + i_I, mask=i_I < size, other=0.0)
+
+
+@triton.jit
+def carry_back(
+    r_ptr, h_ptr, decay_ptr, gs_ptr, part_ptr, heads, size, K: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The adjoint of `carry`: from r, what each chunk says of h, the gradients of s and (a part of) decay."""
+    row, h, d, directions = tl.program_id(0) // heads, tl.program_id(0) % heads, tl.program_id(1), tl.num_programs(1)
+    i_I = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    g_I = tl.zeros((BLOCK,), tl.float32)
+    for step in range(K):
+        k = K - 1 - step + d * (2 * step - K + 1)
+        at = ((row.to(tl.int64) * K + k) * directions + d) * heads + h
+        tl.store(gs_ptr + at * size + i_I, g_I, mask=i_I < size)
+        h_I = tl.load(h_ptr + at * size + i_I, mask=i_I < size, other=0.0).to(tl.float32)
+        tl.store(part_ptr + at * tl.num_programs(2) + tl.program_id(2), tl.sum(h_I * g_I, axis=0))
+        g_I = g_I * tl.load(decay_ptr + at) + tl.load(r_ptr + at * size + i_I, mask=i_I < size, other=0.0)
+
+
+@triton.jit
+def _of_direction(
+    d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, h, t_T, known_T, n_N, heads, each, state, length, chunks,
+    c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g, DIRECTIONS: tl.constexpr, SHARED: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    c_d, b_d = (0, 0) if SHARED else (d * c_d, d * b_d)
+    c_TN = _matrix(c_ptr + row.to(tl.int64) * c_b + c_d + h // each * c_g, t_T * c_l, known_T, n_N, state)
+    b_TN = _matrix(b_ptr + row.to(tl.int64) * b_b + b_d + h // each * b_g, t_T * b_l, known_T, n_N, state)
+    at_T = ((row.to(tl.int64) * chunks * T + t_T) * DIRECTIONS + d) * heads + h
+    return c_TN, b_TN, tl.load(dt_ptr + at_T), tl.load(sum_ptr + at_T), tl.load(read_ptr + at_T), at_T
+
+
+@triton.jit
+def _state(ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS: tl.constexpr):
+    at = (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * state * width
+    return _matrix(ptr + at, n_N * width, n_N < state, p_P, width)
+
+
+@triton.jit
+def products(
+    v_ptr, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, delta_ptr, h_ptr, segments_ptr, y_ptr,
+    length, heads, each, state, width, chunks, c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g,
+    BOTH: tl.constexpr, SHARED: tl.constexpr, PACKED: tl.constexpr,
+    T: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y of one chunk and head."""
+    k, row, h = tl.program_id(0), tl.program_id(1) // heads, tl.program_id(1) % heads
+    t_T = k * T + tl.arange(0, T)
+    n_N, p_P, known_T = tl.arange(0, N), tl.arange(0, P), t_T < length
+    DIRECTIONS: tl.constexpr = 2 if BOTH else 1
+    s_T = tl.arange(0, T)
+    below_ST, above_ST = s_T[:, None] > s_T[None, :], s_T[:, None] < s_T[None, :]
+    v_at_T = ((row.to(tl.int64) * length + t_T) * heads + h) * width
+    v_TP = _matrix(v_ptr, v_at_T, known_T, p_P, width)
+    delta_T = tl.load(delta_ptr + (row.to(tl.int64) * length + t_T) * heads + h, mask=known_T, other=0.0)
+    y_TP = v_TP.to(tl.float32) * delta_T[:, None]
+    m_ST = tl.zeros((T, T), tl.float32)
+    for d in tl.static_range(DIRECTIONS):
+        c_TN, b_TN, dt_T, sum_T, read_T, _ = _of_direction(
+            d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, h, t_T, known_T, n_N, heads, each, state, length, chunks,
+            c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g, DIRECTIONS, SHARED, T,
+        )  # fmt: skip
+        kept_ST = above_ST if d else below_ST
+        log_ST = (sum_T[None, :] - sum_T[:, None]) if d else (sum_T[:, None] - sum_T[None, :])
+        decay_ST = tl.exp(tl.where(kept_ST, log_ST, 0.0)) * dt_T[None, :]
+        cb_ST = tl.dot(c_TN, tl.trans(b_TN), input_precision=PRECISION)
+        m_ST += tl.where(kept_ST, cb_ST * decay_ST, 0.0)
+        h_NP = _state(h_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        y_TP += tl.dot((c_TN * read_T[:, None]).to(v_TP.dtype), h_NP, input_precision=PRECISION)
+    if PACKED:
+        own_T = tl.load(segments_ptr + row * length + t_T, mask=known_T, other=0)
+        m_ST = tl.where(own_T[:, None] == own_T[None, :], m_ST, 0.0)
+    y_TP += tl.dot(m_ST.to(v_TP.dtype), v_TP, input_precision=PRECISION)
+    tl.store(y_ptr + v_at_T[:, None] + p_P[None, :], y_TP, mask=known_T[:, None] & (p_P < width)[None, :])
+
+
+@triton.jit
+def products_back(
+    gy_ptr, v_ptr, c_ptr, b_ptr, dt_ptr, sum_ptr, write_ptr, read_ptr, delta_ptr, h_ptr, gs_ptr, segments_ptr,
+    gv_ptr, gc_ptr, gb_ptr, gdt_ptr, gsum_ptr, gwrite_ptr, gread_ptr, gdelta_ptr,
+    length, heads, each, state, width, chunks, c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g,
+    BOTH: tl.constexpr, SHARED: tl.constexpr, PACKED: tl.constexpr,
+    T: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All gradients of one chunk and head; those of c and b are per head and direction, summed by the caller."""
+    k, row, h = tl.program_id(0), tl.program_id(1) // heads, tl.program_id(1) % heads
+    t_T = k * T + tl.arange(0, T)
+    n_N, p_P, known_T = tl.arange(0, N), tl.arange(0, P), t_T < length
+    DIRECTIONS: tl.constexpr = 2 if BOTH else 1
+    s_T = tl.arange(0, T)
+    below_ST, above_ST = s_T[:, None] > s_T[None, :], s_T[:, None] < s_T[None, :]
+    v_at_T = ((row.to(tl.int64) * length + t_T) * heads + h) * width
+    v_TP = _matrix(v_ptr, v_at_T, known_T, p_P, width)
+    gy_TP = _matrix(gy_ptr, v_at_T, known_T, p_P, width)
+    delta_at_T = (row.to(tl.int64) * length + t_T) * heads + h
+    delta_T = tl.load(delta_ptr + delta_at_T, mask=known_T, other=0.0)
+    gv_TP = gy_TP.to(tl.float32) * delta_T[:, None]
+    tl.store(gdelta_ptr + delta_at_T, tl.sum(gy_TP.to(tl.float32) * v_TP.to(tl.float32), axis=1), mask=known_T)
+    gm_ST = tl.dot(gy_TP, tl.trans(v_TP), input_precision=PRECISION)
+    if PACKED:
+        own_T = tl.load(segments_ptr + row * length + t_T, mask=known_T, other=0)
+        gm_ST = tl.where(own_T[:, None] == own_T[None, :], gm_ST, 0.0)
+    m_ST = tl.zeros((T, T), tl.float32)
+    for d in tl.static_range(DIRECTIONS):
+        c_TN, b_TN, dt_T, sum_T, read_T, at_T = _of_direction(
+            d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, h, t_T, known_T, n_N, heads, each, state, length, chunks,
+            c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g, DIRECTIONS, SHARED, T,
+        )  # fmt: skip
+        write_T = tl.load(write_ptr + at_T)
+        kept_ST = above_ST if d else below_ST
+        log_ST = (sum_T[None, :] - sum_T[:, None]) if d else (sum_T[:, None] - sum_T[None, :])
+        decay_ST = tl.where(kept_ST, tl.exp(tl.where(kept_ST, log_ST, 0.0)), 0.0)
+        cb_ST = tl.dot(c_TN, tl.trans(b_TN), input_precision=PRECISION)
+        m_ST += cb_ST * decay_ST * dt_T[None, :]
+        gdt_T = tl.sum(gm_ST * decay_ST * cb_ST, axis=0)
+        row_T = tl.sum(gm_ST * decay_ST * cb_ST * dt_T[None, :], axis=1)
+        tl.store(gdt_ptr + at_T, gdt_T)
+        tl.store(gsum_ptr + at_T, (gdt_T * dt_T - row_T) if d else (row_T - gdt_T * dt_T))
+        gcb_ST = gm_ST * decay_ST * dt_T[None, :]
+        h_NP = _state(h_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        gs_NP = _state(gs_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        seen_TN = tl.dot(gy_TP, tl.trans(h_NP), input_precision=PRECISION)
+        said_TN = tl.dot(v_TP, tl.trans(gs_NP), input_precision=PRECISION)
+        tl.store(gread_ptr + at_T, tl.sum(seen_TN * c_TN, axis=1))
+        tl.store(gwrite_ptr + at_T, tl.sum(said_TN * b_TN, axis=1))
+        gc_TN = tl.dot(gcb_ST.to(c_TN.dtype), b_TN, input_precision=PRECISION) + seen_TN * read_T[:, None]
+        gb_TN = tl.dot(tl.trans(gcb_ST).to(c_TN.dtype), c_TN, input_precision=PRECISION) + said_TN * write_T[:, None]
+        own_at_T = (((row.to(tl.int64) * length + t_T) * DIRECTIONS + d) * heads + h) * state
+        own_TN = known_T[:, None] & (n_N < state)[None, :]
+        tl.store(gc_ptr + own_at_T[:, None] + n_N[None, :], gc_TN, mask=own_TN)
+        tl.store(gb_ptr + own_at_T[:, None] + n_N[None, :], gb_TN, mask=own_TN)
+        gv_TP += tl.dot((b_TN * write_T[:, None]).to(v_TP.dtype), gs_NP, input_precision=PRECISION)
+    if PACKED:
+        own_T = tl.load(segments_ptr + row * length + t_T, mask=known_T, other=0)
+        m_ST = tl.where(own_T[:, None] == own_T[None, :], m_ST, 0.0)
+    gv_TP += tl.dot(tl.trans(m_ST).to(v_TP.dtype), gy_TP, input_precision=PRECISION)
+    tl.store(gv_ptr + v_at_T[:, None] + p_P[None, :], gv_TP, mask=known_T[:, None] & (p_P < width)[None, :])
