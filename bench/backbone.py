@@ -7,6 +7,7 @@ Axes: B batch, L length, D width, T output positions, C outputs, F values of a p
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -19,7 +20,7 @@ from bench.config import Shell as ShellSettings
 from bench.directions import directed
 from bench.mixers.base import Mixer
 from bench.seeds import Streams
-from bench.shell import Taps, owned_by_mixer
+from bench.shell import Shell, Taps, owned_by_mixer
 from bench.tasks.base import Batch, Spec
 
 
@@ -167,6 +168,27 @@ def make(spec: Spec, protocol: Protocol, make_mixer: Callable[[], Mixer], order:
     `order`: None, or what fixes the other token of its document from which each token gets its features (`misalign`).
     """
     return Backbone(spec, protocol.backbone, protocol.shell, make_mixer, order)
+
+
+def fuse(model: Backbone) -> None:
+    """Let every shell compute with its fused operators; the mixers' backends are their own matter."""
+    for part in model.modules():
+        if isinstance(part, Shell):
+            part.fuse()
+
+
+@contextmanager
+def plain(model: Backbone) -> Iterator[None]:
+    """Shells and mixers on their plain backends inside, as on any machine."""
+    parts = [part for part in model.modules() if isinstance(part, Mixer | Shell)]
+    backends = [part.backend for part in parts]
+    for part in parts:
+        part.backend = part.backends[0] if isinstance(part, Mixer) else "torch"
+    try:
+        yield
+    finally:
+        for part, backend in zip(parts, backends, strict=True):
+            part.backend = backend
 
 
 def shared(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

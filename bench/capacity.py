@@ -11,10 +11,14 @@ from bench.tasks.base import Task
 
 
 def model_of(run: Run, task: Task, backend: str) -> backbone.Backbone:
-    """A run's model without values; its mixers compute with `backend`."""
+    """A run's model without values; its mixers compute with `backend` if they have it, with 'triton' its shells too."""
     args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
     granted = registry.grant(run, task, args)
-    return backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, backend), registry.order(run))
+    own = backend if backend in cls.backends else cls.backends[0]
+    model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, own), registry.order(run))
+    if backend == "triton":
+        backbone.fuse(model)
+    return model
 
 
 def capacity_of(model: backbone.Backbone) -> Capacity:

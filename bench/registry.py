@@ -139,14 +139,15 @@ def grant(run: Run, task: Task, args) -> Grant:
 
 
 def backend(cls: type[Mixer], asked: str, device: str) -> str:
-    """The backend that a mixer runs on: its plain one for 'auto'; one that it does not have is its plain one too,
-    since a sweep sets one backend for all arms; one that the device cannot run is refused."""
-    known = ("auto", "torch", "mamba_ssm")
+    """The backend that a run computes with: the mixer's plain one for 'auto' and for one that it does not have, since a
+    sweep sets one backend for all arms. Every arm has 'triton', if only in its shell. What the device cannot run is
+    refused."""
+    known = ("auto", "torch", "triton", "mamba_ssm")
     if asked not in known:
         raise Refusal(f"where.backend must be one of {', '.join(known)}, got {asked!r}")
-    if asked == "mamba_ssm" and device != "cuda":
-        raise Refusal(f"where.backend=mamba_ssm needs a CUDA device; on {device} use: torch")
-    return asked if asked in cls.backends else cls.backends[0]
+    if asked in ("triton", "mamba_ssm") and device != "cuda":
+        raise Refusal(f"where.backend={asked} needs a CUDA device; on {device} use: torch")
+    return asked if asked in (*cls.backends, "triton") else cls.backends[0]
 
 
 def check(run: Run) -> str:

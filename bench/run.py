@@ -154,12 +154,8 @@ def calibrated(built: Built, run: Run) -> list[tuple[float, float]]:
     group = built.task.spec().group
     size = min(run.protocol.budget.batch, max(group, CALIBRATION_EXAMPLES // group * group))
     batch = built.task.batch(built.streams, 0, run.protocol.budget.batch, slice(0, size))
-    mixers = [mixer for mixer, _ in built.model.parts()]
-    for mixer in mixers:
-        mixer.backend = mixer.backends[0]
-    gains = backbone.calibrate(built.model, batch, run.protocol.shell.gain)
-    for mixer in mixers:
-        mixer.backend = built.backend
+    with backbone.plain(built.model):
+        gains = backbone.calibrate(built.model, batch, run.protocol.shell.gain)
     if not np.isfinite(gains).all():
         raise train.Diverged("the mixers' gain at initialisation is not finite")
     return gains

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench.config import Shell as Settings
 from bench.config import inner_width
+from bench.kernels import require_triton
 from bench.mixers.base import Features, Mixer, misalign
 
 OWNED = ("mixer", "in_features", "conv_features", "in_exact", "conv_exact")
@@ -72,6 +73,7 @@ class Shell(nn.Module):
     """One mixer layer without its residual: BLD -> BLD. Rows of padding hold nothing that a real token can see.
 
     What `make_mixer` makes is a mixer, or (directions.py) as many as `outputs` says, which lay theirs side by side.
+    Fused (`fuse`), it makes one operator of the convolution and its activation, one of scale, skip, norm and gate.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Shell(nn.Module):
         outputs: int,
     ):
         super().__init__()
-        self.settings, self.order, self.outputs = settings, order, outputs
+        self.settings, self.order, self.outputs, self.backend = settings, order, outputs, "torch"
         self.mixer = make_mixer()
         self.packed = self.mixer.grant.packed
         inner, wants = inner_width(width, settings.expand), self.mixer.wants
@@ -103,6 +105,13 @@ class Shell(nn.Module):
         scale = torch.ones(()) if outputs == 1 else torch.ones(outputs * self.mixer.grant.heads, 1)
         self.register_buffer("scale", scale)  # calibrated once at build, kept in checkpoints
 
+    def fuse(self) -> None:
+        """Compute with the fused operators from now on: no parameter changes."""
+        require_triton()
+        from bench.kernels import conv, gated_norm  # noqa: F401 they register themselves as torch.ops.mixerbench
+
+        self.backend = "triton"
+
     def parts(self) -> list[tuple[Mixer, Tensor]]:
         """Each mixer inside, in the order of their calls, and its part of `scale`."""
         if self.outputs == 1:
@@ -114,13 +123,19 @@ class Shell(nn.Module):
         grant, wants = self.mixer.grant, self.wants
         real_BL1 = (segments_BL > 0).to(x_BLD.dtype)[..., None]
         z_BLC, v_BLC = self.in_zv(x_BLD).chunk(2, dim=-1)
-        v_BLC = v_BLC * real_BL1
         conv_BLK, raw_BLK = v_BLC[..., :0], v_BLC[..., :0]
         if wants.conv + wants.raw:
-            conv_BLK, raw_BLK = (self.in_features(x_BLD) * real_BL1).split((wants.conv, wants.raw), dim=-1)
-        if self.conv_v is not None:
-            v_BLC, conv_BLK = self.convolve(v_BLC, conv_BLK, segments_BL)
-        v_BLHP = F.silu(v_BLC).unflatten(-1, (grant.heads, grant.head_width))
+            conv_BLK, raw_BLK = self.in_features(x_BLD).split((wants.conv, wants.raw), dim=-1)
+            raw_BLK = raw_BLK * real_BL1
+        if self.backend == "triton" and self.conv_v is not None:
+            v_BLC = self.fused(v_BLC, segments_BL, self.conv_v, True)
+            conv_BLK = self.fused(conv_BLK, segments_BL, self.conv_features, False) if wants.conv else v_BLC[..., :0]
+        else:
+            v_BLC, conv_BLK = v_BLC * real_BL1, conv_BLK * real_BL1
+            if self.conv_v is not None:
+                v_BLC, conv_BLK = self.convolve(v_BLC, conv_BLK, segments_BL)
+            v_BLC = F.silu(v_BLC)
+        v_BLHP = v_BLC.unflatten(-1, (grant.heads, grant.head_width))
         exact_BLK = self.exact(x_BLD, segments_BL) if wants.exact else v_BLC[..., :0]
         features = Features(conv_BLK, raw_BLK, exact_BLK)
         return z_BLC, v_BLHP, features if self.order is None else misalign(features, segments_BL, self.order)
@@ -145,9 +160,22 @@ class Shell(nn.Module):
         both = short_conv(both, segments_BL, weight, bias, self.settings.conv_causal, self.packed)
         return both.split((v_BLC.shape[-1], self.wants.conv), dim=-1)
 
+    def fused(self, x_BLC: Tensor, segments_BL: Tensor, taps: Taps, silu: bool) -> Tensor:
+        """`short_conv` of channels that may be anything on padding, then SiLU if asked for, as one operator."""
+        width = taps.weight_CW.shape[1]
+        left = width - 1 if self.settings.conv_causal else width // 2
+        packed, weights = self.packed, (taps.weight_CW, taps.bias_C)
+        return torch.ops.mixerbench.short_conv(x_BLC, segments_BL, *weights, left, packed, silu)
+
     def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
         z_BLC, v_BLHP, features = self.mixer_inputs(x_BLD, segments_BL)
-        y_BLHP = self.mixer(v_BLHP, features, segments_BL) * self.scale
+        y_BLHP = self.mixer(v_BLHP, features, segments_BL)
+        if self.backend == "triton" and self.outputs == 1:
+            sides = (y_BLHP.flatten(-2), v_BLHP.flatten(-2), z_BLC, self.scale)
+            return self.out(
+                torch.ops.mixerbench.gated_norm(*sides, self.norm.weight, self.settings.norm_eps, self.settings.skip)
+            )
+        y_BLHP = y_BLHP * self.scale
         if self.outputs > 1:
             v_BLHP, z_BLC = v_BLHP.repeat(1, 1, self.outputs, 1), z_BLC.repeat(1, 1, self.outputs)
         if self.settings.skip:

@@ -339,7 +339,7 @@ def test_json_has_the_rows_of_the_table(call):
         (["identity", "head=2"], "unknown key 'mixer.head'; allowed: sam, heads"),
         (["all", "heads=2"], "check all takes no keys of a mixer, got: heads"),
         (["identity", "where.threads=2"], "check does not take where.threads; allowed: where.device, where.backend"),
-        (["identity", "where.backend=cublas"], "where.backend must be one of auto, torch, mamba_ssm"),
+        (["identity", "where.backend=cublas"], "where.backend must be one of auto, torch, triton, mamba_ssm"),
         (["identity", "where.backend=mamba_ssm"], "where.backend=mamba_ssm needs a CUDA device; on cpu use: torch"),
         (["bench.nowhere:Mixer"], "cannot import 'bench.nowhere'"),
         ([":"], "'' is no name of a module; wanted: package.module:Class"),

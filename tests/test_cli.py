@@ -73,7 +73,7 @@ BAD = {
     "no SAM form": ([*QUICK[:2], "mixer=dense", "mixer.sam=true"], ["dense", "sam", "true", "false"]),
     "replica without a parent": ([*QUICK, "replica=1"], ["replica 1", "quick_copying"]),
     "backend on a CPU": ([*QUICK, "where.backend=mamba_ssm"], ["where.backend=mamba_ssm", "cpu", "torch"]),
-    "unknown backend": ([*QUICK, "where.backend=triton"], ["triton", "mamba_ssm"]),
+    "unknown backend": ([*QUICK, "where.backend=cublas"], ["cublas", "triton", "mamba_ssm"]),
     "unknown where": ([*QUICK, "where.gpu=0"], ["gpu", "device"]),
     "interpolation": ([*QUICK, "where.data=${oc.env:HOME}"], ["interpolation", "${oc.env:HOME}"]),
     "no such sweep": (["sweep", "sweeps/nowhere.yaml"], ["sweeps/nowhere.yaml"]),

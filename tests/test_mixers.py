@@ -461,7 +461,7 @@ def test_quasiseparable_starts_with_the_published_step_sizes():
 
 def test_mamba_backend_is_refused_where_it_cannot_run():
     args = {"sam": True, "state": 4, "groups": 1, "separate": True}
-    with pytest.raises(ValueError, match="has no backend 'cuda'; it has: torch, mamba_ssm"):
+    with pytest.raises(ValueError, match="has no backend 'cuda'; it has: torch, triton, mamba_ssm"):
         build("quasiseparable", args, False, backend="cuda")
     mixer, v, features, segments = full("quasiseparable", args)
     mixer.backend = "mamba_ssm"

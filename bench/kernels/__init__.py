@@ -5,15 +5,12 @@ of low rank (low_rank.py), scans (scan.py). They need triton, which the CUDA bui
 run in Triton's interpreter (TRITON_INTERPRET=1), which is how the tests hold them on any machine.
 """
 
-import importlib
 import importlib.util
-import types
 
 from bench import Refusal
 
 
-def load(name: str) -> types.ModuleType:
-    """The module of some kernels, which also registers their operators (`torch.ops.mixerbench`)."""
+def require_triton() -> None:
+    """Refuse now rather than in the first step: call it before importing kernels."""
     if importlib.util.find_spec("triton") is None:
         raise Refusal("backend 'triton' needs the package triton, which is not installed; use: torch")
-    return importlib.import_module(f"bench.kernels.{name}")

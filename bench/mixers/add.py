@@ -17,8 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from bench.kernels import require_triton
 from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
-from bench.mixers.scan import Terms, chunked_scan
+from bench.mixers.scan import Terms, chunked_scan, masked
 from bench.mixers.sets import (
     Sets,
     own_terms,
@@ -53,10 +54,16 @@ class Add(Mixer):
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
     knobs: ClassVar = ("state", "groups")
+    backends: ClassVar = ("torch", "triton")
     forms: ClassVar = ({}, {"diagonal": True}, {"shift": True})  # both: the quasiseparable mixer
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
+        if backend == "triton":
+            require_triton()
+            from bench.kernels.scan import scan
+
+            self.scan = scan
         self.args = args
         self.directions = 2 if args.separate else 1
         # One axis each: the optimiser's rule decays parameters of two or more.
@@ -87,13 +94,16 @@ class Add(Mixer):
         return start(name, self.get_parameter(name).shape, generator)
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
         sets = self.sets(features, v_BLHP.shape[1])
         c_BLDGN, b_BLDGN, dt_BLDH, _ = sets
         delta_BLH = self.free(features, dt_BLDH)
         if not self.args.shift:
             delta_BLH = delta_BLH + own_terms(c_BLDGN, b_BLDGN, dt_BLDH)
-        y_BLHP = chunked_scan(v_BLHP, Terms(*sets, delta_BLH), segments_BL, self.grant.packed)
+        terms = Terms(*sets, delta_BLH)
+        if self.backend == "triton":
+            return self.scan(v_BLHP, *masked(terms, segments_BL), segments_BL, self.grant.packed)
+        v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
+        y_BLHP = chunked_scan(v_BLHP, terms, segments_BL, self.grant.packed)
         return y_BLHP * real(segments_BL, y_BLHP.dtype)
 
     def sets(self, features: Features, length: int) -> Sets:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import Refusal
+from bench.kernels import require_triton
 from bench.mixers.base import (
     Features,
     Grant,
@@ -30,7 +31,7 @@ from bench.mixers.base import (
     same_segment,
     segment_lengths,
 )
-from bench.mixers.scan import Terms, chunk_of, chunked_scan, products
+from bench.mixers.scan import Terms, chunk_of, chunked_scan, masked, products
 
 MAPS = {"silu": F.silu, "elu1": elu_plus_one, "none": lambda x: x}
 DECAYS = ("fixed", "selective")
@@ -69,9 +70,15 @@ class DecayAttention(Mixer):
         for norm in ({}, {"feature_map": "elu1", "normalise": True})
     )
     knobs: ClassVar = ("rank",)
+    backends: ClassVar = ("torch", "triton")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
+        if backend == "triton":
+            require_triton()
+            from bench.kernels.scan import scan
+
+            self.scan = scan
         self.args = args
         # One axis: the optimiser's rule decays parameters of two or more.
         self.bias_H = nn.Parameter(torch.empty(grant.heads))
@@ -89,7 +96,11 @@ class DecayAttention(Mixer):
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         real_BL11 = real(segments_BL, v_BLHP.dtype)
         terms = self.terms(features, segments_BL)
-        y_BLHP = chunked_scan(v_BLHP * real_BL11, terms, segments_BL, self.grant.packed)
+        if self.backend == "triton":
+            terms = masked(terms, segments_BL)
+            y_BLHP = self.scan(v_BLHP, *terms, segments_BL, self.grant.packed)
+        else:
+            y_BLHP = chunked_scan(v_BLHP * real_BL11, terms, segments_BL, self.grant.packed)
         if self.args.normalise:
             # The sum of a row is the scan of ones, in fp32.
             ones_BL11 = real(segments_BL, terms.rate_BLDH.dtype)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import Refusal
+from bench.kernels import require_triton
 from bench.mixers.base import (
     Features,
     Grant,
@@ -56,9 +57,15 @@ class LowRank(Mixer):
     levels: ClassVar = (False, True)
     forms: ClassVar = ({}, {"feature_map": "elu1"}, {"feature_map": "none"}, {"feature_map": "elu1", "normalise": True})
     knobs: ClassVar = ("rank",)
+    backends: ClassVar = ("torch", "triton")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
+        if backend == "triton":
+            require_triton()
+            from bench.kernels.low_rank import low_rank_product
+
+            self.product = low_rank_product
         self.args = args
         if not args.sam:
             self.q_LHR = nn.Parameter(torch.empty(grant.length, grant.heads, args.rank))
@@ -82,6 +89,9 @@ class LowRank(Mixer):
         else:
             q_BLHR = q_BLHR * self.scale(segments_BL, q_BLHR.dtype)[:, :, None, None]
         dtype = v_BLHP.dtype
+        if self.backend == "triton":
+            q_BLHR, k_BLHR = ((x * real_BL11).to(dtype).expand(len(v_BLHP), -1, -1, -1) for x in (q_BLHR, k_BLHR))
+            return self.product(q_BLHR, k_BLHR, v_BLHP)[0]
         v_BLHP = v_BLHP * real_BL11.to(dtype)
         state_BHRP = torch.einsum("bjhr,bjhp->bhrp", k_BLHR.to(dtype), v_BLHP)
         y_BLHP = torch.einsum("bihr,bhrp->bihp", q_BLHR.to(dtype), state_BHRP)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from bench import Refusal
+from bench.kernels import require_triton
 from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
-from bench.mixers.scan import CHUNK, Terms, chunked_scan
+from bench.mixers.scan import CHUNK, Terms, chunked_scan, masked
 from bench.mixers.sets import (
     negative,
     own_terms,
@@ -55,12 +56,17 @@ class Quasiseparable(Mixer):
     levels: ClassVar = (False, True)
     forms: ClassVar = ({}, {"separate": False})
     knobs: ClassVar = ("state", "groups")
-    backends: ClassVar = ("torch", "mamba_ssm")
+    backends: ClassVar = ("torch", "triton", "mamba_ssm")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
         if backend == "mamba_ssm":
             mamba_scan()  # refuse now rather than in the first step
+        if backend == "triton":
+            require_triton()
+            from bench.kernels.scan import scan
+
+            self.scan = scan
         self.args = args
         self.directions = 2 if args.separate else 1
         # One axis each: the optimiser's rule decays parameters of two or more.
@@ -84,8 +90,10 @@ class Quasiseparable(Mixer):
         return start(name, self.get_parameter(name).shape, generator)
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
         terms = self.terms(features, v_BLHP.shape[1])
+        if self.backend == "triton":
+            return self.scan(v_BLHP, *masked(terms, segments_BL), segments_BL, self.grant.packed)
+        v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
         if self.backend == "mamba_ssm":
             y_BLHP = kernel_scan(v_BLHP, terms, self.A_H(), segments_BL, self.grant.packed)
         else:

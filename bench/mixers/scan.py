@@ -28,6 +28,13 @@ class Terms(NamedTuple):
     delta_BLH: Tensor
 
 
+def masked(terms: Terms, segments_BL: Tensor) -> Terms:
+    """Terms by which padding neither speaks nor hears: a kernel then needs no mask on v, which is larger."""
+    real_BL111 = (segments_BL > 0).to(terms.c_BLDGN.dtype)[:, :, None, None, None]
+    c_BLDGN, b_BLDGN = terms.c_BLDGN * real_BL111, terms.b_BLDGN * real_BL111
+    return terms._replace(c_BLDGN=c_BLDGN, b_BLDGN=b_BLDGN, delta_BLH=terms.delta_BLH * real_BL111[..., 0, 0])
+
+
 def products(rate_BLH: Tensor) -> Tensor:
     """A_i A_{i-1} .. A_{j+1} at (i, j), i >= j (1 on the diagonal), BHLL, row by row."""
     decay_BHL = rate_BLH.exp().transpose(1, 2)

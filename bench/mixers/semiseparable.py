@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.kernels import require_triton
 from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
-from bench.mixers.scan import causal_scan, products
-from bench.mixers.sets import negative, scan_flops, start, whole_groups, widened
+from bench.mixers.scan import Terms, causal_scan, masked, products
+from bench.mixers.sets import negative, own_terms, scan_flops, start, whole_groups, widened
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,15 @@ class Semiseparable(Mixer):
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
     knobs: ClassVar = ("state", "groups")
+    backends: ClassVar = ("torch", "triton")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
+        if backend == "triton":
+            require_triton()
+            from bench.kernels.scan import scan
+
+            self.scan = scan
         self.args = args
         # One axis each: the optimiser's rule decays parameters of two or more.
         self.A_log_H = nn.Parameter(torch.empty(grant.heads))
@@ -59,8 +66,12 @@ class Semiseparable(Mixer):
         return start(name, self.get_parameter(name).shape, generator)
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        terms = self.terms(features, v_BLHP.shape[1])
+        if self.backend == "triton":
+            one_way = Terms(*(x[:, :, None] for x in terms), own_terms(*(x[:, :, None] for x in terms[:3])))
+            return self.scan(v_BLHP, *masked(one_way, segments_BL), segments_BL, self.grant.packed)
         v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
-        y_BLHP = causal_scan(v_BLHP, *self.terms(features, v_BLHP.shape[1]), segments_BL, self.grant.packed)
+        y_BLHP = causal_scan(v_BLHP, *terms, segments_BL, self.grant.packed)
         return y_BLHP * real(segments_BL, y_BLHP.dtype)
 
     def terms(self, features: Features, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
