@@ -80,7 +80,7 @@ BAD = {
     "no workers": (["sweep", "sweeps/quickstart.yaml", "--workers", "0"], ["--workers", "at least 1"]),
     "run's key for a sweep": (["sweep", "sweeps/quickstart.yaml", "seed=1"], ["'seed'", "where.…"]),
     "report without records": (["report", "sweeps/quickstart.yaml"], ["quickstart", "no records"]),
-    "unknown data set": (["data", "fetch", "imagenet"], ["imagenet", "simplewiki"]),
+    "unknown data set": (["data", "fetch", "imagenets"], ["imagenets", "simplewiki"]),
 }
 
 

@@ -181,10 +181,12 @@ def test_wall_time_counts_what_was_spent_before_a_stop(where):
 def test_code_digests_are_of_the_files_that_make_a_runs_numbers():
     found = one_run.code_digests("recall", "low_rank")
     needed = {"run", "train", "backbone", "shell", "seeds", "registry", "config", "mixers/base", "tasks/base"}
+    needed |= {"kernels", "kernels/conv", "kernels/low_rank"}
     assert needed | {"mixers/low_rank", "tasks/recall", "tasks/generated"} <= set(found)
-    assert not {"mixers/dense", "tasks/glue", "store", "record", "cli"} & set(found)
+    assert not {"mixers/dense", "kernels/scan", "tasks/glue", "store", "record", "cli"} & set(found)
     for name, value in found.items():
-        assert value == hashlib.sha256((ROOT / "bench" / f"{name}.py").read_bytes()).hexdigest()[:16]
+        path = ROOT / "bench" / ("kernels/__init__.py" if name == "kernels" else f"{name}.py")
+        assert value == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def test_the_batches_digest_sees_seed_content_order_and_size(tmp_path):
