@@ -17,6 +17,8 @@ SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "±": r"$\pm$",
     "°": r"$^{\circ}$",
 }
+BREAK = r"\\"  # ends a row
+LETTERS = 165  # of a line that shrinks to a page at three quarters of its size
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?"
 PAGE = r"""\documentclass{article}
 \usepackage[margin=2cm]{geometry}
@@ -49,27 +51,64 @@ def with_costs(table: Table, head: list[str], lines: list[list[str]]) -> tuple[l
 
 
 def tabular(sweep: str, title: str, head: list[str], lines: list[list[str]], left: int, notes: list[str]) -> str:
-    spec = "l" * left + "r" * (len(head) - left)
-    rows = [" & ".join(escaped(h) for h in head), *(" & ".join(cell(c) for c in line) for line in lines)]
+    """One table; a wider one than a page is several, each with the first columns, and the notes under the last."""
     label = re.sub(r"[^a-z0-9]+", "-", f"{sweep} {title}".lower()).strip("-")[:60]
-    body = " \\\\\n".join(rows[1:])
+    parts = parted(head, lines, left)
+    found = []
+    for number, places in enumerate(parts, 1):
+        caption = title if number == 1 else f"{title} (continued)"
+        heads, cells = [head[i] for i in places], [[line[i] for i in places] for line in lines]
+        below = notes if number == len(parts) else []
+        found.append(one_table(caption, label + f"-{number}" * (number > 1), heads, cells, left, below))
+    return "".join(found)
+
+
+def parted(head: list[str], lines: list[list[str]], left: int) -> list[list[int]]:
+    """Columns of each part: the first `left` of them, and others in order as long as they fit."""
+    widths = [max(map(len, [*stacked(h), *cells])) + 2 for h, *cells in zip(head, *lines, strict=True)]
+    parts, used = [[*range(left)]], sum(widths[:left])
+    for place in range(left, len(head)):
+        if len(parts[-1]) > left and used + widths[place] > LETTERS:
+            parts.append([*range(left)])
+            used = sum(widths[:left])
+        parts[-1].append(place)
+        used += widths[place]
+    return parts
+
+
+def stacked(text: str) -> list[str]:
+    """A head's lines: 'mini_mlm: loss' is two."""
+    return text.split(": ", 1)
+
+
+def head_cell(text: str, left: bool) -> str:
+    first, *more = (escaped(part) for part in stacked(text))
+    stack = rf"\begin{{tabular}}[b]{{@{{}}{'l' if left else 'r'}@{{}}}}{first} {BREAK} {''.join(more)}\end{{tabular}}"
+    return stack if more else first
+
+
+def one_table(title: str, label: str, head: list[str], lines: list[list[str]], left: int, notes: list[str]) -> str:
+    spec = "l" * left + "r" * (len(head) - left)
+    top = " & ".join(head_cell(h, place < left) for place, h in enumerate(head))
+    body = f" {BREAK}\n".join(" & ".join(cell(c) for c in line) for line in lines)
     below = "\n\n".join(escaped(n) for n in notes)
+    foot = f"""
+\\smallskip
+\\begin{{minipage}}{{\\linewidth}}\\raggedright\\scriptsize
+{below}
+\\end{{minipage}}"""
     return f"""\\begin{{table}}[htbp]
 \\centering\\footnotesize\\setlength{{\\belowcaptionskip}}{{4pt}}
 \\caption{{{escaped(title)}}}\\label{{tab:{label}}}
 \\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%
 \\begin{{tabular}}{{{spec}}}
 \\toprule
-{rows[0]} \\\\
+{top} {BREAK}
 \\midrule
-{body} \\\\
+{body} {BREAK}
 \\bottomrule
 \\end{{tabular}}}}
-
-\\smallskip
-\\begin{{minipage}}{{\\linewidth}}\\raggedright\\scriptsize
-{below}
-\\end{{minipage}}
+{foot if notes else ""}
 \\end{{table}}
 """
 

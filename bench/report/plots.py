@@ -5,7 +5,9 @@ user's settings nor the machine shows: matplotlib's defaults and own font, no da
 bytes. A mixer has one colour and marker in all figures; inside, full is sequence-aligned, empty is not.
 """
 
+import multiprocessing
 import textwrap
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ MARKERS = ("o", "s", "D", "^")
 FULL, EMPTY, HALF = (0, ()), (0, (3.2, 1.6)), (0, (1, 1.2))  # dashes of a line: of SAM, not SAM, misaligned
 PALEST = 0.4  # share of its colour that the first of several arms of one mixer keeps; the last has it all
 WIDTH, NARROW = 6.75, 3.4  # inches: a page of two text columns, and one column for a single panel
+LARGE = 2000  # records from which figures are drawn on two cores
 DPI = 200  # of the .png; a paper takes the .pdf
 ACROSS, LEAST = 4, 1.25  # panels side by side at most; inches of a panel at least
 DARK = "0.1"  # of means and intervals
@@ -82,15 +85,40 @@ def draw(table: Table, analysis, folder: Path) -> list[Path]:
     from bench.report.figures import curves, gains, pareto, profile, ranks, responses, seeds
 
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    with settings():
-        for module in (seeds, gains, responses, curves, pareto, ranks, profile):
-            for name, figure in module.figures(table, analysis):
-                written += save(figure, folder / name)
+    halves = (seeds, pareto, ranks, profile, responses), (gains, curves)  # about the same work
+    if len(table.rows) < LARGE or "fork" not in multiprocessing.get_all_start_methods():
+        found = [draw_some(half, table, analysis, folder) for half in halves]
+    else:
+        found = in_two_processes(halves, table, analysis, folder)
+    written = [path for paths in found for path in paths]
     for old in folder.iterdir():
         if old.suffix in METADATA and old not in written:
             old.unlink()
     return written
+
+
+def draw_some(modules, table: Table, analysis, folder: Path) -> list[Path]:
+    with settings():
+        drawn = [save(figure, folder / name) for m in modules for name, figure in m.figures(table, analysis)]
+    return [path for paths in drawn for path in paths]
+
+
+def in_two_processes(halves, table: Table, analysis, folder: Path) -> list[list[Path]]:
+    """A large table on two cores. The child sends its paths; if it dies, its half is drawn here and says why."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: there.send(draw_some(halves[1], table, analysis, folder)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside idle threads of pyarrow and BLAS
+        child.start()
+    there.close()
+    first = draw_some(halves[0], table, analysis, folder)
+    try:
+        second = here.recv()
+    except EOFError:
+        second = draw_some(halves[1], table, analysis, folder)
+    child.join()
+    return [first, second]
 
 
 @contextmanager
