@@ -44,7 +44,7 @@ def section(table, title: str) -> dict[str, list[str]]:
 def test_a_difference_that_only_pairing_shows_is_found_and_equal_arms_are_not_called_different():
     table = a_table(noisy_rows({3: 0.55}, seeds=10))
     tested = section(table, "Tests against the reference on quick: accuracy")
-    assert tested["attention SAM"][-1] == "differs" and tested["attention SAM"][-2] == "10 of 10"
+    assert tested["attention SAM"][-1] == "differs" and tested["attention SAM"][-2] == "10 of 10 [0.69, 1.00]"
     assert {tested[arm][-1].split(",")[0] for arm in ("low_rank", "low_rank SAM")} == {"not separable"}
     found = analysis.analyse(table, {})
     assert found.measured[0].letters == ["b", "b", "b", "a"]
@@ -221,12 +221,29 @@ def test_cells_are_set_for_tex_and_no_character_breaks_it():
     assert latex.escaped("50 % of a_b & {c} \\d") == r"50 \% of a\_b \& \{c\} \textbackslash{}d"
 
 
+def test_a_table_wider_than_a_page_is_parted_with_its_arms_in_each_part():
+    head, cells = ["arm", *(f"quick: number {i}" for i in range(30))], [["dense", *(f"{i}.125" for i in range(30))]]
+    parts = latex.parted(head, cells, 1)
+    assert (
+        len(parts) > 1 and all(part[0] == 0 for part in parts) and [i for p in parts for i in p[1:]] == [*range(1, 31)]
+    )
+    text = latex.tabular("demo", "Wide", head, cells, 1, ["One note."])
+    assert text.count("\\begin{table}") == len(parts) == text.count("dense") and text.count("One note.") == 1
+    assert len(latex.parted(head[:4], [cells[0][:4]], 1)) == 1
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX")
 def test_the_page_compiles(tmp_path):
     hard = replace(a_sweep(), question="Is 50 % of a_b & {c} \\d < ~e^f > #1 $x$ ± °?")
+    ranks = tuple({**m, "rank": r} for m in (LOW, LOW_SAM) for r in range(1, 15))
+    label = "quick[task.patch={}]".format
+    rows = [r for n in (1, 4) for r in noisy_rows({}, 2, ranks, label(n), changes={"task.patch": n})]
+    family = replace(a_sweep().family, reference={}, comparisons=("sam",), primary=Column(label(4), "accuracy"))
+    columns = (Column("quick", "accuracy"),)
     for folder, table in {
         "many": a_table(noisy_rows({3: 0.55}, 10)),
         "one": a_table(noisy_rows({}, 1, (DENSE,))),
+        "wide": a_table(rows, varies={"task.patch": [1, 4]}, columns=columns, family=family),
     }.items():
         table = replace(table, sweep=replace(table.sweep, question=hard.question))
         found = analysis.analyse(table, {})

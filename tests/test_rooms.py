@@ -63,7 +63,7 @@ MAY = {
     "status": ("", "config record slurm store submit sweep"),
     "tend": ("", "config slurm status store submit sweep"),
     "plan": ("", "compose config plan provenance record report run space store submit sweep where worker"),
-    "report": ("pandas matplotlib seaborn", "report config record space store sweep tune"),
+    "report": ("pandas matplotlib", "report config record space store sweep tune"),
     "check": ("torch", "check compose config mixers registry"),
     "match": ("torch", "capacity compose config match record registry tasks"),
     "show": (

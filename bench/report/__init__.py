@@ -9,6 +9,7 @@ from bench.report import (
     analysis,
     certificate,
     frame,
+    items,
     latex,
     plots,
     published,
@@ -35,7 +36,8 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
     table = tuning_text.marked(table, tuned)
     proof = certificate.certificate(table) | ({"tuning": tuning_text.proof(tuned)} if tuned else {})
     found = analysis.analyse(table, suite.floors(table, store))
-    more = [*sections(table, found), *tuning_text.sections(tuned), *published.beside(table, found)]
+    more = [*sections(table, found), *tuning_text.sections(tuned), *items.sections(table, found, store)]
+    more += published.beside(table, found)
     texts = {
         "table.md": tables.markdown(table, found, more, [*certificate.short(proof), *tuning_text.short(tuned)]),
         "table.csv": tables.csv(table, found),

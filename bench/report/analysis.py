@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.report import stats
 from bench.report.frame import Arm, Table
-from bench.report.stats_bootstrap import caution, draws
+from bench.report.stats_bootstrap import bca, caution, draws
 from bench.report.stats_suite import improvement, iqm_interval, profile, rank_over_seeds, ranks, scaled
 from bench.report.stats_tests import Equivalence, Interval, benjamini_hochberg, can_test, equivalence, holm, t_interval
 from bench.report.suite import Average, Floor, glue_average
@@ -45,6 +45,7 @@ class Result:
     primary: bool  # else exploration
     found: stats.Comparisons
     explored_P: np.ndarray  # Benjamini-Hochberg
+    bca_P: Interval  # of the primary column, beside the t interval; NaN elsewhere
     equivalence: Equivalence | None  # of the primary column if a margin is declared; p adjusted by Holm
 
     def marks(self) -> list[str]:
@@ -152,7 +153,11 @@ def result(kind: str, family, measured: Measured, of: stats.Pairs) -> Result:
         same = equivalence(stats.differences(stats.finite(measured.values_AS), of), family.margin, family.alpha)
         adjusted = holm(same.p)
         same = same._replace(p=adjusted, equivalent=(adjusted <= family.alpha) & found.tested)
-    return Result(kind, measured, primary, found, benjamini_hochberg(found.p_P), same)
+    beside = Interval(*np.full((3, len(of)), np.nan))
+    if primary and found.seeds > 1:
+        weights_RS = draws(found.seeds, RESAMPLES, np.random.default_rng(0))
+        beside = bca(stats.differences(stats.finite(measured.values_AS), of), weights_RS, 1 - family.alpha)
+    return Result(kind, measured, primary, found, benjamini_hochberg(found.p_P), beside, same)
 
 
 # Families -----------------------------------------------------------------------------------------------------------

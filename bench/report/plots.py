@@ -3,6 +3,9 @@
 One file a figure lies in figures/; each takes its numbers from the analysis and computes none of its own. Neither the
 user's settings nor the machine shows: matplotlib's defaults and own font, no date, no version. The same table, the same
 bytes. A mixer has one colour and marker in all figures; inside, full is sequence-aligned, empty is not.
+
+Not seaborn: it drops failed runs (NaN) before it averages, brings intervals of its own, cannot fill a marker by half
+and costs a second to import; with the numbers given nothing of it is left to use.
 """
 
 import multiprocessing

@@ -12,6 +12,8 @@ from bench.report import stats
 from bench.report.analysis import A_A, Analysis, Measured, Result
 from bench.report.frame import Table, plain
 from bench.report.responses import Response, responses
+from bench.report.stats_bootstrap import caution
+from bench.report.stats_suite import wins
 from bench.report.stats_tests import Interval, detectable, smallest_flip_p
 from bench.report.tables import column_title, decimals
 from bench.sweep import AGAINST, SAM
@@ -130,6 +132,7 @@ def detail(table: Table, result: Result) -> Section:
     head = [
         "arm",
         "difference",
+        "BCa interval",
         "p (t, Holm)",
         "p (sign-flip, Holm)",
         "p (block model, Holm)",
@@ -143,15 +146,28 @@ def detail(table: Table, result: Result) -> Section:
     ):
         p = [found.adjusted_P[i], found.flip_adjusted_P[i], found.pooled_adjusted_P[i]]
         shown = [p_text(v) for v in p]
-        ahead = "-" if np.isnan(gaps_PS[i]).any() else f"{int((gaps_PS[i] > 0).sum())} of {found.seeds}"
+        share = wins(gaps_PS[i], 1 - found.alpha)
+        ahead = f"{int((gaps_PS[i] > 0).sum())} of {found.seeds} [{share.low:.2f}, {share.high:.2f}]"
+        ahead, shown = ("-" if np.isnan(share.estimate) else ahead), [bca_text(result, i), *shown]
         if same_as is not None and same_as.equivalent[i]:
             verdict += f", within ±{margin:g}"
         lines.append([pair_label(table, result.kind, pair), cell.rstrip("*°"), *shown, ahead, verdict])
-    notes = ["The t test decides; sign-flips are exact without normality; the block model pools all arms' noise."]
+    label = caution(found.seeds)
+    notes = [
+        "The t test decides; sign-flips are exact without normality; the block model pools all arms' noise.",
+        f"BCa interval{f' ({label})' if label else ''}: a bootstrap over seeds, beside the t interval. Seeds ahead: "
+        "the chance of improvement on one seed, with the exact interval of Clopper and Pearson.",
+    ]
     if same_as is not None:
         least = min(p for p in [*same_as.p, 1.0] if not np.isnan(p))
         notes.append(f"Equivalence (two one-sided t tests, Holm) within ±{margin:g}; smallest p {p_text(least)}.")
     return Section(f"{kind_name(result.kind)} on {column_title(result.measured.column)}", head, lines, 1, notes)
+
+
+def bca_text(result: Result, place: int) -> str:
+    low, high = result.bca_P.low[place], result.bca_P.high[place]
+    digits = digits_of(result.measured)
+    return "-" if np.isnan(low) else f"[{signed(low, digits)}, {signed(high, digits)}]"
 
 
 def kind_name(kind: str) -> str:
@@ -199,17 +215,21 @@ def value_text(measured: Measured, place: int) -> str:
 
 def ranking(table: Table, analysis: Analysis) -> Section:
     found = analysis.overall
-    head = ["arm", "mean rank"] + (
+    head = ["arm", "mean rank", "IQM"] + (
         [f"chance to beat {table.arms[analysis.reference].label}"] if found.improvement_A else []
     )
     lines = []
     for place, arm in enumerate(table.arms):
         cells = [span(found.rank_A, place)]
+        cells.append(stats.FAILED if np.isnan(found.iqm_A.estimate[place]) else span(found.iqm_A, place))
         if found.improvement_A:
             cells.append("-" if place == analysis.reference else span(found.improvement_A, place))
         lines.append([arm.label, *cells])
     label = f": {found.caution}" if found.caution else ""
     notes = [f"[percentile bootstrap over seeds{label}]. 1 is the best rank; an arm with failed runs loses there."]
+    notes.append(
+        "IQM: mean of the middle half of all runs, scaled task by task: 0 the worst run of the task, 1 its best."
+    )
     return Section(f"Over {found.tasks} tasks", head, lines, 1, notes)
 
 

@@ -122,6 +122,7 @@ def comparisons_csv(table: Table, analysis) -> str:
             line |= {"n": found.seeds, "difference": found.difference_P.estimate[i]}
             line |= {"low": found.difference_P.low[i], "high": found.difference_P.high[i]}
             line |= {"p_t": found.p_P[i], "p_t_holm": found.adjusted_P[i], "p_t_bh": result.explored_P[i]}
+            line |= {"bca_low": result.bca_P.low[i], "bca_high": result.bca_P.high[i]}
             line |= {"p_flip": found.flip_P[i], "p_flip_holm": found.flip_adjusted_P[i]}
             line |= {"p_block_holm": found.pooled_adjusted_P[i], "tested": str(found.tested).lower()}
             line |= {"p_equivalent_holm": result.equivalence.p[i] if result.equivalence else math.nan}

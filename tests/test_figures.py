@@ -1,0 +1,235 @@
+"""Figures: each only where a table can fill it, its numbers those of the analysis, colours that all can tell apart."""
+
+import itertools
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.report import analysis, plots
+from bench.report.figures import curves, gains, pareto, profile, ranks, responses, seeds
+from bench.sweep import Column
+from tests.test_report import ATTENTION, DENSE, LOW, LOW_SAM, a_sweep
+from tests.test_report_statistics import a_table, noisy_rows
+
+ARMS = (DENSE, LOW, LOW_SAM, ATTENTION)
+RANKS = tuple({**m, "rank": r} for m in (LOW, LOW_SAM) for r in (2, 4, 8))
+STEPS = (1, 50, 100, 200, 300)
+TWO = (Column("quick", "accuracy"), Column("rough", "loss"))
+
+
+def curved(rows: list) -> list:
+    """A curve that ends at 3 - 2 x accuracy, and a speed and a state of each arm's own."""
+    found = []
+    for row in rows:
+        record, ok = row.record, row.record.outcome == "ok"
+        end = record.metrics.get("loss", 2.0)
+        curve = tuple((k, end + 9 / k) for k in (STEPS if ok else STEPS[:3]))
+        place = len(row.mixer["name"]) + int(row.mixer["sam"] is True)
+        cost = replace(record.cost, step_p50=0.01 * place, tokens=30_000)
+        capacity = replace(record.capacity, state_per_head=-1 if row.mixer["name"] == "attention" else place % 3 * 8)
+        found.append(replace(row, record=replace(record, curve=curve, cost=cost, capacity=capacity)))
+    return found
+
+
+def two_tasks(n: int, arms=ARMS, means=None) -> list:
+    rough = noisy_rows(means or {}, n, arms, label="rough", changes={"task.patch": 4})
+    return curved(noisy_rows(means or {}, n, arms) + rough)
+
+
+def drawn(table, module) -> dict:
+    """Name -> figure, under the settings that figures are drawn with."""
+    with plots.settings():
+        return dict(module.figures(table, analysis.analyse(table, {})))
+
+
+def names(table) -> set[str]:
+    every = (seeds, gains, responses, curves, pareto, ranks, profile)
+    return {name for module in every for name in drawn(table, module)}
+
+
+def test_a_figure_is_drawn_where_the_table_has_what_it_needs():
+    always = {"seeds", "curves", "pareto"}
+    assert names(a_table(two_tasks(3), columns=TWO)) == always | {
+        "differences",
+        "sam_gain",
+        "critical_difference",
+        "profile",
+    }
+    assert names(a_table(two_tasks(1), columns=TWO)) == always | {"differences", "sam_gain"}
+    assert names(a_table(noisy_rows({}, 3, arms=(DENSE,)))) == {"seeds"}
+    alone = replace(a_sweep().family, reference={}, comparisons=("sam",))
+    assert names(a_table(curved(noisy_rows({}, 2, (LOW, ATTENTION))), family=alone)) == always
+    assert "response_rank" in names(a_table(noisy_rows({}, 2, RANKS), family=alone))
+
+
+def test_whatever_the_names_and_failures_every_figure_is_laid_out_and_old_ones_go(tmp_path):
+    """A layout that collapses is a warning, and warnings are errors here."""
+    long = tuple({**m, "name": f"{m['name']}_whose_name_is_far_too_long_for_a_figure"} for m in RANKS)
+    rows = noisy_rows({0: 0.9}, 3, long)
+    failed = [
+        replace(r, record=replace(r.record, outcome="diverged", metrics={})) if i == 4 else r
+        for i, r in enumerate(rows)
+    ]
+    table = a_table(curved(failed), family=replace(a_sweep().family, reference={}, comparisons=("sam",)))
+    (tmp_path / "profile.png").write_bytes(b"of an earlier report")
+    (tmp_path / "notes.txt").write_text("mine")
+    paths = plots.draw(table, analysis.analyse(table, {}), tmp_path)
+    assert {p.stem for p in paths} == {"seeds", "sam_gain", "response_rank", "curves", "pareto", "critical_difference"}
+    assert sorted(tmp_path.iterdir()) == sorted([*paths, tmp_path / "notes.txt"])
+    text = b"".join(p.read_bytes() for p in paths)
+    assert not [word for word in (b"CreationDate", b"matplotlib", b"Matplotlib") if word in text]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_large_table_is_drawn_by_two_processes_into_the_same_bytes(tmp_path, monkeypatch, dies):
+    table = a_table(noisy_rows({}, 2, (DENSE, LOW)))
+    found = analysis.analyse(table, {})
+    one = plots.draw(table, found, tmp_path / "one")
+    monkeypatch.setattr(plots, "LARGE", 0)
+    if dies:
+        here, before = os.getpid(), plots.draw_some
+        monkeypatch.setattr(plots, "draw_some", lambda *a: before(*a) if os.getpid() == here else os._exit(1))
+    two = plots.draw(table, found, tmp_path / "two")
+    assert sorted(p.name for p in one) == sorted(p.name for p in two)
+    assert all((tmp_path / "one" / p.name).read_bytes() == p.read_bytes() for p in two)
+
+
+# Numbers ------------------------------------------------------------------------------------------------------------
+
+
+def points(ax) -> np.ndarray:
+    """All that the panel's lines and markers stand on, (x, y)."""
+    return np.concatenate([np.array(line.get_xydata(), float).reshape(-1, 2) for line in ax.lines])
+
+
+def near(ax, x: float, y: float) -> bool:
+    return bool((np.abs(points(ax) - (x, y)) < 1e-9).all(1).any())
+
+
+def test_dots_are_the_values_and_forests_the_paired_differences():
+    table = a_table(noisy_rows({3: 0.6}, 4))
+    found = analysis.analyse(table, {})
+    (ax,) = drawn(table, seeds)["seeds"].axes
+    for height, values_S in enumerate(found.measured[0].values_AS):
+        assert set(values_S) <= {x for x, y in points(ax) if abs(y - height) < 0.3}
+    result = next(r for r in found.results if r.kind == "reference")
+    (ax,) = drawn(table, gains)["differences"].axes
+    assert all(near(ax, x, height) for height, x in enumerate(result.found.difference_P.estimate))
+    ends = np.concatenate([c.get_segments() for c in ax.collections if c.get_zorder() == 4])
+    left, right = ax.get_xlim()
+    for height, (low, high) in enumerate(zip(*result.found.difference_P[1:], strict=True)):
+        (segment,) = [s for s in ends if s[0][1] == height]
+        assert segment[:, 0].tolist() == [max(low, left), min(high, right)]
+
+
+def test_a_response_is_the_mean_at_each_value_and_a_failed_arm_breaks_its_line():
+    rows = noisy_rows({0: 0.1}, 2, RANKS)
+    rows = [
+        replace(r, record=replace(r.record, outcome="diverged", metrics={})) if i == 2 else r
+        for i, r in enumerate(rows)
+    ]
+    table = a_table(rows, family=replace(a_sweep().family, reference={}, comparisons=("sam",)))
+    mean_A = analysis.analyse(table, {}).measured[0].interval_A.estimate
+    (ax,) = drawn(table, responses)["response_rank"].axes
+    shown = [line.get_ydata() for line in ax.lines if len(line.get_ydata()) == 3]
+    assert len(shown) == 2 and np.array_equal(np.concatenate(shown), mean_A, equal_nan=True) and np.isnan(mean_A[1])
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["2", "4", "8"]
+
+
+def test_a_curve_is_the_mean_over_seeds_and_an_arm_with_a_failed_run_has_each_seed_instead():
+    rows = curved(noisy_rows({}, 4))
+    rows = [
+        r if (r.mixer, r.seed) != (LOW, 2) else replace(r, record=replace(r.record, outcome="diverged", metrics={}))
+        for r in rows
+    ]
+    table = a_table(rows)
+    (ax,) = drawn(table, curves)["curves"].axes
+    whole = [r for r in rows if r.mixer == DENSE]
+    mean = np.mean([[loss for _, loss in r.record.curve] for r in whole], axis=0)
+    lines = [line.get_ydata() for line in ax.lines if len(line.get_ydata()) == len(STEPS)]
+    assert sum(np.allclose(y, mean) for y in lines) == 1 and len(lines) == 3 + 4  # three means, four seeds of low_rank
+    (bands,) = ax.collections
+    assert len(bands.get_paths()) == 3
+
+
+def test_no_arm_of_the_front_is_beaten_in_both_and_every_other_is():
+    cost, score = np.random.default_rng(0).integers(0, 9, (2, 60)).astype(float)
+    cost[3], score[7] = np.nan, np.nan
+    best = pareto.front(cost, score)
+
+    def beaten(a: int) -> bool:
+        no_worse = (cost <= cost[a]) & (score >= score[a])
+        return bool((no_worse & ((cost < cost[a]) | (score > score[a]))).any())
+
+    assert not any(beaten(a) for a in best) and 3 not in best and 7 not in best
+    places = {(cost[a], score[a]) for a in best}
+    assert all(beaten(a) or (cost[a], score[a]) in places for a in range(60) if a not in (3, 7))
+
+
+def test_bars_of_the_critical_difference_diagram_are_the_letters_of_the_table():
+    table = a_table(noisy_rows({3: 0.55}, 10))
+    measured = analysis.analyse(table, {}).measured[0]
+    assert measured.letters == ["b", "b", "b", "a"]
+    assert [sorted(bar) for bar in ranks.groups(measured, [3, 0, 1, 2])] == [[0, 1, 2]]
+    few = a_table(noisy_rows({3: 0.55}, 4))
+    (ax,) = drawn(few, ranks)["critical_difference"].axes
+    assert any("no bars: too few seeds to test" in t.get_text() for t in ax.texts)
+
+
+def test_ranks_within_seeds_iqm_and_profile_of_scaled_values():
+    found = analysis.analyse(a_table(two_tasks(3, means={0: 0.1, 3: 0.9}), columns=TWO), {})
+    assert found.measured[0].rank_A.estimate[[0, 3]].tolist() == [4, 1]
+    share_AK = found.overall.profile_AK.estimate
+    assert (np.diff(share_AK) <= 0).all() and (share_AK[:, -1] == 0).all()
+    assert found.overall.iqm_A.estimate[3] > 0.9 and found.overall.iqm_A.estimate[0] < 0.1
+
+
+# Colours ------------------------------------------------------------------------------------------------------------
+
+# Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
+BLIND = {
+    "nobody": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+LMS = [[0.41222147, 0.53633254, 0.05144599], [0.21190350, 0.68069955, 0.10739696], [0.08830246, 0.28171884, 0.62997870]]
+LAB = [
+    [0.21045426, 0.79361779, -0.00407205],
+    [1.97799850, -2.42859221, 0.45059371],
+    [0.02590404, 0.78277177, -0.80867577],
+]
+
+
+def seen(colour: str, who: str) -> np.ndarray:
+    """The colour in Oklab (Ottosson 2020), where distances are alike to the eye, x 100."""
+    share = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return 100 * (np.array(LAB) @ np.cbrt(np.array(LMS) @ np.clip(np.array(BLIND[who]) @ linear, 0, 1)))
+
+
+@pytest.mark.parametrize("who", BLIND)
+def test_colours_are_told_apart_by_everybody_and_from_white_paper(who):
+    """7 is well over three just noticeable differences; red and green of one lightness would be 1 to a deutan."""
+    for one, other in itertools.combinations([*plots.COLOURS, "#FFFFFF"], 2):
+        assert np.linalg.norm(seen(one, who) - seen(other, who)) > 7, (one, other)
+
+
+def test_one_mixer_has_one_colour_in_all_figures_and_paler_ones_for_its_variants():
+    styles = plots.arm_looks(a_table(noisy_rows({}, 1, (*RANKS, ATTENTION))))
+    colour, marker = plots.looks(["low_rank"])["low_rank"]
+    assert {look.marker for look in styles[:6]} == {marker} and styles[2].colour == styles[5].colour == colour
+    assert len({look.colour for look in styles[:3]}) == 3
+    assert styles[6].colour == plots.looks(["attention"])["attention"][0]
+
+
+def test_figures_do_not_touch_the_users_matplotlib():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    with plots.settings():
+        assert matplotlib.rcParams["font.size"] == 7
+    assert dict(matplotlib.rcParams) == before and Path(matplotlib.matplotlib_fname()).exists()
