@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def pytest_configure(config):
     no_page = no_browser()
     if no_page and os.environ.get("MIXERBENCH_NEEDS_BROWSER"):
         raise pytest.UsageError(f"MIXERBENCH_NEEDS_BROWSER is set, but {no_page}")
+    if no_tex() and os.environ.get("MIXERBENCH_NEEDS_TEX"):
+        raise pytest.UsageError(f"MIXERBENCH_NEEDS_TEX is set, but {no_tex()}")
+
+
+def no_tex() -> str:
+    """Why tables cannot be compiled here, or ''."""
+    return "" if shutil.which("pdflatex") else "there is no pdflatex (Debian: texlive-latex-recommended)"
 
 
 def pytest_collection_modifyitems(items):
@@ -33,6 +41,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("browser") and no_page:
             item.add_marker(pytest.mark.skip(reason=no_page))
+        if item.get_closest_marker("tex") and no_tex():
+            item.add_marker(pytest.mark.skip(reason=no_tex()))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("data") and not Path(data or "/nonexistent").is_dir():

@@ -232,7 +232,7 @@ def test_a_table_wider_than_a_page_is_parted_with_its_arms_in_each_part():
     assert len(latex.parted(head[:4], [cells[0][:4]], 1)) == 1
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX")
+@pytest.mark.tex
 def test_the_page_compiles(tmp_path):
     hard = replace(a_sweep(), question="Is 50 % of a_b & {c} \\d < ~e^f > #1 $x$ ± °?")
     ranks = tuple({**m, "rank": r} for m in (LOW, LOW_SAM) for r in range(1, 15))
