@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from bench import Refusal
 from bench.report import analysis, items, suite
 from bench.store import Store
 from bench.sweep import Column, Family
@@ -63,6 +64,18 @@ def test_without_items_or_with_other_items_nothing_is_said_of_them(tmp_path):
     first = next(r.run_id for r in rows if r.seed == 0)
     told[first]["validation"] |= {"item": np.arange(200) + 1}
     assert items.sections(table, found, stored(tmp_path / "other", rows, told)) == []
+
+
+def test_damaged_items_are_one_line(tmp_path):
+    rows = noisy_rows({}, 2)
+    told = {r.run_id: {"validation": outcomes(i, 0.6)} for i, r in enumerate(rows)}
+    table, store = a_table(rows), stored(tmp_path, rows, told)
+    path = store.folder(rows[0].run_id) / "items.parquet"
+    path.write_bytes(path.read_bytes()[:-40])
+    for read in (lambda: items.sections(table, analysis.analyse(table, {}), store), lambda: suite.floors(table, store)):
+        with pytest.raises(Refusal, match="not a whole table of items") as caught:
+            read()
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def glue_rows(subsets, seeds: int, shares: dict[str, float]):

@@ -26,16 +26,14 @@ def sections(table: Table, analysis: Analysis, store: Store) -> list[Section]:
 
 def items_of(rows: list[Row], store: Store) -> dict[str, dict[str, np.ndarray]]:
     """Run -> column -> values, ordered by part and item; runs without labels and predictions are not there."""
-    import pyarrow.parquet as pq
-
     wanted = {r.run_id for r in rows if r.record.outcome == "ok"}
     paths = [store.folder(run) / "items.parquet" for run in wanted]
     found: dict[str, dict[str, np.ndarray]] = {}
     for path in [*filter(lambda p: p.exists(), paths), *sorted(store.root.glob("*/items.parquet"))]:
-        missing = sorted(wanted - set(found))
-        if missing and {"part", "item", "label", "prediction"} <= set(pq.read_schema(path).names):
-            columns = ["run", "part", "item", "label", "prediction"]
-            frame = pq.read_table(path, columns=columns, filters=[("run", "in", missing)]).to_pandas()
+        missing, columns = sorted(wanted - set(found)), ["run", "part", "item", "label", "prediction"]
+        table = suite.item_table(path, columns, missing) if missing else None
+        if table is not None:
+            frame = table.to_pandas()
             for run, one in frame.dropna(subset=["label", "prediction"]).groupby("run"):
                 ordered = one.sort_values(["part", "item"], kind="stable")
                 found[run] = {name: ordered[name].to_numpy() for name in columns[1:]}

@@ -7,10 +7,12 @@ items.parquet, of one run of each column. Axes: A arms, S seeds.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from bench import Refusal
 from bench.report.frame import Row, Table
 from bench.report.stats import majority
 from bench.store import Store
@@ -108,15 +110,28 @@ def floors(table: Table, store: Store) -> dict[Column, Floor]:
 
 def labels_of(run_id: str, store: Store) -> dict[str, np.ndarray]:
     """Part -> labels of its items; {} where there are none."""
-    import pyarrow.parquet as pq
-
     for path in (store.folder(run_id) / "items.parquet", *sorted(store.root.glob("*/items.parquet"))):
-        if path.exists() and "label" in pq.read_schema(path).names:
-            items = pq.read_table(path, columns=["part", "label"], filters=[("run", "=", run_id)])
+        items = item_table(path, ["part", "label"], [run_id]) if path.exists() else None
+        if items is not None and len(items):
             part, label = items["part"].to_numpy(zero_copy_only=False), items["label"].to_numpy(zero_copy_only=False)
-            if len(part) and np.isfinite(label.astype(float)).all():
+            if np.isfinite(label.astype(float)).all():
                 return {name: label[part == name] for name in np.unique(part)}
     return {}
+
+
+def item_table(path: Path, columns: list[str], runs: list[str]):
+    """Those columns of the runs' items (pyarrow); None if the file lacks one of them, a Refusal if it is damaged."""
+    import pyarrow.parquet as pq
+
+    try:
+        if not {"run", *columns} <= set(pq.read_schema(path).names):
+            return None
+        return pq.read_table(path, columns=columns, filters=[("run", "in", runs)])
+    except (OSError, ValueError) as error:  # ValueError: what pyarrow raises for a file that is no whole Parquet
+        about = " ".join(str(error).split())
+        raise Refusal(
+            f"{path}: not a whole table of items ({about}); restore it, or delete it and go without"
+        ) from None
 
 
 def floor_of(metric: str, labels: dict[str, np.ndarray]) -> Floor | None:
