@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slurm lint clean
+.PHONY: quickstart test test-slurm chaos lint clean
 
 quickstart: .venv/installed
 	$(BIN)/mixerbench sweep sweeps/quickstart.yaml --workers 2
@@ -16,6 +16,11 @@ test: lint
 
 test-slurm: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --maxschedchunk 1 -m slurm
+
+# Two hundred runs under faults; another order of faults: make chaos SEED=8.
+SEED ?= 7
+chaos: .venv/installed
+	MIXERBENCH_NEEDS_SLURM=1 MIXERBENCH_CHAOS_RUNS=200 MIXERBENCH_CHAOS_SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_chaos.py -s
 
 lint: .venv/installed
 	$(BIN)/ruff check bench tests benchmarks examples

@@ -7,7 +7,6 @@ Slurm is there that may take it), 'missing'. Slurm's silence changes no state bu
 
 import json
 import os
-import re
 import statistics
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from bench import Refusal, slurm
 from bench.config import Run, Where, kind_of
+from bench.plain import clean, clock, short, tail
 from bench.record import OUTCOMES
 from bench.store import Store
 from bench.submit import Submission, submissions
@@ -25,8 +25,6 @@ from bench.sweep import grid, load, named, ordered
 STATES = (*OUTCOMES, "damaged", "running", "given up", "failed", "queued", "missing")
 SETTLED = (*OUTCOMES, "damaged", "given up")
 LINES = 15  # of each list, without --all
-WIDTH = 160  # of a reason or a log's line
-TAIL_BYTES = 65536  # of a log, when lines are counted from its end
 WATCH_SECONDS = 15.0
 WATCH_AT_MOST = 120.0  # while Slurm does not answer
 
@@ -46,7 +44,7 @@ class State:
     run: Run
     name: str  # one of STATES
     kind: str  # of the last failure, if that is what the state is about
-    why: str  # one line
+    why: str  # one line; of a running one why it was interrupted last, '' if it was not
     log: str  # path of the last attempt's log, '' if unknown
     owner: dict | None  # of a running one's lease
 
@@ -92,7 +90,8 @@ class Reader:
             if run.id in self.outcomes:
                 states[run.id] = _done(run, self.outcomes[run.id])
             elif run.id in owners and not (lost := _ended(owners[run.id], tasks, silence)):
-                states[run.id] = State(run, "running", "", "", owners[run.id].get("log", ""), owners[run.id])
+                before = _why(self.store.failures(run.id))
+                states[run.id] = State(run, "running", "", before, owners[run.id].get("log", ""), owners[run.id])
             elif run.id in owners:
                 states[run.id] = State(run, "failed", "lost", lost, owners[run.id].get("log", ""), None)
             else:
@@ -116,11 +115,8 @@ class Reader:
             state, who = above
             return State(run, "given up", "parent", f"{who} {state.run.id} is {state.name}", "", None)
         if failures:
-            last = failures[-1]
-            why = f"{last['kind']}: {clean((last['message'].splitlines() or [''])[0])}"
-            given_up = self.store.given_up(run.id, retries)
-            why = f"after {len(failures)} failures, {why}" if len(failures) > 1 else why
-            return State(run, "given up" if given_up else "failed", last["kind"], why, last.get("log", ""), None)
+            name, last = "given up" if self.store.given_up(run.id, retries) else "failed", failures[-1]
+            return State(run, name, last["kind"], _why(failures), last.get("log", ""), None)
         return State(run, "queued" if awaited else "missing", "", "", "", None)
 
 
@@ -187,29 +183,16 @@ def _ended(owner: dict, tasks: list[slurm.Element], silence: str) -> str:
     return f"Slurm no longer shows its task {job['id']} on {owner['node']}; the next worker finds out why and goes on"
 
 
+def _why(failures: list[dict]) -> str:
+    """The last failure in a line, and how many there were; '' if there was none."""
+    if not failures:
+        return ""
+    why = f"{failures[-1]['kind']}: {clean((failures[-1]['message'].splitlines() or [''])[0])}"
+    return f"after {len(failures)} failures, {why}" if len(failures) > 1 else why
+
+
 def _done(run: Run, one: Outcome) -> State:
     return State(run, one.outcome, "", clean(one.reason), "", None)
-
-
-# Text -------------------------------------------------------------------------------------------------------------
-
-ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(\x07|\x1b\\|$)|[ -/]*[0-~]?)")
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-
-
-def clean(text: str) -> str:
-    """A line as a terminal may safely show it: of a progress bar what it showed last, no control characters."""
-    text = ESCAPES.sub("", text.rstrip("\r\n").replace("\t", " "))
-    return CONTROLS.sub("", text.rpartition("\r")[2]).strip()
-
-
-def tail(path: Path, most: int) -> list[str]:
-    """The last lines of a log that are not empty, cleaned. Raises OSError."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - max(TAIL_BYTES, 400 * most)))
-        lines = file.read().decode(errors="replace").split("\n")
-    return [line for line in map(clean, lines) if line][-most:]
 
 
 def last_line(state: State) -> str:
@@ -224,15 +207,6 @@ def last_line(state: State) -> str:
     return "" if own and known and known in line else line
 
 
-def short(text: str) -> str:
-    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
-
-
 # Screen -----------------------------------------------------------------------------------------------------------
 
 
@@ -240,13 +214,16 @@ def screen(look: Look, path: Path, store: Store, everything: bool) -> list[str]:
     walls = _walls(look)
     lines = [f"{path}: {len(look.states)} runs: {_counts(look)}", *_slurm_lines(look, path)]
     lists = {
-        "Running": [f"{_who(s)}: {_progress(s, walls, store)}" for s in look.of("running")],
+        "Running": [f"{_who(s)}: {_progress(s, walls, store)}{_before(s)}" for s in look.of("running")],
         "Failed, will be tried again": [_failed(s) for s in look.of("failed")],
         "Given up (`retry` lets them be tried again)": [_failed(s) for s in look.of("given up")],
         "No outcome but a damaged record": [f"{_who(s)}: {s.why}" for s in look.of("damaged")],
         "Diverged": [short(f"{_who(s)}: {s.why}") for s in look.of("diverged")],
         "Unfit": [short(f"{_who(s)}: {s.why}") for s in look.of("unfit")],
     }
+    if everything:  # thousands of folders are read for it
+        done = [(s, why) for name in OUTCOMES for s in look.of(name) if (why := _why(store.failures(s.run.id)))]
+        lists["Done in spite of failures"] = [short(f"{_who(s)}: {why}") for s, why in done]
     for title, rows in lists.items():
         shown = rows if everything or len(rows) <= LINES else [*rows[:LINES], f"… and {len(rows) - LINES} more: --all"]
         lines += [title, *(f"  {row}" for row in shown)] if rows else []
@@ -291,6 +268,13 @@ def _refused(submission: Submission) -> list[str]:
 
 def _who(state: State) -> str:
     return f"{state.run.id} {state.run.label} {named(state.run)}"
+
+
+def _before(state: State) -> str:
+    """What a run that goes on was interrupted by."""
+    if not state.why:
+        return ""
+    return short(f"; goes on {'' if state.why.startswith('after') else 'after '}{state.why}")
 
 
 def _failed(state: State) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from bench import Refusal, slurm
 from bench.config import Run, Where
-from bench.status import Reader, clean, tail
+from bench.plain import clean, tail
+from bench.status import Reader
 from bench.store import KINDS, Store
 from bench.submit import alone, pilots_of, submissions
 from bench.sweep import grid, load, named, ordered
@@ -45,7 +46,9 @@ def one_of(runs: list[Run], start: str, path: Path) -> Run:
 def _log_of(run: Run, store: Store, lines: int) -> int:
     print(f"{run.id} {run.label} {named(run)}")
     failures, log = store.failures(run.id), store.log(run.id)
-    if failures and not store.has(run.id):
+    for number, one in enumerate(failures[:-1], 1):
+        print(f"failure {number}, {one['time']}: {one['kind']}: {clean((one['message'].splitlines() or [''])[0])}")
+    if failures:
         last = failures[-1]
         print(f"failure {len(failures)}, {last['time']}: {last['kind']}")
         for line in last["message"].splitlines():

@@ -82,7 +82,12 @@ def add_plan(verbs: argparse._SubParsersAction) -> None:
 def add_tending(verbs: argparse._SubParsersAction) -> None:
     status = verbs.add_parser("status", help="what each run of a sweep is doing, here and on Slurm, on one screen")
     status.add_argument("--watch", action="store_true", help="again and again, until every run is settled")
-    status.add_argument("--all", dest="everything", action="store_true", help="every line of long lists")
+    status.add_argument(
+        "--all",
+        dest="everything",
+        action="store_true",
+        help="every line of long lists, and what done runs went through",
+    )
     logs = verbs.add_parser("logs", help="the end of the log that a run's last attempt wrote to")
     logs.add_argument("--lines", type=int, default=30, metavar="N", help="of the log (default: %(default)s)")
     cancel = verbs.add_parser("cancel", help="end all tasks of a sweep on Slurm; those at work write a checkpoint")

@@ -3,13 +3,15 @@
 Command: python benchmarks/scale.py [--runs 10000] [--repeats 3]
 Prints the plan of a sweep of that many runs (chains of two protocols, SAM and heads as axes): of an empty store, and of
 one in which every second run has a record; then the status when all have one. Wall and processor seconds, median of the
-repeats. No data set is needed.
+repeats. No data set is needed. Where Slurm is installed, and as root, also the submission of 1,000 runs, a task each,
+to a virtual cluster (tests/virtual_slurm.sh), whose tasks wait.
 """
 
 import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -103,6 +105,45 @@ def report(title: str, words: list[str], repeats: int) -> None:
     print(f"{title}: {wall:.2f} s, {spent:.2f} s of processor ({figures[0][2]})", flush=True)
 
 
+def submitted(folder: Path, runs: int, repeats: int) -> None:
+    """A sweep of `runs` runs sent to nodes that take no work; each repeat has a results folder of its own."""
+    script = ROOT / "tests" / "virtual_slurm.sh"
+    os.environ |= {"SLURM_CI_ACCT": "none", "SLURM_CI_DIR": f"/dev/shm/mixerbench-scale-{os.getpid()}"}
+    path, cluster = folder / "thousand.yaml", folder / "cluster.yaml"
+    values = {
+        "question": "How long does it take?",
+        "protocols": ["quick_copying"],
+        "mixers": [{"name": "identity", "heads": 2}],
+        "seeds": list(range(runs)),
+        "replicas": [0],
+        "varies": {},
+        "departures": [],
+        "columns": [{"protocol": "quick_copying", "metric": "accuracy"}],
+        "family": {
+            "reference": {},
+            "comparisons": [],
+            "primary": {"protocol": "quick_copying", "metric": "accuracy"},
+            "margin": 0.0,
+            "alpha": 0.05,
+        },
+    }
+    path.write_text(json.dumps(values))
+    cluster.write_text((ROOT / "slurm" / "virtual.yaml").read_text().replace("pack: 30", "pack: 1"))
+    try:
+        subprocess.run([script, "start"], check=True)
+        os.environ["SLURM_CONF"] = f"{os.environ['SLURM_CI_DIR']}/slurm.conf"
+        subprocess.run(["scontrol", "update", "NodeName=n[1-4]", "State=DRAIN", "Reason=scale"], check=True)
+        figures = []
+        for n in range(repeats):
+            words = [str(path), "--on", str(cluster), f"where.results={folder / f'sent-{n}'}", "where.device=cpu"]
+            figures.append(timed(["sweep", *words]))
+        queued = len(subprocess.run(["squeue", "-h", "-r"], capture_output=True, text=True).stdout.splitlines())
+        wall, spent = (statistics.median(f[n] for f in figures) for n in (0, 1))
+        print(f"submission: {wall:.2f} s, {spent:.2f} s of processor ({queued // repeats} tasks each)", flush=True)
+    finally:
+        subprocess.run([script, "stop"], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=10_000)
@@ -117,6 +158,10 @@ def main() -> None:
         report(f"plan, {there} records", ["plan", *words], options.repeats)
         there += filled(results, path, 1)
         report(f"status, {there} records", ["status", *words], options.repeats)
+        if shutil.which("slurmctld", path="/usr/sbin:/sbin:" + os.environ["PATH"]) and os.geteuid() == 0:
+            submitted(Path(folder), 1000, options.repeats)
+        else:
+            print("submission: not measured, Slurm is not installed here or this is not root")
 
 
 if __name__ == "__main__":

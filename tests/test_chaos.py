@@ -1,8 +1,8 @@
 """Sixty runs in chains of three: on Slurm as on this machine, and under random faults as without.
 
-    MIXERBENCH_CHAOS_RUNS=200 MIXERBENCH_CHAOS_SEED=7 python -m pytest tests/test_chaos.py -s
+    make chaos SEED=7
 
-makes it a longer one. Faults are drawn from a seeded generator; when they strike depends on the machine.
+is a longer one, of 200 runs. Faults are drawn from a seeded generator; when they strike depends on the machine.
 """
 
 import contextlib

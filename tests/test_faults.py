@@ -78,7 +78,23 @@ def ends_well(asked: Case, undisturbed: Record) -> Record:
     (run,) = asked.runs
     left = {p.name.split("-")[0] for p in asked.store.folder(run.id).iterdir()}
     assert left <= {"record.json", "items.parquet", "weights.pt", "failure", "lease"}
+    screen = asked.verb("status", "--all")
+    assert screen.splitlines()[0].endswith("1 runs: 1 ok")
+    for failure in asked.store.failures(run.id)[-1:]:
+        assert f"{failure['kind']}: {failure['message'].splitlines()[0]}"[:60] in screen
     return record
+
+
+def test_the_time_limit_twice(virtual, tmp_path, slow, undisturbed):
+    """One minute, of which Slurm may take up to a minute for its warning; the run needs more than one such stretch."""
+    asked = case(tmp_path, {"time": 1, "warn": 30}, **ONE)
+    text = (slow / "bench" / "mixers" / "identity.py").read_text()
+    slower = checkout(tmp_path / "slower", {})
+    (slower / "bench" / "mixers" / "identity.py").write_text(text.replace("0.06", "0.25"))
+    asked.submit(root=slower)
+    asked.finished(900)
+    ends_well(asked, undisturbed)
+    assert kinds(asked)[:2] == ["timeout", "timeout"] and set(kinds(asked)) == {"timeout"}
 
 
 def test_a_worker_that_is_killed_is_spoken_for_and_replaced(one, undisturbed):
@@ -165,18 +181,6 @@ def test_a_lease_of_a_node_that_is_no_more(virtual, tmp_path, slow, undisturbed)
     asked.submit()
     ends_well(asked, undisturbed)
     assert kinds(asked) == ["lost"] and "n9" in asked.store.failures(run.id)[0]["message"]
-
-
-def test_the_time_limit_twice(virtual, tmp_path, slow, undisturbed):
-    """One minute, of which Slurm may take up to a minute for its warning; the run needs more than one such stretch."""
-    asked = case(tmp_path, {"time": 1, "warn": 30}, **ONE)
-    text = (slow / "bench" / "mixers" / "identity.py").read_text()
-    slower = checkout(tmp_path / "slower", {})
-    (slower / "bench" / "mixers" / "identity.py").write_text(text.replace("0.06", "0.25"))
-    asked.submit(root=slower)
-    asked.finished(420)
-    ends_well(asked, undisturbed)
-    assert kinds(asked)[:2] == ["timeout", "timeout"] and set(kinds(asked)) == {"timeout"}
 
 
 def test_a_death_while_the_record_is_written(virtual, tmp_path, undisturbed):

@@ -12,7 +12,8 @@ import pytest
 from bench import cli, status
 from bench.compose import make_where
 from bench.config import Run
-from bench.status import clean, screen, tail
+from bench.plain import clean, tail
+from bench.status import screen
 from bench.store import Store
 from bench.submit import RUNS, Submission, prepare
 from bench.sweep import grid, load, ordered
@@ -210,6 +211,20 @@ def test_committed_records_count_and_a_damaged_line_is_named(chain, tmp_path, st
     path.write_text(path.read_text() + "{\n")
     options = cli.parse(["status", str(tmp_path / "x.yaml"), f"where.results={store.root}"])
     assert f"{path}:2" in refusal(cli.status, options)
+
+
+def test_what_a_run_went_through_is_shown_while_it_goes_on_and_afterwards_if_asked(chain, tmp_path, store, capsys):
+    run = by_name(tmp_path, **CHAIN)["base", "identity", 0]
+    store.fail(run.id, "timeout", "the time limit of 12_3 is near")
+    leased(store, run, step=150, steps=200, loss=1.25)
+    assert "on n7; goes on after timeout: the time limit of 12_3 is near\n" in call(tmp_path, store, capsys, "status")
+    store.fail(run.id, "preempted", "12_3 was put back")
+    text = call(tmp_path, store, capsys, "status")
+    assert "goes on after 2 failures, preempted: 12_3 was put back\n" in text
+    finish(store, run)
+    assert "put back" not in call(tmp_path, store, capsys, "status")
+    text = call(tmp_path, store, capsys, "status", "--all")
+    assert "Done in spite of failures\n" in text and "after 2 failures, preempted: 12_3 was put back\n" in text
 
 
 def test_long_lists_are_cut_with_their_number(chain, tmp_path, store):
