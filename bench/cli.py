@@ -32,6 +32,8 @@ def refuse_early(runs: list, where, elsewhere: bool = False) -> None:
     from bench.registry import backend, check, make_task, mixer_class
     from bench.where import device_of, places
 
+    if where.nodes > 1 and not elsewhere:
+        raise Refusal(f"where.nodes={where.nodes}: a run on several nodes needs `sweep --on`")
     for one in {(r.protocol_id, str(r.mixer)): r for r in runs}.values():
         check(one)
         if not elsewhere:

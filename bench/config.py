@@ -165,6 +165,7 @@ class Where:
     results: str
     device: str
     devices: int
+    nodes: int
     threads: int
     loaders: int
     micro_batches: int
@@ -179,7 +180,15 @@ class Where:
         at_least(
             "where",
             self,
-            {"devices": 1, "threads": 1, "loaders": 0, "micro_batches": 1, "checkpoint_seconds": 0, "retries": 0},
+            {
+                "devices": 1,
+                "nodes": 1,
+                "threads": 1,
+                "loaders": 0,
+                "micro_batches": 1,
+                "checkpoint_seconds": 0,
+                "retries": 0,
+            },
         )
 
 

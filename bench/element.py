@@ -73,7 +73,11 @@ class Element:
         python = [*cluster.container, cluster.python or sys.executable]
         command = [*python, "-m", self.submission.module, "--submission", str(self.submission.folder)]
         with open(log, "w") as out:
-            environment = {**os.environ, "MIXERBENCH_LOG": str(log)}
+            environment = {
+                **os.environ,
+                "MIXERBENCH_LOG": str(log),
+                "MIXERBENCH_SUBMISSION": str(self.submission.folder),
+            }
             process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
         self.workers.append(Worker(process, log, 0))
         self.started += 1

@@ -33,7 +33,7 @@ def environment(run: Run, where: Where, device: str, compiled: bool, backend: st
         torch=torch.__version__,
         packages={name: metadata.version(name) for name in PACKAGES} | brought,
         device=model_of(device),
-        world=where.devices,
+        world=where.devices * where.nodes,
         threads=where.threads,
         precision=run.protocol.precision,
         backend=backend,

@@ -72,11 +72,11 @@ def execute(run: Run, where: Where, should_stop: Callable[[], bool]) -> Record |
             reason = f"parent {run.parent.id} ({run.parent.label}): {above.outcome}: {above.reason}"
             return finish_without_training(run, where, device, store, above.outcome, reason, point.chosen)
     group = registry.make_task(run, places(where)).spec().group
-    train.part_size(acting.protocol.budget.batch, where.devices, where.micro_batches, group)
+    train.part_size(acting.protocol.budget.batch, where.devices * where.nodes, where.micro_batches, group)
     setting = train.Setting(
         device=device,
-        rank=int(os.environ.get("LOCAL_RANK", 0)),
-        world=where.devices,
+        rank=int(os.environ.get("RANK", 0)),
+        world=where.devices * where.nodes,
         micro_batches=where.micro_batches,
         loaders=where.loaders,
         compiled=where.compile == "on" or (where.compile == "auto" and device == "cuda"),

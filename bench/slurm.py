@@ -34,7 +34,7 @@ class Element(NamedTuple):
     state: str
     reason: str  # Slurm's own, why it waits; 'None' if it does not
     restarts: int
-    node: str
+    node: str  # that its batch script runs on
     left: str  # time left, as Slurm writes it
 
 
@@ -49,7 +49,17 @@ def this_element() -> tuple[str, int]:
 
 def environment() -> dict[str, str]:
     """Ours without what another job or the user's habits would smuggle into a submission or a question."""
-    smuggled = ("SLURM_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "MIXERBENCH_LOG")
+    smuggled = (
+        "SLURM_",
+        "SBATCH_",
+        "SALLOC_",
+        "SRUN_",
+        "SQUEUE_",
+        "SACCT_",
+        "SCANCEL_",
+        "MIXERBENCH_LOG",
+        "MIXERBENCH_SUBMISSION",
+    )
     return {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(smuggled)}
 
 
@@ -70,7 +80,7 @@ def ask(words: list[str], seconds: float = SECONDS) -> str:
 
 def elements(names: list[str]) -> list[Element]:
     """Every element of the jobs of these names that Slurm still knows, ended ones included. Raises Unavailable."""
-    columns = ("JobArrayID", "Name", "State", "Reason", "RestartCnt", "NodeList", "TimeLeft")
+    columns = ("JobArrayID", "Name", "State", "Reason", "RestartCnt", "BatchHost", "TimeLeft")
     form = ",".join(f"{column}:|" for column in columns)
     found = []
     for start in range(0, len(names), 200):

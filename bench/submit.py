@@ -144,10 +144,11 @@ def script(submission: Submission) -> str:
     return "\n".join(lines) + "\n"
 
 
-def command(folder: Path, name: str, cluster: Cluster) -> list[str]:
+def command(folder: Path, name: str, cluster: Cluster, nodes: int) -> list[str]:
     """sbatch's words, but for the array and the script."""
     output = str(folder).replace("\\", "\\\\").replace("%", "%%") + "/slurm-%A_%a.txt"
-    fixed = ["--requeue", "--open-mode=append", "--export=ALL", "--nodes=1", "--ntasks=1", "--kill-on-invalid-dep=yes"]
+    fixed = ["--requeue", "--open-mode=append", "--export=ALL", "--kill-on-invalid-dep=yes"]
+    fixed += [f"--nodes={nodes}", "--ntasks-per-node=1"]
     return [f"--job-name={name}", f"--output={output}", f"--chdir={folder}", *fixed, *requests(cluster)]
 
 
@@ -173,7 +174,7 @@ def prepare(
         snapshot=code,
         code=digest,
         runs=tuple(run_ids),
-        command=tuple(command(folder, name, cluster)),
+        command=tuple(command(folder, name, cluster, where.nodes)),
         time=utc(),
     )
     submission.sweep_file.write_text(submission.sweep_text)
@@ -198,6 +199,9 @@ def refuse(cluster: Cluster, where: Where) -> None:
     if where.threads * cluster.side_by_side > cluster.cpus:
         asked = f"{cluster.side_by_side} x where.threads={where.threads}"
         raise Refusal(f"cluster.cpus={cluster.cpus} is less than the threads of a task, {asked}")
+    if where.nodes > 1 and (cluster.container or cluster.side_by_side > 1):
+        key = "container: srun is not inside" if cluster.container else "side_by_side: a run has all of its nodes"
+        raise Refusal(f"where.nodes={where.nodes} does not go with cluster.{key}")
     if cluster.partition:
         try:
             limit = slurm.partition_minutes(cluster.partition)
@@ -216,6 +220,8 @@ def submit(
     if not re.fullmatch(r"\w[\w.+-]*", sweep):
         raise Refusal(f"{sweep!r} is no name for a folder; rename the sweep's file to letters, digits and . + - _")
     refuse(cluster, where)
+    if module == PILOTS and where.nodes > 1:
+        raise Refusal(f"where.nodes={where.nodes}: pilots are measured on one node")
     old = os.umask(0o077)
     try:
         home = Path(where.results) / "slurm" / sweep

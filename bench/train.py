@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import pickle
 import sys
 import time
@@ -302,9 +303,11 @@ def fit(training: Training) -> None:
         torch._dynamo.reset()  # the limit on recompilations counts per process, and a worker serves many runs
         for layer in training.model.layers:
             layer.compile(dynamic=False)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", setting.world))  # ranks of this node
     trainer = lightning.Trainer(
         accelerator="gpu" if setting.device == "cuda" else "cpu",
-        devices=setting.world if setting.world > 1 else 1,
+        devices=here,
+        num_nodes=setting.world // here,
         strategy="ddp" if setting.world > 1 else "auto",
         plugins=[LightningEnvironment()],  # a Slurm job around us is not Lightning's to read or to requeue
         precision="bf16-mixed" if training.protocol.precision == "bf16" else "32-true",

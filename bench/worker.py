@@ -5,10 +5,8 @@ Who starts it (a terminal, a Slurm task) changes nothing here; all that workers 
 
 import argparse
 import contextlib
-import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -18,8 +16,9 @@ from pathlib import Path
 
 from bench import Refusal, slurm, tune
 from bench.compose import make_where, parse_overrides
-from bench.config import Run, Where
+from bench.config import Run
 from bench.queue import Queue
+from bench.ranks import execute_ranks
 from bench.record import Record
 from bench.run import execute
 from bench.store import SPARED, Lease, Store
@@ -95,7 +94,7 @@ def attempt(run: Run, lease: Lease, queue: Queue, stop: Stop, task: Task | None)
     done, robbed = threading.Event(), threading.Event()
     threading.Thread(target=_renew, args=(lease, done, robbed), daemon=True).start()
     failure, begun = None, time.perf_counter()
-    train = execute if queue.where.devices == 1 else execute_ranks
+    train = execute if queue.where.devices * queue.where.nodes == 1 else execute_ranks
     try:
         tune.ask(run, queue.store)
         record = train(run, queue.where, lambda: stop() or robbed.is_set())
@@ -128,36 +127,6 @@ def _renew(lease: Lease, done: threading.Event, robbed: threading.Event) -> None
             lease.renew()
             if not lease.held():
                 robbed.set()
-
-
-def execute_ranks(run: Run, where: Where, stop: Stop) -> Record | None:
-    """`execute` in one process a device; they find each other through the environment, as Lightning's DDP expects."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    arguments = [(run, where, rank, port, os.getpid()) for rank in range(where.devices)]
-    ranks = [context.Process(target=_rank, args=each, daemon=False) for each in arguments]
-    for process in ranks:
-        process.start()
-    while any(p.is_alive() for p in ranks):
-        if stop() and ranks[0].is_alive():
-            ranks[0].terminate()
-        if any(p.exitcode not in (None, 0) for p in ranks):
-            for process in ranks:
-                process.kill()
-        ranks[0].join(POLL_SECONDS)
-    if any(p.exitcode for p in ranks):
-        raise RuntimeError(f"ranks ended with exit codes {[p.exitcode for p in ranks]}")
-    return Store(results(where)).record(run.id)
-
-
-def _rank(run: Run, where: Where, rank: int, port: int, worker: int) -> None:
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": where.devices}
-    world |= {"NODE_RANK": 0, "LOCAL_RANK": rank}
-    os.environ.update({key: str(value) for key, value in world.items()})
-    stop = Stop(float("inf"))
-    execute(run, where, lambda: stop() or os.getppid() != worker)  # without the worker nobody holds the lease
 
 
 def summary(run: Run, record: Record, seconds: float) -> str:

@@ -1,8 +1,12 @@
 """Submission to a real Slurm, on a virtual cluster: what is submitted, what runs, what a second submission does."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import re
 import shutil
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -246,6 +250,41 @@ def test_without_slurm_it_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     asked = case(tmp_path, {})
     assert "is not installed here" in asked("--on", str(asked.cluster), code=2).splitlines()[-1]
+
+
+def test_a_run_on_two_nodes(virtual, tmp_path):
+    """A rank on each; one that is killed ends the other, and the run is tried again. To rounding, one node's run."""
+    edits = {
+        "bench/train.py": (
+            "        self.optimiser.step()\n",
+            "        time.sleep(0.1)\n        self.optimiser.step()\n",
+        )
+    }
+    asked = case(tmp_path, {"pack": 1}, mixers=TINY["mixers"][:1], seeds=[0], varies={"budget.steps": [120]})
+    asked.submit("where.nodes=2", root=checkout(tmp_path / "checkout", edits))
+    (run,) = asked.runs
+    wait(lambda: asked.store.progress(run.id) > 0.1, 180, asked.logs())
+    os.kill(follower(asked), signal.SIGKILL)
+    asked.finished()
+    (record,) = asked.records()
+    assert record.environment.world == 2 and [f["kind"] for f in asked.store.failures(run.id)] == ["error"]
+    assert "srun of the other nodes" in asked.store.failures(run.id)[0]["message"]
+    nodes = re.findall(r'"ranks of": "(n\d)", "node": 1', asked.logs())
+    assert len(nodes) == 2 and record.environment.node not in nodes
+    (tmp_path / "results").rename(tmp_path / "there")
+    asked.here()
+    (alone,) = asked.records()
+    assert [loss for _, loss in record.curve] == pytest.approx([loss for _, loss in alone.curve], rel=1e-4)
+
+
+def follower(asked: Case) -> int:
+    """The process that has the ranks of the second node."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_text().split("\0")
+            if "bench.ranks" in words and "srun" not in words[0] and str(asked.folder) in path.read_text():
+                return int(path.parent.name)
+    raise AssertionError("no follower")
 
 
 def test_pilots_are_measured_by_tasks(virtual, tmp_path):

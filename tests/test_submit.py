@@ -83,6 +83,12 @@ def test_memory_is_read_as_slurm_reads_it():
     assert [megabytes(m) for m in ("512", "512M", "2G", "1024K", "1T")] == [512, 512, 2048, 1, 1024**2]
 
 
+def test_what_does_not_go_with_several_nodes_is_refused():
+    where = make_where({"where.nodes": 2})
+    assert "cluster.side_by_side" in refusal(submit.refuse, cluster(side_by_side=2), where)
+    assert "cluster.container" in refusal(submit.refuse, cluster(container=("apptainer",)), where)
+
+
 def test_limits_that_would_pend_or_crawl_are_refused(monkeypatch):
     monkeypatch.setattr(slurm, "ask", lambda words, seconds=0: "PartitionName=main MaxTime=01:00:00 X=1")
     where = make_where({"where.threads": 2})
@@ -108,7 +114,7 @@ def test_the_batch_script_and_the_command_are_these(submission, monkeypatch, tmp
     own = cluster(partition="gpu", gres="gpu:1", memory="32G", modules=("cuda/12.4",), setup=("source /etc/profile",))
     own = dataclasses.replace(own, container=("apptainer", "exec", "image file.sif"))
     text = script(dataclasses.replace(submission, cluster=own))
-    text += "\nsbatch\n" + "\n".join(f"  {word}" for word in command(submission.folder, submission.name, own))
+    text += "\nsbatch\n" + "\n".join(f"  {word}" for word in command(submission.folder, submission.name, own, 1))
     for value, name in ((submission.folder.name, "UUID"), (submission.code, "CODE"), (submission.name, "mb-UUID8")):
         text = text.replace(value, name)
     text = text.replace(str(tmp_path), "/home/me") + "\n"

@@ -34,7 +34,7 @@ def measure(runs: list[Run], where: Where, store: Store, stop) -> None:
     store.writable(store.root)
     todo = {(r.protocol_id, r.mixer.canonical): r for r in runs}
     for number, (kind, run) in enumerate(todo.items(), 1):
-        here = device_label(model_of(device_of(run, where)), where.devices)
+        here = device_label(model_of(device_of(run, where)), where.devices * where.nodes)
         title = f"[{number}/{len(todo)}] pilot of {run.label} {run.mixer.name}"
         lease = take(made(store.root / ".pilots" / digest({"pilot": [*kind, here]})))
         if lease is None:
@@ -73,9 +73,9 @@ def added(path: Path, pilot: Pilot) -> None:
 
 def one(run: Run, where: Where, store: Store, stop) -> Pilot | None:
     """Train the cut run; None if it could not be measured, with the reason on stderr, or was interrupted."""
+    from bench.ranks import execute_ranks
     from bench.run import execute
     from bench.where import places
-    from bench.worker import execute_ranks
 
     protocol = run.protocol
     budget = dataclasses.replace(protocol.budget, steps=min(STEPS, protocol.budget.steps))
@@ -84,7 +84,7 @@ def one(run: Run, where: Where, store: Store, stop) -> Pilot | None:
     with tempfile.TemporaryDirectory(dir=store.root, prefix=".pilot-") as folder:
         there = dataclasses.replace(where, results=str(Path(folder).resolve()), cache=str(places(where).cache))
         try:
-            record = execute(cut, there, stop) if where.devices == 1 else execute_ranks(cut, there, stop)
+            record = execute(cut, there, stop) if where.devices * where.nodes == 1 else execute_ranks(cut, there, stop)
         except Refusal:
             raise
         except Exception as error:  # out of memory, say: the others are measured nevertheless
