@@ -4,18 +4,24 @@ Under torch.device('meta') a model has its shapes only: enough to count, no valu
 """
 
 from bench import backbone, registry
-from bench.config import Run
+from bench.config import Protocol, Run
+from bench.mixers.base import Grant
 from bench.record import Capacity
 from bench.shell import owned_by_mixer
-from bench.tasks.base import Task
+from bench.tasks.base import Spec, Task
 
 
 def model_of(run: Run, task: Task, backend: str) -> backbone.Backbone:
-    """A run's model without values; its mixers compute with `backend` if they have it, with 'triton' its shells too."""
+    """A run's model without values."""
+    granted = registry.grant(run, task, registry.mixer_args(run))
+    return granted_model(run, run.protocol, task.spec(), granted, backend)
+
+
+def granted_model(run: Run, protocol: Protocol, spec: Spec, granted: Grant, backend: str) -> backbone.Backbone:
+    """A model around the run's mixer, which computes with `backend` if it has it; with 'triton' the shells do too."""
     args, cls = registry.mixer_args(run), registry.mixer_class(run.mixer.name)
-    granted = registry.grant(run, task, args)
     own = backend if backend in cls.backends else cls.backends[0]
-    model = backbone.make(task.spec(), run.protocol, lambda: cls(granted, args, own), registry.order(run))
+    model = backbone.make(spec, protocol, lambda: cls(granted, args, own), registry.order(run))
     if backend == "triton":
         backbone.fuse(model)
     return model

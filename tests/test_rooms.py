@@ -39,7 +39,7 @@ MAY = {
     "shell": ("torch", "config kernels mixers"),
     "directions": ("torch", "config mixers shell"),
     "backbone": ("torch", "config directions mixers seeds shell tasks"),
-    "capacity": ("", "backbone config record registry shell tasks"),
+    "capacity": ("", "backbone config mixers record registry shell tasks"),
     "train": ("torch lightning", "backbone config seeds shell tasks"),
     "evaluate": ("torch", "backbone tasks"),
     "record": ("", "config"),

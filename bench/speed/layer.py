@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench import backbone, registry
+from bench import backbone, capacity, registry
 from bench.config import Run
 from bench.mixers.base import Grant, Mixer
 from bench.seeds import Streams
@@ -35,11 +35,11 @@ def unfit(run: Run, length: int, segments: str) -> str:
 
 def model_of(run: Run, length: int, segments: str, backend: str) -> backbone.Backbone:
     """A backbone of one layer with next to nothing around it, without values."""
-    args, cls, granted = registry.mixer_args(run), registry.mixer_class(run.mixer.name), grant_of(run, length, segments)
+    granted = grant_of(run, length, segments)
     spec = Spec("patches", 1, 0, length, 1, pooled=True, tied=False, packed=granted.packed, group=1)
     alone = dataclasses.replace(run.protocol.backbone, layers=1, positions=False)
     protocol = dataclasses.replace(run.protocol, backbone=alone)
-    return backbone.make(spec, protocol, lambda: cls(granted, args, backend), registry.order(run))
+    return capacity.granted_model(run, protocol, spec, granted, backend)
 
 
 def rows_of(segments: str, batch: int, length: int) -> Tensor:
