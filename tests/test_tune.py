@@ -16,16 +16,14 @@ from bench import Refusal, tune
 from bench.compose import ROOT, compose_group, make_run, make_where
 from bench.config import Run, with_point
 from bench.queue import Queue
-from bench.registry import make_task
 from bench.report import report
 from bench.report.tuning_text import best_of
 from bench.run import results
-from bench.seeds import Streams
 from bench.space import Tune, points
 from bench.store import Store
 from bench.strict import build
 from bench.sweep import grid, load, named, ordered
-from bench.tasks.base import SELECTION, TRAIN, Places
+from bench.tasks.base import SELECTION
 from bench.worker import Stop, work
 from tests.test_slurm import case, same_science
 from tests.test_store import a_record
@@ -182,46 +180,6 @@ def test_a_sweep_refuses_a_budget_of_ones_own_a_tuning_seed_and_a_mixers_own_key
     runs = grid(load(write(tmp_path, departures=[departure | {"set": {"tune.space": [own]}}])))
     assert [with_point(t, t.point).mixer.args["rank"] for t in runs[1].trials] == [4, 8]
     assert runs[0].trials[0].point == {"optimiser.lr": 0.003}
-
-
-# Selection data -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("protocol", ["quick_digits", "quick_recall"])
-def test_selection_is_the_same_for_every_seed_and_never_trained_on_or_reported(protocol):
-    task = make_task(make_run(protocol, "identity", {}, 0, 0), Places(None, Path()))
-    task.reserve(200)
-    task.prepare()
-    task.require_disjoint()
-    batches = list(task.held_out_batches(SELECTION, 64))
-    items = np.concatenate([b["items"].numpy() for b in batches])
-    assert len(items) == 200 == len(set(items.tolist()))
-    name, numbers = task.origin(SELECTION)
-    assert np.array_equal(items, numbers)
-    for seed in (0, 1):
-        trained = np.concatenate([task.order(Streams(seed, 0), step, 64) for step in range(60)])
-        if task.origin(TRAIN)[0] == name:
-            assert not set(items.tolist()) & set(trained.tolist())
-            assert set(trained.tolist()) == set(task.origin(TRAIN)[1].tolist())
-    shown = [b["tokens" if "tokens" in b else "patches"].numpy().tobytes() for b in batches]
-    reported = [
-        b["tokens" if "tokens" in b else "patches"].numpy().tobytes() for b in task.held_out_batches("held_out", 64)
-    ]
-    assert not set(shown) & set(reported)
-
-
-def test_examples_in_two_parts_are_refused(monkeypatch):
-    task = make_task(a_run(), Places(None, Path()))
-    task.prepare()
-    task.require_disjoint()
-    train, selection = task.split(len(task._train))
-    monkeypatch.setattr(task, "_split", (np.append(train, selection[:3]), selection))
-    with pytest.raises(Refusal, match="3 examples held out for the selection of trials are in 'train' too"):
-        task.require_disjoint()
-    with pytest.raises(Refusal, match="must be at most half of 1437"):
-        other = make_task(a_run(**{"selection.examples": 900}), Places(None, Path()))
-        other.prepare()
-        other.require_disjoint()
 
 
 # Selection of a trial -----------------------------------------------------------------------------------------------

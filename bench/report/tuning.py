@@ -172,7 +172,7 @@ def text_of(values: dict) -> str:
     return (
         ", ".join(
             f"{key.split('.')[-1]} {value:g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in values.items()
+            for key, value in sorted(values.items())
         )
         or "no point"
     )

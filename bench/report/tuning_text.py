@@ -132,7 +132,7 @@ def budgets(group: list[Tuned]) -> Section:
     metric = group[0].tune.selection.metric.replace("_", " ")
     notes = [
         f"Expected best selection {metric} of k of the {n} trials, over all subsets; a loss counts as the worst score "
-        f"of any arm. Curves that still fall or rise at {n} say that more trials would change the table."
+        f"of any arm. The less a column still moves at {n}, the less would more trials have found."
     ]
     return Section(f"Best of k trials, {group[0].protocol}", ["trials", *scores], lines, 1, notes)
 

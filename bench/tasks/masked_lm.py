@@ -183,8 +183,10 @@ class MaskedLM(Task):
             document = np.searchsorted(part.documents, part.start, side="right")
             per_row = np.diff(part.first)
             pieces = ranges(part.first[own], per_row[own])
-            row = np.repeat(np.arange(len(part)), per_row)
-            found.append(items[at[0]] - own[0] + np.unique(row[np.isin(document, document[pieces])]))
+            hit = np.zeros(len(part.documents) + 1, bool)
+            hit[document[pieces]] = True
+            row = np.repeat(np.arange(len(part)), per_row)[hit[document]]
+            found.append(items[at[0]] - own[0] + np.flatnonzero(np.bincount(row)))
         return np.unique(np.concatenate(found))
 
     def _batch(self, rows: Joined, items: np.ndarray, words_BW: np.ndarray, rate: float) -> Batch:
