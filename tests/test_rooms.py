@@ -80,7 +80,7 @@ MAY = {
     "words": ("", ""),
     "cli": (
         "",
-        "check cluster compose config launch match merge plan queue registry report run show speed store submit "
+        "check cluster compose config launch match merge plan queue registry report run show space speed store submit "
         "status sweep tasks tend where words worker",
     ),
 }

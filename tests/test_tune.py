@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from bench import Refusal, tune
+from bench import Refusal, cli, tune
 from bench.compose import ROOT, compose_group, make_run, make_where
 from bench.config import Run, with_point
 from bench.queue import Queue
@@ -180,6 +180,14 @@ def test_a_sweep_refuses_a_budget_of_ones_own_a_tuning_seed_and_a_mixers_own_key
     runs = grid(load(write(tmp_path, departures=[departure | {"set": {"tune.space": [own]}}])))
     assert [with_point(t, t.point).mixer.args["rank"] for t in runs[1].trials] == [4, 8]
     assert runs[0].trials[0].point == {"optimiser.lr": 0.003}
+
+
+def test_too_large_a_selection_is_refused_before_anything_is_written(tmp_path):
+    words = [f"where.results={tmp_path / 'results'}", "where.device=cpu"]
+    path = write(tmp_path, varies=SMALL["varies"] | {"tune.selection.examples": [900]})
+    with pytest.raises(Refusal, match="must be at most half of 1437"):
+        cli.refuse_early(ordered(grid(load(path))), cli.where_of(words))
+    assert not (tmp_path / "results").exists() or not list((tmp_path / "results").glob("runs/*"))
 
 
 # Selection of a trial -----------------------------------------------------------------------------------------------
