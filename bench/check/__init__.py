@@ -49,7 +49,7 @@ ROWS = (
 
 def subject_of(make: Callable[[Grant], Mixer], declared: Declared, full: bool, device: str = "cpu") -> Subject:
     """The sizes of the quick level (at most 10 s a mixer on two cores) and of the full one (60 s)."""
-    length, long = (300, 1100) if full else (132, 300)
+    length, long = (260, 1040) if full else (132, 300)
     return Subject(make, declared, length, long, slow_gradcheck=full, device=device)
 
 

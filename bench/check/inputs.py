@@ -20,13 +20,14 @@ def rounded(subject: Subject) -> Row:
 
     A quantity that it ruins, such as a frequency that is multiplied by a place, must be asked for as an exact channel.
     """
-    mixer, segments_BL = subject.mixer(subject.long, False), subject.documents([[subject.long]], subject.long)
+    length = 2 * subject.length
+    mixer, segments_BL = subject.mixer(length, False), subject.documents([[length]], length)
     v_BLHP, features = subject.inputs(mixer, segments_BL)
     coarse = Features(*(x.bfloat16().double() for x in features))._replace(exact_BLK=features.exact_BLK)
     with torch.no_grad():
         y, z = (mixer(v_BLHP, x, segments_BL) for x in (features, coarse))
     figures = {"conv and raw": float((z - y).norm() / y.norm())}
-    return at_most("rounded features", figures, HALF, f"conv and raw channels in bf16, {subject.long} tokens")
+    return at_most("rounded features", figures, HALF, f"conv and raw channels in bf16, {length} tokens")
 
 
 def extreme(subject: Subject) -> Row:
