@@ -3,6 +3,8 @@
 The gate (frame.py) runs first; nothing is written for a table that it refuses. Same records, same files, bit for bit.
 """
 
+import gc
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.report import (
@@ -25,6 +27,19 @@ from bench.store import Store
 from bench.sweep import Sweep
 
 
+@contextmanager
+def uncollected():
+    """Without the cyclic garbage collector, which would look through ten thousand records again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@uncollected()
 def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False) -> list[Path]:
     """Write the sweep's tables (.md, .csv, .tex), figures/ (.png, .pdf) and certificate.json into the folder `target`.
 

@@ -88,7 +88,7 @@ def draw(table: Table, analysis, folder: Path) -> list[Path]:
     from bench.report.figures import curves, gains, pareto, profile, ranks, responses, seeds
 
     folder.mkdir(parents=True, exist_ok=True)
-    halves = (seeds, pareto, ranks, profile, responses), (gains, curves)  # about the same work
+    halves = (seeds, pareto, ranks, curves), (gains, responses, profile)  # about the same work
     if len(table.rows) < LARGE or "fork" not in multiprocessing.get_all_start_methods():
         found = [draw_some(half, table, analysis, folder) for half in halves]
     else:
