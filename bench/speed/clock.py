@@ -1,7 +1,7 @@
 """Time and memory of a callable on one device, what the device itself can do, and what counts as out of memory.
 
-On CUDA: events around each step, read after all steps are issued, so that the host never waits inside; `host` is how
-long issuing a step takes, and where that is as long as the step, the device waits for the host. On a CPU: the clock.
+On CUDA: events around each step, read after all steps are issued, so that the host never waits inside. Where issuing a
+step takes the host as long as the step, the device waits for the host. On a CPU: the clock.
 """
 
 import contextlib
@@ -21,7 +21,10 @@ SHORTAGE = ("can't allocate memory", "not enough memory", "out of memory")  # ho
 
 
 def timed(step: Callable[[], object], times: int, device: str) -> tuple[list[float], float]:
-    """Seconds of each of `times` steps, and of the host to issue one (0 on a CPU, where it does the work)."""
+    """Seconds of each of `times` steps, and the least of the host to issue one (0 on a CPU, where it does the work).
+
+    The least, because the host is held up once the queue of launches is full.
+    """
     if device == "cpu":
         marks = [time.perf_counter()]
         for _ in range(times):
@@ -30,13 +33,14 @@ def timed(step: Callable[[], object], times: int, device: str) -> tuple[list[flo
         return [after - before for before, after in itertools.pairwise(marks)], 0.0
     events = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
     torch.cuda.synchronize()
-    start = time.perf_counter()
     events[0].record()
+    issued = [time.perf_counter()]
     for event in events[1:]:
         step()
         event.record()
-    host = (time.perf_counter() - start) / times
+        issued.append(time.perf_counter())
     torch.cuda.synchronize()
+    host = min(after - before for before, after in itertools.pairwise(issued))
     return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(events)], host
 
 

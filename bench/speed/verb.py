@@ -116,7 +116,7 @@ def layers(entries: list[Entry], settings: Settings, where: Where, until: float,
 
     if settings.device == "cpu":  # the first step of a process loads libraries, which are nobody's memory
         first = next(one for one in entries if one.run)
-        cold = LayerCell(first, "eager", settings.lengths[0], settings, chosen(first, where, settings), None)
+        cold = LayerCell(first, "fast", settings.lengths[0], settings, chosen(first, where, settings), None)
         attempt(cold, cold.prepare)
         cold.drop()
     for length in settings.lengths:
