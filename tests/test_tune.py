@@ -15,11 +15,15 @@ import yaml
 from bench import Refusal, cli, tune
 from bench.compose import ROOT, compose_group, make_run, make_where
 from bench.config import Run, with_point
+from bench.plan.costs import longest, makespan
+from bench.plan.graph import Node
+from bench.plan.verb import plan
 from bench.queue import Queue
 from bench.report import report
 from bench.report.tuning_text import best_of
 from bench.run import results
 from bench.space import Tune, points
+from bench.status import Reader
 from bench.store import Store
 from bench.strict import build
 from bench.sweep import grid, load, named, ordered
@@ -400,6 +404,37 @@ def test_the_report_shows_choices_and_refuses_unequal_budgets(once, tmp_path):
     worse = max(runs[0].trials, key=lambda t: store.record(t.id).metrics["loss"])
     better = {worse.id: {"metrics": {"loss": 0.0, "accuracy": 1.0}}}
     assert "of identity took" in refused(sweep, copied(store, runs, tmp_path / "better", [], better))
+
+
+def test_a_trial_that_was_given_up_elsewhere_is_the_loss_that_its_rerun_noted(once, tmp_path):
+    path, store = once
+    run = grid(load(path))[2]
+    lost = max(run.trials, key=lambda t: store.record(t.id).metrics["loss"])
+    noted = tuple((i, "oom" if i == lost.id else o) for i, o in store.record(run.id).chosen.trials)
+    chosen = dataclasses.replace(store.record(run.id).chosen, trials=noted)
+    there = copied(store, grid(load(path)), tmp_path / "x", [lost.id], {run.id: {"chosen": chosen}})
+    report(load(path), there, tmp_path, None)
+    text = (tmp_path / "table.md").read_text()
+    assert "1 oom" in text
+
+
+def test_plan_and_status_know_the_trials(once, tmp_path):
+    path, store = once
+    where = make_where({"where.results": str(tmp_path), "where.device": "cpu"})
+    fresh = plan(load(path), Store(tmp_path), 2, 2, "")
+    assert [(row.runs, row.protocol.endswith(" trials")) for row in fresh.rows] == [(8, True), (4, False)]
+    runs = ordered(grid(load(path)))
+    nodes = [Node(run, "missing", 1.0, "", True) for run in runs]
+    seconds = {run.id: 1.0 if run.is_trial else 10.0 for run in runs}
+    assert longest(nodes, seconds) == 11 and makespan(nodes, seconds, 8) == 11 and makespan(nodes, seconds, 2) == 24
+    done = plan(load(path), store, 2, 2, "")
+    assert done.states["done"] == 12 and Reader(path, where, store.root, False).look().of("ok")[0].run.is_trial
+    for trial in runs[-1].trials:
+        for _ in range(3):
+            Store(tmp_path).fail(trial.id, "oom", "no room")
+    states = {s.run.id: s for s in Reader(path, where, tmp_path, False).look().states}
+    assert states[runs[-1].id].name == "given up" and "all its trials, like" in states[runs[-1].id].why
+    assert plan(load(path), Store(tmp_path), 2, 2, "").states["failed"] == 3
 
 
 def copied(store: Store, runs: list[Run], root: Path, without: list[str], changed: dict[str, dict]) -> Store:

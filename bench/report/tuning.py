@@ -73,6 +73,10 @@ def tuned(table: Table, store: Store) -> list[Tuned]:
 
 
 def places(table: Table) -> list[Place]:
+    """Of the columns and of what their runs start from."""
+    protocols = {r.protocol: r.record.run["protocol"] for r in table.rows}.values()
+    if not any(p.get("tune") or p["init"] for p in protocols):
+        return []  # most tables: the sweep need not be written out again
     arms, found = {a.key: a for a in table.arms}, {}
     for cell in sweeps.cells(table.sweep):
         if cell.protocol not in table.protocols() or cell.seed not in table.seeds:
