@@ -78,7 +78,8 @@ def released(name: str, sam: bool) -> int:
 @pytest.fixture(scope="module")
 def arms():
     sweep = load(ROOT / "sweeps" / "table2_paper.yaml")
-    return {(c.arm.mixer, c.run.mixer.args["sam"]): c for c in cells(sweep) if c.seed == 0 and c.protocol == "paper_mlm"}
+    first = [c for c in cells(sweep) if c.seed == 0 and c.protocol == "paper_mlm"]
+    return {(c.arm.mixer, c.run.mixer.args["sam"]): c for c in first}
 
 
 def test_the_sweep_has_the_fourteen_rows_of_table_2_in_its_order_and_five_seeds(arms):
