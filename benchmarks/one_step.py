@@ -33,7 +33,7 @@ def step(model, task, run: Run, optimiser, micro: int, device: str) -> float:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=run.protocol.precision == "bf16"):
             loss = task.loss(model(part), part) / targets
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return total

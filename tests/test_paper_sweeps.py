@@ -89,8 +89,10 @@ def test_the_batch_script_of_a_cluster_of_eight_gpu_nodes_is_this(name, monkeypa
     where = make_where({"where.results": str(tmp_path / "results"), "where.device": "cuda", "where.devices": 8})
     (tmp_path / "results" / "slurm" / name).mkdir(parents=True)
     runs = [cell.run.id for cell in firsts(name)]
-    made = submit.prepare(ROOT / "sweeps" / f"{name}.yaml", name, words, where, own, runs)
-    text = submit.script(made) + "\nsbatch\n" + "\n".join(f"  {w}" for w in submit.command(made.folder, made.name, own))
+    made = submit.prepare(ROOT / "sweeps" / f"{name}.yaml", name, submit.RUNS, words, where, own, runs)
+    text = (
+        submit.script(made) + "\nsbatch\n" + "\n".join(f"  {w}" for w in submit.command(made.folder, made.name, own, 1))
+    )
     for value, word in ((made.folder.name, "UUID"), (made.name, "mb-UUID8"), (str(tmp_path), "/home/me")):
         text = text.replace(value, word)
     golden = GOLDEN / f"slurm_{name}.txt"
