@@ -110,12 +110,15 @@ def on_task(task: str):
 
 
 def everything():
-    """One run of each protocol and mixer that the sweeps, protocols and mixers of this checkout can make."""
+    """One run of each protocol and mixer that the sweeps, protocols and mixers of this checkout can make; fine-tunings
+    have the trunks of their parents, so one arm of each."""
     runs = [run for path in SWEEPS for run in ordered(grid(load(path)))]
     runs += [an_arm("quick_recall", *arm) for arm in ARMS]
     used = {str(run.protocol.task) for run in runs}
     runs += [run for run in map(on_task, shipped("task")) if str(run.protocol.task) not in used]
-    return list({(run.protocol_id, str(run.mixer)): run for run in runs}.values())
+    return list(
+        {run.label.split("[")[0] if run.parent else (run.protocol_id, str(run.mixer)): run for run in runs}.values()
+    )
 
 
 @pytest.mark.parametrize("run", everything(), ids=lambda r: f"{r.label}-{r.mixer.name}-{r.mixer.args['sam']}")
