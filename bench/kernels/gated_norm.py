@@ -47,7 +47,7 @@ def _backward(
     sum_C = tl.zeros((C,), tl.float32)
     for i in range(SHARE):
         n = (tl.program_id(0) * SHARE + i).to(tl.int64)
-        known_C = (c_C < channels) & (n < rows)
+        known_C = c_C < tl.where(n < rows, channels, 0)
         z_at = (n // length) * z_b + (n % length) * z_l
         u_C, z_C = _row(y_ptr, v_ptr, z_ptr, n * channels, z_at, c_C, known_C, scale, SKIP)
         g_C = tl.load(g_ptr + n * channels + c_C, mask=known_C, other=0.0).to(tl.float32)
