@@ -336,6 +336,7 @@ def test_ctrl_c_leaves_nobody_behind_and_the_same_command_goes_on_bitwise(call, 
     words = ["sweep", str(path), f"where.results={results.root}", "where.device=cpu"]
     command = [sys.executable, "-m", "bench.cli", *words, "--workers", "2"]
     pipe = subprocess.PIPE
+    command = ["env", "--default-signal=INT", *command]  # what runs the tests in the background may ignore it
     with subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, cwd=ROOT) as launcher:
         wait_for(lambda: sum(0 < results.progress(r.id) < 0.5 for r in runs) >= 1, 90)
         wait_for(lambda: len(alive(launcher.pid)) == 2, 30)
