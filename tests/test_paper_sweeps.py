@@ -58,7 +58,7 @@ def test_an_arm_has_the_parameters_that_the_paper_prints(row):
 
 
 def test_the_hydra_row_of_table_5_has_more_parameters_than_printed():
-    """With the block's defaults, which its authors name for it; state 32 would have 90.4 M, so neither is the printed 91 M."""
+    """With the defaults that its authors name for it; state 32 would have 90.4 M: neither is the printed 91 M."""
     assert round(parameters("table5", 1), 1) == 92.8
 
 
