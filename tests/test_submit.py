@@ -48,7 +48,7 @@ def a_submission(tmp_path: Path, **changes) -> Submission:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "slurm").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_cluster_files_here_are_whole(path):
-    load(path)
+    assert load(path).cpus >= 1
 
 
 @pytest.mark.parametrize(

@@ -125,10 +125,10 @@ def chunk_products(
     packed: bool,
 ) -> tuple[Tensor, Tensor]:
     """y_BLHP, and the states that enter the chunks, BKDHNP. dt, sum, write and read are of whole chunks, fp32."""
-    v_BLHP, delta_BLH, decay_BKDH, segments_BL, *small = _contiguous(
-        v_BLHP, delta_BLH, decay_BKDH, segments_BL, dt_BLDH, sum_BLDH, write_BLDH, read_BLDH
+    small = (dt_BLDH, sum_BLDH, write_BLDH, read_BLDH)
+    v_BLHP, c_BLDGN, b_BLDGN, delta_BLH, decay_BKDH, segments_BL, *small = _laid_out(
+        v_BLHP, c_BLDGN, b_BLDGN, delta_BLH, decay_BKDH, segments_BL, *small
     )
-    c_BLDGN, b_BLDGN = _last(c_BLDGN), _last(b_BLDGN)
     dt_BLDH, sum_BLDH, write_BLDH, read_BLDH = small
     batch, chunks, directions, heads = decay_BKDH.shape
     s_BKDHNP = _states_of(b_BLDGN, write_BLDH, v_BLHP, decay_BKDH)
@@ -160,13 +160,12 @@ def chunk_products_backward(
     packed: bool,
 ) -> list[Tensor]:
     """Gradients of v, c, b, dt, sum, write, read, delta and decay."""
-    gy_BLHP, v_BLHP, delta_BLH, decay_BKDH, segments_BL, *small = _contiguous(
-        gy_BLHP, v_BLHP, delta_BLH, decay_BKDH, segments_BL, dt_BLDH, sum_BLDH, write_BLDH, read_BLDH
+    gy_BLHP, small = gy_BLHP.contiguous(), (dt_BLDH, sum_BLDH, write_BLDH, read_BLDH)
+    v_BLHP, c_BLDGN, b_BLDGN, delta_BLH, decay_BKDH, segments_BL, *small = _laid_out(
+        v_BLHP, c_BLDGN, b_BLDGN, delta_BLH, decay_BKDH, segments_BL, *small
     )
-    c_BLDGN, b_BLDGN = _last(c_BLDGN), _last(b_BLDGN)
-    dt_BLDH, sum_BLDH, write_BLDH, read_BLDH = small
     batch, chunks, directions, heads = decay_BKDH.shape
-    r_BKDHNP = _states_of(c_BLDGN, read_BLDH, gy_BLHP, decay_BKDH)
+    r_BKDHNP = _states_of(c_BLDGN, small[-1], gy_BLHP, decay_BKDH)
     gs_BKDHNP, (size, blocks) = torch.empty_like(r_BKDHNP), _blocks(r_BKDHNP)
     part_BKDHI = decay_BKDH.new_empty(*decay_BKDH.shape, blocks)
     carry_back[batch * heads, directions, blocks](
@@ -188,12 +187,10 @@ def chunk_products_backward(
     return [gv_BLHP, *grouped, *gsmall, gdelta_BLH, part_BKDHI.sum(-1)]
 
 
-def _contiguous(*tensors: Tensor) -> list[Tensor]:
-    return [x.contiguous() for x in tensors]
-
-
-def _last(x_BLDGN: Tensor) -> Tensor:
-    return x_BLDGN if x_BLDGN.stride(-1) == 1 else x_BLDGN.contiguous()
+def _laid_out(v_BLHP: Tensor, c_BLDGN: Tensor, b_BLDGN: Tensor, *others: Tensor) -> list[Tensor]:
+    """As the programs read them: whole in memory, but for c and b, whose states alone must lie side by side."""
+    sides = (x if x.stride(-1) == 1 else x.contiguous() for x in (c_BLDGN, b_BLDGN))
+    return [v_BLHP.contiguous(), *sides, *(x.contiguous() for x in others)]
 
 
 def _grouped(g_BLDHN: Tensor, like_BLDGN: Tensor) -> Tensor:
