@@ -1,7 +1,11 @@
-"""What test_kernels.py runs in a process of its own: kernels against plain torch, the figures as JSON."""
+"""What test_kernels.py runs in a process of its own: kernels against plain torch, the figures as JSON.
+
+In Triton's interpreter on the CPU, or else on the GPU.
+"""
 
 import itertools
 import json
+import os
 import sys
 
 import torch
@@ -18,12 +22,14 @@ from bench.kernels.gated_norm import gated_norm
 from tests.conftest import built, shrunk
 
 torch.set_num_threads(1)
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
 DRAW = torch.Generator().manual_seed(0)
 FOUND = {}
 
 
 def random(*shape):
-    return torch.randn(shape, generator=DRAW)
+    return torch.randn(shape, generator=DRAW).to(DEVICE)
 
 
 def compare(name, fast, exact, *inputs):
@@ -41,7 +47,7 @@ def compare(name, fast, exact, *inputs):
 
 def segments(packed):
     rows = [[1] * 30 + [2] * 36 + [0] * 4, [1] * 70] if packed else [[1] * 50 + [0] * 20, [1] * 70]
-    return torch.tensor(rows)
+    return torch.tensor(rows, device=DEVICE)
 
 
 def convolution():
@@ -65,7 +71,7 @@ def one_convolution(packed, causal, silu):
 
 def norm():
     for skip in (False, True):
-        one_norm(skip, torch.tensor(1.7))
+        one_norm(skip, torch.tensor(1.7, device=DEVICE))
 
 
 def one_norm(skip, scale):
@@ -96,7 +102,8 @@ def exact_product(qk, v):
 def model():
     """A whole model with fused shells, and again on its plain backends, against itself without."""
     made, task = built(shrunk(make_run("quick_recall", "quasiseparable", {}, 0, 0)))
-    batch = task.example(4)
+    made.to(DEVICE)
+    batch = {key: x.to(DEVICE) for key, x in task.example(4).items()}
     parameters = [p for _, p in sorted(made.named_parameters())]
 
     def gradients():
@@ -115,12 +122,13 @@ def model():
 
 def mixer(name, changes):
     """A mixer's backend against its own matrix in fp64, as `check` holds it to on a GPU."""
-    scan.CHUNK = 16  # several chunks in a short row: the interpreter is slow
+    if INTERPRETED:
+        scan.CHUNK = 16  # several chunks in a short row: the interpreter is slow
     for label, (make, declared) in of(name, changes, make_where({"where.device": "cpu"})).items():
         ways = dict(declared.backends)
-        subject = subject_of(make, declared, full=False)
+        subject = subject_of(make, declared, full=False, device=DEVICE)
         for packed in (False, True):
-            figures = errors(subject, ways["triton"], packed, 37, False, plain)
+            figures = errors(subject, ways["triton"], packed, 37 if INTERPRETED else 300, False, plain)
             FOUND[f"{label} {packed=}"] = max(figures.values())
 
 

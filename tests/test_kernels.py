@@ -1,4 +1,4 @@
-"""The Triton kernels in their interpreter, on any machine: values and all gradients against plain torch, in fp32.
+"""The Triton kernels in their interpreter, on any machine, and on a GPU: all gradients against plain torch, in fp32.
 
 Axes as in bench/kernels.
 """
@@ -10,11 +10,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from bench.compose import ROOT
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 CLOSE = 1e-5
+CLOSE_ON_GPU = 1e-4
 CALLS = {
     "the shell": [["convolution"], ["norm"], ["model"]],
     "low rank": [["product"], ["mixer", "low_rank", {"rank": 4}]],
@@ -24,12 +26,25 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
-def test_a_kernel_is_plain_torch_in_values_and_all_gradients(calls):
+def figures(calls, interpreted):
     """In a process of its own, since Triton reads the switch of its interpreter when it is imported."""
-    env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"TRITON_INTERPRET": str(int(interpreted)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "tests.kernel_cases", json.dumps(calls)]
     ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout)
+    return json.loads(ended.stdout)
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
+def test_a_kernel_is_plain_torch_in_values_and_all_gradients(calls):
+    found = figures(calls, interpreted=True)
     assert found and all(figure < CLOSE for figure in found.values()), found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
+def test_so_it_is_on_the_gpu(calls):
+    """Sums of fp32 in another order; nothing rounds to TF32 here."""
+    found = figures(calls, interpreted=False)
+    assert found and all(figure < CLOSE_ON_GPU for figure in found.values()), found
