@@ -170,6 +170,7 @@ class Where:
     loaders: int
     micro_batches: int
     compile: str
+    graph: str
     backend: str
     checkpoint_seconds: float
     retries: int
@@ -177,6 +178,7 @@ class Where:
     def __post_init__(self):
         one_of("where.device", self.device, ("auto", "cpu", "cuda"))
         one_of("where.compile", self.compile, ("auto", "on", "off"))
+        one_of("where.graph", self.graph, ("auto", "on", "off"))
         at_least(
             "where",
             self,
@@ -190,6 +192,22 @@ class Where:
                 "retries": 0,
             },
         )
+        if self.graph == "on" and not self.undivided:
+            raise Refusal("where.graph=on needs one device and one micro-batch; use: auto, off")
+
+    @property
+    def undivided(self) -> bool:
+        """Whether one process computes an optimiser step in one piece."""
+        return self.devices * self.nodes * self.micro_batches == 1
+
+    def compiled(self, device: str) -> bool:
+        return self.compile == "on" or (self.compile == "auto" and device == "cuda")
+
+    def one_graph(self, device: str) -> bool:
+        """Whether a step is issued as one CUDA graph; what is not compiled may wait for the device."""
+        if device != "cuda":
+            return False
+        return self.graph == "on" or (self.graph == "auto" and self.undivided and self.compiled(device))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lightning
@@ -28,12 +29,14 @@ from torch.utils.data import DataLoader, Dataset
 from bench import Refusal
 from bench.backbone import Backbone
 from bench.config import Optimiser, Protocol, Schedule
+from bench.replay import Replay
 from bench.seeds import Streams
 from bench.shell import owned_by_mixer
 from bench.tasks.base import Batch, Task
 
 CURVE_POINTS = 64
 CHECKPOINT = "checkpoint.pt"
+DIVISOR = "divisor"  # beside a batch's own keys: what its loss is divided by
 STOP_EVERY = 10  # optimiser steps between questions to rank 0
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -56,6 +59,7 @@ class Setting:
     micro_batches: int
     loaders: int
     compiled: bool
+    graph: bool  # issue an optimiser step as one CUDA graph
     folder: Path  # where a checkpoint may lie
     stamp: str  # what a checkpoint must share with the process that goes on from it: code and micro-batches
     write: Callable[[str, Callable[[Path], object]], None]  # puts a file of a name there, whole or not at all
@@ -142,10 +146,8 @@ class Training(lightning.LightningModule):
     def configure_optimizers(self):
         settings = self.protocol.optimiser
         groups = [{k: g[k] for k in ("params", "weight_decay")} for g in optimiser_groups(self.model, settings)]
-        fused = self.setting.device == "cuda"
-        optimiser = torch.optim.AdamW(
-            groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused or None
-        )
+        fast = {"fused": True, "capturable": True} if self.setting.device == "cuda" else {}
+        optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, **fast)
         if self.optimiser_state is not None:
             optimiser.load_state_dict(self.optimiser_state)
             self.optimiser_state = None
@@ -156,6 +158,11 @@ class Training(lightning.LightningModule):
         self.totals = torch.zeros(3, device=self.device)  # loss sum, targets, steps with a loss that is not finite
         self.parameters_ = list(self.model.parameters())
         self.optimiser = self.optimizers(use_pl_optimizer=False)
+        if self.setting.device == "cuda":  # the rate lives on the device, where a recorded step reads it
+            self.rate = torch.zeros((), device=self.device)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.rate
+        self.replay = Replay(partial(self.compute, first=True, last=True)) if self.setting.graph else None
         self.begun = self.clock = self.saved = time.perf_counter()
         self.logged = self.done
 
@@ -165,16 +172,33 @@ class Training(lightning.LightningModule):
             wrapped.require_backward_grad_sync = (index + 1) % self.setting.micro_batches == 0
 
     def training_step(self, item: tuple[Batch, Tensor], index: int) -> None:
-        batch, targets = item
+        batch, divisor = item
         first, last = index % self.setting.micro_batches == 0, (index + 1) % self.setting.micro_batches == 0
+        if first and self.draws:
+            torch.manual_seed(self.streams.torch_seed(f"dropout {self.done} {self.setting.rank}"))
+        if last:
+            self.set_rate()
+        compute = self.replay or partial(self.compute, first=first, last=last)
+        compute({**batch, DIVISOR: divisor})
+        self.done += last
+
+    def set_rate(self) -> None:
+        protocol = self.protocol
+        rate = learning_rate(self.done, protocol.budget.steps, protocol.optimiser.lr, protocol.schedule)
+        if self.setting.device == "cuda":
+            self.rate.fill_(rate)
+        else:
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+
+    def compute(self, inputs: Batch, first: bool, last: bool) -> None:
+        """The device's part of a micro-batch: nothing here waits for the device or depends on the step's number."""
         if first:
             self.totals[:2] = 0
-            if self.draws:
-                torch.manual_seed(self.streams.torch_seed(f"dropout {self.done} {self.setting.rank}"))
-        loss = self.task.loss(self.model(batch), batch)
+        loss = self.task.loss(self.model(inputs), inputs)
         self.manual_backward(loss)
         self.totals[0] += loss.detach()
-        self.totals[1] += targets
+        self.totals[1] += inputs[DIVISOR]
         if last:
             self.optimiser_step()
 
@@ -187,14 +211,10 @@ class Training(lightning.LightningModule):
         torch._foreach_mul_(gradients, world / self.totals[1].clamp(min=1))  # DDP has averaged over ranks
         if settings.clip:
             nn.utils.clip_grad_norm_(self.parameters_, settings.clip, foreach=True)
-        rate = learning_rate(self.done, self.protocol.budget.steps, settings.lr, self.protocol.schedule)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.average:
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters_], 1 - settings.ema)
-        self.done += 1
 
     def on_train_batch_end(self, outputs, item: tuple[Batch, Tensor], index: int) -> None:
         if (index + 1) % self.setting.micro_batches:
@@ -324,5 +344,6 @@ def fit(training: Training) -> None:
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer.fit(training, train_dataloaders=loader)
+    training.replay = None  # gives its memory back
     if training.done != steps:
         raise RuntimeError(f"training ended after step {training.done} of {steps}")

@@ -29,7 +29,7 @@ BACKEND = "torch"
 def ours(run: Run, device: str, steps: int, folder: Path) -> float:
     """Seconds a step under the module, between two logged points, waiting for the device as often as a run does."""
     every = -(-steps // train.CURVE_POINTS)
-    seconds, _ = fitted(run, quiet(device, device == "cuda", 1, folder), BACKEND, every)
+    seconds, _ = fitted(run, quiet(device, device == "cuda", False, 1, folder), BACKEND, every)
     return statistics.median(seconds)
 
 
@@ -45,7 +45,7 @@ def bare(run: Run, device: str, steps: int) -> float:
     optimiser = torch.optim.AdamW(
         groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=device == "cuda" or None
     )
-    setting = quiet(device, device == "cuda", 1, Path())
+    setting = quiet(device, device == "cuda", False, 1, Path())
     data = train.MicroBatches(task, Streams(0, 0), run.protocol.budget.batch, setting)
     loader = DataLoader(data, batch_size=None, sampler=range(steps), pin_memory=device == "cuda")
     every, seconds, clock = -(-steps // train.CURVE_POINTS), [], time.perf_counter()

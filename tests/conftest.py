@@ -99,6 +99,7 @@ def setting(
         micro_batches,
         0,
         False,
+        False,
         folder,
         "stamp",
         lambda name, how: how(folder / name),

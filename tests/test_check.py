@@ -208,7 +208,7 @@ def test_a_gradient_that_compilation_loses_is_measured(cls, wrong_way):
 def test_the_full_level_passes_a_right_mixer_and_fails_a_wrong_one():
     assert "fail" not in {row.verdict for row in check_mixer(wrong.Waves, Declared(True, HEADS), full=True)}
     rows = check_mixer(wrong.CosineInBf16, Declared(True, HEADS), full=True)
-    assert [row.property for row in rows if row.verdict == "fail"] == ["bf16 error"]
+    assert [row.property for row in rows if row.verdict == "fail"] == ["bf16 error", "bf16 gradients"]
 
 
 def test_every_row_has_a_wrong_mixer_that_fails_it():

@@ -81,6 +81,8 @@ def errors(
 ) -> dict[str, float]:
     """Norm of the difference over the norm, by name: what `make` builds, in fp32 or bf16, against `matrix` in fp64.
 
+    In bf16 under autocast, with v and the features (but for the exact ones) in bf16 as in training.
+
     Over several projections together: the gradient of a parameter with few entries is a sum over all tokens, which in
     one projection may cancel to less than what rounding leaves.
     """
@@ -91,6 +93,10 @@ def errors(
     else:
         segments_BL = subject.documents([[length - 9, 9] if packed else [length]], length)
     v_BLHP, features = subject.inputs(exact, segments_BL)
+    dtype = torch.bfloat16 if half else torch.float32
+    if half:  # the shell's products are bf16 under autocast, except the exact features
+        v_BLHP, *others = (x.to(dtype).double() for x in (v_BLHP, *features[:2]))
+        features = Features(*others, features.exact_BLK)
 
     way = through(mixer)
 
@@ -98,7 +104,8 @@ def errors(
         with torch.autocast(subject.device, torch.bfloat16, enabled=half):
             return way(*given)
 
-    rough = v_BLHP.float(), Features(*(x.float() for x in features)), segments_BL
+    rough_features = Features(*(x.to(dtype) for x in features[:2]), features.exact_BLK.float())
+    rough = v_BLHP.to(dtype), rough_features, segments_BL
     wrong, size = Counter(), Counter()  # squares of norms
     for seed in PROBES:
         found = gradients(mixer, fast, *rough, seed)

@@ -13,6 +13,7 @@ backward; size 1 if both share), C chunks, S reading and T writing place in a ch
 import importlib.util
 import sys
 import types
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -134,13 +135,22 @@ class Quasiseparable(Mixer):
 
 
 def mamba_scan():
-    """The kernel of mamba-ssm, imported when it is asked for."""
+    """The kernel of mamba-ssm, imported when it is asked for, in its deterministic mode.
+
+    Otherwise it chooses among variants by timing them, so that two processes may round differently (and compiles a
+    hundred), and adds gradients up in whatever order they come.
+    """
     name = "selective_scan_cuda"
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         # A build without the CUDA extension fails on importing it, though this kernel does not use it.
         sys.modules[name] = types.ModuleType(name)
     try:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+        from mamba_ssm.utils.determinism import set_deterministic_mode
+
+        set_deterministic_mode(True)  # read when the kernels are imported
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that timing them once would be faster
+            from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
     except ImportError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Refusal(

@@ -218,7 +218,7 @@ def settings(
         protocol=labels[0],
         device=device,
         threads=where.threads,
-        compiled=where.compile == "on" or (where.compile == "auto" and device == "cuda"),
+        compiled=where.compiled(device),
         backend=where.backend,
         precision=protocol.precision,
         width=protocol.backbone.width,

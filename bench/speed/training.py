@@ -33,7 +33,7 @@ def made(run: Run, backend: str, device: str) -> tuple[backbone.Backbone, Task]:
     return model.to(device), task
 
 
-def quiet(device: str, compiled: bool, micro_batches: int, folder: Path) -> train.Setting:
+def quiet(device: str, compiled: bool, graph: bool, micro_batches: int, folder: Path) -> train.Setting:
     """One process without checkpoints and loaders."""
     return train.Setting(
         device=device,
@@ -42,6 +42,7 @@ def quiet(device: str, compiled: bool, micro_batches: int, folder: Path) -> trai
         micro_batches=micro_batches,
         loaders=0,
         compiled=compiled,
+        graph=graph,
         folder=folder,
         stamp="",
         write=lambda name, how: how(folder / name),
@@ -109,7 +110,8 @@ class Fit(Timed):
         before = clock.in_use(settings.device)
         reset_peak_memory(settings.device)
         with tempfile.TemporaryDirectory() as folder:
-            setting = quiet(settings.device, settings.compiled, self.where.micro_batches, Path(folder))
+            graph, cut = self.where.one_graph(settings.device), self.where.micro_batches
+            setting = quiet(settings.device, settings.compiled, graph, cut, Path(folder))
             seconds, first = fitted(self.run, setting, result.backend, settings.training.stretch)
         result.peak_memory = peak_memory(settings.device) - before
         result.first = result.first or first

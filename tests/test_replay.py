@@ -1,0 +1,62 @@
+"""A training step as one CUDA graph: where it is used, and that it changes no bit."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bench import Refusal, train
+from bench.compose import make_run, make_where
+from bench.seeds import Streams
+from tests.conftest import built, setting, shrunk
+
+
+def graph(device, **changes):
+    return make_where({f"where.{key}": value for key, value in changes.items()}).one_graph(device)
+
+
+def test_a_graph_is_for_one_gpu_that_takes_the_batch_as_a_whole():
+    assert graph("cuda") and graph("cuda", graph="on", compile="off")
+    assert not any(graph("cuda", **other) for other in ({"graph": "off"}, {"devices": 2}, {"micro_batches": 2}))
+    assert not graph("cuda", compile="off"), "plain code may wait for the device"
+    assert not graph("cpu") and not graph("cpu", graph="on")
+    with pytest.raises(Refusal, match="one device and one micro-batch"):
+        graph("cuda", graph="on", micro_batches=2)
+
+
+def trained(mixer, folder, as_graph, stop_after=None):
+    """Weights, moments and curve after twelve steps with dropout, stochastic depth, clipping and an average."""
+    run = shrunk(make_run("quick_recall", mixer, {}, 0, 0))
+    protocol = run.protocol
+    protocol = dataclasses.replace(
+        protocol,
+        backbone=dataclasses.replace(protocol.backbone, layers=2, dropout=0.1, drop_path=0.2),
+        optimiser=dataclasses.replace(protocol.optimiser, clip=0.1, ema=0.9),
+        budget=dataclasses.replace(protocol.budget, steps=12, batch=8),
+    )
+    run = dataclasses.replace(run, protocol=protocol)
+    asked = iter([False] * (stop_after or 99) + [True])
+    how = dataclasses.replace(setting(folder), device="cuda", graph=as_graph, should_stop=lambda: next(asked))
+    while True:
+        model, task = built(run, "cuda")
+        training = train.Training(model, task, protocol, Streams(0, 0), how)
+        training.restore()
+        try:
+            train.fit(training)
+        except train.Interrupted:
+            how = dataclasses.replace(how, should_stop=lambda: False)
+            continue
+        moments = [x for state in training.optimiser.state.values() for x in state.values()]
+        return [*model.state_dict().values(), *training.average, *moments], training.trace.curve
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mixer", ["low_rank", "quasiseparable", "attention", "toeplitz"])
+def test_a_graph_changes_no_bit(mixer, tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    plain, curve = trained(mixer, tmp_path / "whole", as_graph=False)
+    replayed, replayed_curve = trained(mixer, tmp_path / "whole", as_graph=True)
+    resumed, resumed_curve = trained(mixer, tmp_path / "parts", as_graph=True, stop_after=5)
+    assert curve == replayed_curve == resumed_curve
+    assert all(map(torch.equal, plain, replayed)) and all(map(torch.equal, plain, resumed))
