@@ -1,7 +1,7 @@
 """A product with a matrix of low rank, y_i = q_i . sum over j of k_j v_j^T, without a transposed copy of anything.
 
-Rows are gathered into states of R x P numbers a head and applied to rows; the gradient is the same two steps with the
-roles exchanged: states gq = sum of q gy^T, then gv = k gq, gk = v gq^T, gq = gy state^T.
+Rows are gathered into states of R x P numbers a head, and states are applied to rows: two operators, each the other's
+gradient with the roles exchanged.
 Axes: B batch, L length, H heads, P head width, R rank, S shares of a row; T tokens of a tile; A, C tiles of width.
 """
 
@@ -100,43 +100,53 @@ def _last(x_BLHA: Tensor) -> Tensor:
     return x_BLHA if x_BLHA.stride(-1) == 1 else x_BLHA.contiguous()
 
 
-@torch.library.custom_op("mixerbench::low_rank_product", mutates_args=())
-def low_rank_product(q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor) -> tuple[Tensor, Tensor]:
-    """y_BLHP and the states BHRP, all of one dtype. Nothing is masked: keys or values are zero on padding."""
-    s_BHRP = gathered(_last(k_BLHR), _last(v_BLHP))
-    return applied(_last(q_BLHR), s_BHRP), s_BHRP
+def _states(s_BHAC: Tensor) -> Tensor:
+    return s_BHAC if s_BHAC.is_contiguous() or s_BHAC.transpose(2, 3).is_contiguous() else s_BHAC.contiguous()
 
 
-@torch.library.custom_op("mixerbench::low_rank_product_backward", mutates_args=())
-def low_rank_product_backward(
-    gy_BLHP: Tensor, q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor, s_BHRP: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v."""
-    gy_BLHP, s_BHRP = _last(gy_BLHP), s_BHRP.contiguous()
-    gs_BHRP = gathered(_last(q_BLHR), gy_BLHP).contiguous()
-    turned, k_BLHR, v_BLHP = (x.transpose(2, 3) for x in (s_BHRP, gs_BHRP)), _last(k_BLHR), _last(v_BLHP)
-    s_BHPR, gs_BHPR = turned
-    return applied(gy_BLHP, s_BHPR), applied(v_BLHP, gs_BHPR), applied(k_BLHR, gs_BHRP)
+@torch.library.custom_op("mixerbench::gather_rows", mutates_args=())
+def gather_rows(x_BLHA: Tensor, y_BLHC: Tensor) -> Tensor:
+    """States BHAC, the sum over L of x y^T for each head; all of one dtype. Nothing is masked."""
+    return gathered(_last(x_BLHA), _last(y_BLHC)).contiguous()
 
 
-@low_rank_product.register_fake
-def _(q_BLHR, k_BLHR, v_BLHP):
-    batch, _, heads, width = v_BLHP.shape
-    return v_BLHP.new_empty(v_BLHP.shape), v_BLHP.new_empty(batch, heads, q_BLHR.shape[-1], width)
+@torch.library.custom_op("mixerbench::apply_states", mutates_args=())
+def apply_states(x_BLHA: Tensor, s_BHAC: Tensor) -> Tensor:
+    """Rows BLHC, x times its head's state; all of one dtype."""
+    return applied(_last(x_BLHA), _states(s_BHAC))
 
 
-@low_rank_product_backward.register_fake
-def _(gy_BLHP, q_BLHR, k_BLHR, v_BLHP, s_BHRP):
-    return q_BLHR.new_empty(q_BLHR.shape), k_BLHR.new_empty(k_BLHR.shape), v_BLHP.new_empty(v_BLHP.shape)
+def low_rank_product(q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor) -> Tensor:
+    """y_BLHP, all of one dtype. Nothing is masked: keys or values are zero on padding."""
+    return apply_states(q_BLHR, gather_rows(k_BLHR, v_BLHP))
+
+
+@gather_rows.register_fake
+def _(x_BLHA, y_BLHC):
+    batch, _, heads, a_size = x_BLHA.shape
+    return y_BLHC.new_empty(batch, heads, a_size, y_BLHC.shape[-1])
+
+
+@apply_states.register_fake
+def _(x_BLHA, s_BHAC):
+    return x_BLHA.new_empty(*x_BLHA.shape[:-1], s_BHAC.shape[-1])
 
 
 def _keep(ctx, inputs, output):
-    ctx.save_for_backward(*inputs, output[1])
+    ctx.save_for_backward(*inputs)
 
 
-def _gradients(ctx, gy_BLHP, gs_BHRP):
-    """The states are no result of their own: they have no gradient."""
-    return low_rank_product_backward(gy_BLHP, *ctx.saved_tensors)
+def _gather_gradients(ctx, gs_BHAC):
+    x_BLHA, y_BLHC = ctx.saved_tensors
+    gx = apply_states(y_BLHC, gs_BHAC.transpose(2, 3)) if ctx.needs_input_grad[0] else None
+    return gx, apply_states(x_BLHA, gs_BHAC) if ctx.needs_input_grad[1] else None
 
 
-low_rank_product.register_autograd(_gradients, setup_context=_keep)
+def _apply_gradients(ctx, gy_BLHC):
+    x_BLHA, s_BHAC = ctx.saved_tensors
+    gx = apply_states(gy_BLHC, s_BHAC.transpose(2, 3)) if ctx.needs_input_grad[0] else None
+    return gx, gather_rows(x_BLHA, gy_BLHC) if ctx.needs_input_grad[1] else None
+
+
+gather_rows.register_autograd(_gather_gradients, setup_context=_keep)
+apply_states.register_autograd(_apply_gradients, setup_context=_keep)

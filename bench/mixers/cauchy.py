@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import Refusal
+from bench.kernels import require_triton
 from bench.mixers.base import (
     Features,
     Grant,
@@ -29,6 +30,7 @@ from bench.mixers.base import (
     same_segment,
     segment_lengths,
 )
+from bench.mixers.exponentials import exponentials
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,15 @@ class Cauchy(Mixer):
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
     knobs: ClassVar = ("rank",)
+    backends: ClassVar = ("torch", "triton")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
+        if backend == "triton":
+            require_triton()
+            from bench.kernels.low_rank import low_rank_product
+
+            self.product, self.terms = low_rank_product, exponentials(args.bound)
         self.args = args
         if args.sam:
             # One axis: the optimiser's rule decays parameters of two or more.
@@ -73,6 +81,8 @@ class Cauchy(Mixer):
         return torch.randn(shape, generator=generator, device="cpu")
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        if self.backend == "triton" and not self.grant.packed:
+            return self.factored(v_BLHP, features, segments_BL)
         a_BHLR, b_BHLR = self.nodes(features, v_BLHP.shape[1])
         m_BHLL = MeanOfInverses.apply(a_BHLR, b_BHLR)
         real_BL11 = real(segments_BL, v_BLHP.dtype)
@@ -80,6 +90,19 @@ class Cauchy(Mixer):
             m_BHLL = m_BHLL * same_segment(segments_BL)
         y_BLHP = torch.einsum("bhij,bjhp->bihp", m_BHLL.to(v_BLHP.dtype), v_BLHP * real_BL11)
         return y_BLHP * (real_BL11 * self.lengths(segments_BL)[:, :, None, None].to(v_BLHP.dtype).rsqrt())
+
+    def factored(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        """In linear time: with 1 / (a + b) a sum of exponentials, M has rank R times their number."""
+        real_BL11 = real(segments_BL, torch.float32)
+        scale_BL11 = real_BL11 * self.lengths(segments_BL)[:, :, None, None].to(torch.float32).rsqrt()
+        a_BLHR, b_BLHR = (x.transpose(1, 2) for x in self.nodes(features, v_BLHP.shape[1]))
+        q_BLHK = self.decays(a_BLHR) * (scale_BL11 * (2 / self.args.rank))
+        k_BLHK = self.decays(b_BLHR) * real_BL11
+        return self.product(q_BLHK.to(v_BLHP.dtype), k_BLHK.to(v_BLHP.dtype), v_BLHP)
+
+    def decays(self, x_BLHR: Tensor) -> Tensor:
+        """sqrt(w) exp(-t x) for each term (t, w) and each x, BLHK, terms outside."""
+        return torch.cat([w**0.5 * torch.exp(-t * x_BLHR) for t, w in self.terms], -1)
 
     def lengths(self, segments_BL: Tensor) -> Tensor:
         """n of the scale, BL."""

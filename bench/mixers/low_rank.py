@@ -91,7 +91,7 @@ class LowRank(Mixer):
         dtype = v_BLHP.dtype
         if self.backend == "triton":
             q_BLHR, k_BLHR = ((x * real_BL11).to(dtype).expand(len(v_BLHP), -1, -1, -1) for x in (q_BLHR, k_BLHR))
-            return self.product(q_BLHR, k_BLHR, v_BLHP)[0]
+            return self.product(q_BLHR, k_BLHR, v_BLHP)
         v_BLHP = v_BLHP * real_BL11.to(dtype)
         state_BHRP = torch.einsum("bjhr,bjhp->bhrp", k_BLHR.to(dtype), v_BLHP)
         y_BLHP = torch.einsum("bihr,bhrp->bihp", q_BLHR.to(dtype), state_BHRP)

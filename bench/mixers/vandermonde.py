@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import Refusal
+from bench.kernels import require_triton
 from bench.mixers.base import (
     Features,
     Grant,
@@ -33,6 +34,7 @@ from bench.mixers.base import (
     same_segment,
     segment_lengths,
 )
+from bench.mixers.interpolation import grid
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,15 @@ class Vandermonde(Mixer):
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
     knobs: ClassVar = ("rank",)
+    backends: ClassVar = ("torch", "triton")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
+        if backend == "triton":
+            require_triton()
+            from bench.kernels.low_rank import apply_states, gather_rows
+
+            self.gather, self.apply_states, self.grid = gather_rows, apply_states, grid(args.bound)
         self.args = args
         if not args.sam:
             self.q_LHR = nn.Parameter(torch.empty(grant.length, grant.heads, args.rank))
@@ -70,6 +78,8 @@ class Vandermonde(Mixer):
         return torch.randn(self.get_parameter(name).shape, generator=generator, device="cpu")
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        if self.interpolates(v_BLHP.shape[1]):
+            return self.interpolated(v_BLHP, features, segments_BL)
         f_BHLR, g_BHLR = self.frequencies(features, v_BLHP.shape[1])
         place_BL = self.places(segments_BL)
         m_BHLL = SumOfCosines.apply(f_BHLR, place_BL) - SumOfCosines.apply(g_BHLR, place_BL).transpose(2, 3)
@@ -78,6 +88,30 @@ class Vandermonde(Mixer):
             m_BHLL = m_BHLL * same_segment(segments_BL)
         y_BLHP = torch.einsum("bhij,bjhp->bihp", m_BHLL.to(v_BLHP.dtype), v_BLHP * real_BL11)
         scale_BL = (self.lengths(segments_BL) * self.args.rank).to(v_BLHP.dtype).rsqrt()
+        return y_BLHP * (real_BL11 * scale_BL[:, :, None, None])
+
+    def interpolates(self, length: int) -> bool:
+        """Whether the coarse grid is one, and coarse enough for a row so short."""
+        if self.backend != "triton" or self.grant.packed or self.grid is None:
+            return False
+        return self.grid.size(length) < length
+
+    def interpolated(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        """Cosines at the points of a coarse grid only: v is summed up there, or the sum is interpolated from there."""
+        (batch, length), dtype = v_BLHP.shape[:2], v_BLHP.dtype
+        point_K = self.grid.points(length, v_BLHP.device)
+        by_f_BLHK, by_g_BLHK = (
+            torch.cos(2 * math.pi * turns(x_BHLR.transpose(1, 2)[..., None], point_K)).sum(-2).to(dtype)
+            for x_BHLR in self.frequencies(features, length)
+        )
+        weights_LK = self.grid.weights(length, v_BLHP.device).to(dtype)
+        real_BL11 = real(segments_BL, dtype)
+        v_BLHP = v_BLHP * real_BL11
+        seen_BHKP = torch.einsum("jk,bjhp->bhkp", weights_LK, v_BLHP).to(dtype)
+        y_BLHP = self.apply_states(by_f_BLHK.expand(batch, -1, -1, -1), seen_BHKP)
+        sum_BHKP = self.gather(by_g_BLHK.expand(batch, -1, -1, -1), v_BLHP)
+        y_BLHP = y_BLHP - torch.einsum("ik,bhkp->bihp", weights_LK, sum_BHKP).to(dtype)
+        scale_BL = (self.lengths(segments_BL) * self.args.rank).to(dtype).rsqrt()
         return y_BLHP * (real_BL11 * scale_BL[:, :, None, None])
 
     def places(self, segments_BL: Tensor) -> Tensor:

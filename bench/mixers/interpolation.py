@@ -1,0 +1,70 @@
+"""A slow wave at integer places from its values on a coarse grid, by a sinc under a Kaiser window.
+
+A wave of at most `bound` cycles a token is known from every `spacing`-th place, which is more than two places a cycle:
+e^(2 pi i f j) is the sum over m of `weight(j / spacing - m)` e^(2 pi i f m spacing), of `taps` terms.
+Axes: L places, K grid points; X, M offsets of places and points, F frequencies.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-4
+"""Of a wave of amplitude one: far below the rounding of bf16, 4e-3."""
+SAMPLING = 2.5  # samples a cycle at the bound: 2 would need all places, and more need more samples
+
+
+@dataclass(frozen=True)
+class Grid:
+    spacing: int
+    taps: int
+    shape: float  # of the Kaiser window, and its height before it is scaled to one
+    height: float
+
+    def size(self, length: int) -> int:
+        """Grid points m = 0, 1, ... that places 1 to `length` see."""
+        return -(-(2 * length + self.spacing * self.taps) // (2 * self.spacing))
+
+    def weights(self, length: int, device: torch.device) -> Tensor:
+        """How much place j = 1, ... sees of point m, LK in fp32; for an even wave, whose points -m are those of m."""
+        place_L1, point_K = torch.arange(1, length + 1, device=device)[:, None], self.points(length, device)
+        after_LK, before_LK = (self.weight(x.float() / self.spacing) for x in (place_L1 - point_K, place_L1 + point_K))
+        return after_LK + before_LK * (point_K > 0)
+
+    def points(self, length: int, device: torch.device) -> Tensor:
+        """The places of the grid points, K."""
+        return torch.arange(self.size(length), device=device) * self.spacing
+
+    def weight(self, x: Tensor) -> Tensor:
+        under = (1 - (2 * x / self.taps).square()).clamp(min=0)
+        window = torch.i0(self.shape * under.sqrt()) / self.height
+        return torch.where(under > 0, torch.sinc(x) * window, 0.0)
+
+
+@lru_cache
+def grid(bound: float) -> Grid | None:
+    """The coarsest grid, with the fewest taps that meet `TOLERANCE`; None if it would have half the places or more."""
+    spacing = math.floor(1 / (SAMPLING * bound) + 1e-9)
+    if spacing < 3:
+        return None
+    margin = 1 - 2 * bound * spacing
+    taps = 2 * int(2 / margin)
+    while True:
+        shape = math.pi * taps / 2 * margin
+        found = Grid(spacing, taps, shape, float(np.i0(shape)))
+        if error(found, bound) <= TOLERANCE:
+            return found
+        taps += 2
+
+
+def error(grid: Grid, bound: float) -> float:
+    """The largest error of a wave within the bound, at any place; beyond half-way between points it repeats."""
+    x_XM = torch.linspace(0, 0.5, 17, dtype=torch.float64)[:, None] - torch.arange(-grid.taps // 2, grid.taps // 2 + 1)
+    phase_F = 2 * math.pi * torch.linspace(0, bound * grid.spacing, 65, dtype=torch.float64)
+    # The wave at m relative to the wave at x: it should add up to one.
+    relative_XMF = torch.polar(torch.ones(()).double(), -x_XM[..., None] * phase_F)
+    return float(((grid.weight(x_XM)[..., None] * relative_XMF).sum(1) - 1).abs().max())
