@@ -15,8 +15,9 @@ WARM = 3  # calls that run as they are: they compile, and libraries allocate wha
 class Replay:
     """`step(inputs)` on a stream of its own; from call WARM on its recording, as long as the shapes stay the same.
 
-    `step` must read the device through `inputs` and what lives as long as this, never wait for it, and leave no gradient
-    behind. A change of shapes is an error. Random numbers may be drawn: a replay takes them where the generator stands.
+    `step` must read the device through `inputs` and what lives as long as this, never wait for it, and leave no
+    gradient behind. A change of shapes is an error. Random numbers may be drawn: a replay takes them where the
+    generator stands.
     """
 
     def __init__(self, step: Callable[[dict[str, Tensor]], None]):
