@@ -35,7 +35,7 @@ MAY = {
     "mixers": ("torch", "kernels mixers"),
     "kernels": ("torch", "kernels"),
     "tasks": ("torch kornia datasets", "tasks seeds"),
-    "registry": ("torch", "config compose mixers plugins seeds tasks"),
+    "registry": ("torch", "config compose kernels mixers plugins seeds tasks"),
     "shell": ("torch", "config kernels mixers"),
     "directions": ("torch", "config mixers shell"),
     "backbone": ("torch", "config directions mixers seeds shell tasks"),

@@ -16,9 +16,9 @@ from bench.store import replace_whole
 LINES = {"fast": "-", "eager": "--", "graph": "-.", "naive": ":"}
 FURTHER = ("v", "P", "X", "*")  # markers of the second, third ... arm of one mixer and level
 WAYS = {
-    "fast": "as training runs it",
+    "fast": "compiled where training is",
     "eager": "the same, not compiled",
-    "graph": "a CUDA graph of fast",
+    "graph": "a CUDA graph of fast, as training runs it on one GPU",
     "naive": "the mixer's matrix written out, not compiled",
 }
 

@@ -15,7 +15,7 @@ from bench.run import device_of
 
 WAYS = ("fast", "eager", "graph", "naive")
 SEGMENTS = ("full", "padded", "packed")
-WHERE = ("device", "backend", "threads", "compile", "micro_batches", "results")
+WHERE = ("device", "backend", "threads", "compile", "graph", "micro_batches", "results")
 ALL = "all"
 NO_LAYERS = {"lengths": (), "tokens": 0, "batch": 0, "ways": (), "segments": "", "seconds": 0.0}
 
@@ -23,6 +23,7 @@ NO_LAYERS = {"lengths": (), "tokens": 0, "batch": 0, "ways": (), "segments": "",
 @dataclass(frozen=True)
 class OnDevice:
     set: dict  # changes of the protocol
+    ways: tuple[str, ...]
     lengths: tuple[int, ...]
     tokens: int
     seconds: float
@@ -42,7 +43,6 @@ class Defaults:
     """configs/speed.yaml, which says what each key means."""
 
     protocol: str
-    ways: tuple[str, ...]
     segments: str
     rounds: int
     warm: int
@@ -238,7 +238,7 @@ def of_layers(asked: Asked, usual: Defaults, here: OnDevice) -> dict:
         "lengths": tuple(sorted(set(asked.lengths or here.lengths))),
         "tokens": 0 if asked.batch else asked.tokens or here.tokens,
         "batch": asked.batch,
-        "ways": tuple(dict.fromkeys(asked.ways.split(","))) if asked.ways else usual.ways,
+        "ways": tuple(dict.fromkeys(asked.ways.split(","))) if asked.ways else here.ways,
         "segments": asked.segments or usual.segments,
         "seconds": asked.seconds or here.seconds,
     }
