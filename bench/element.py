@@ -16,8 +16,9 @@ from pathlib import Path
 from bench import Refusal, slurm
 from bench.cluster import megabytes
 from bench.compose import ROOT
+from bench.full import say
 from bench.store import Store, take
-from bench.submit import Submission, digest_of
+from bench.submit import Submission, digest_of, refuse
 
 POLL_SECONDS = 0.25
 IDLE_DEATHS = 3  # of workers that had no run, after which no other is started in their place
@@ -60,7 +61,7 @@ class Element:
         """Hand the signal on; what follows from it is decided when the workers have ended."""
         name = signal.Signals(number).name
         if not self.signal:
-            print(f"{name}: workers write a checkpoint and end", flush=True)
+            say(f"{name}: workers write a checkpoint and end")
             self.signal = name
             self.deadline = time.monotonic() + max(5.0, self.submission.cluster.warn - 15.0)
         for worker in self.workers:
@@ -132,15 +133,15 @@ class Element:
                 self.store.fail(run_id, kind, message, lease.bereft)
                 lease.release()
                 found = True
-        print(f"worker {worker.process.pid} was killed by {name}, using {used}; {worker.log}", flush=True)
+        say(f"worker {worker.process.pid} was killed by {name}, using {used}; {worker.log}")
         return found
 
     def put_back(self) -> None:
         most = self.submission.cluster.requeues
         if self.restarts >= most:
-            print(f"was put back {self.restarts} times already; `mixerbench sweep … --on …` goes on", flush=True)
+            say(f"was put back {self.restarts} times already; `mixerbench sweep … --on …` goes on")
             return
-        print("putting this task back into the queue", flush=True)
+        say("putting this task back into the queue")
         slurm.requeue(self.id)
 
 
@@ -165,16 +166,17 @@ def memory_limit(submission: Submission) -> float:
 
 def main(arguments: list[str]) -> int:
     os.umask(0o077)
+    folder = Path(arguments[0])
     try:
-        submission = Submission.read(Path(arguments[0]))
+        submission = Submission.read(folder)
         if digest_of(ROOT) != submission.code:
             raise Refusal(f"{ROOT} is not the code that was submitted ({submission.code}); submit again")
         element = Element(submission)
         where = os.environ.get("SLURMD_NODENAME", "")
-        print(f"{element.id} on {where}, restart {element.restarts}, {len(os.sched_getaffinity(0))} CPUs", flush=True)
+        say(f"{element.id} on {where}, restart {element.restarts}, {len(os.sched_getaffinity(0))} CPUs")
         return element.run()
-    except Refusal as error:
-        print(f"mixerbench: {error}", file=sys.stderr, flush=True)
+    except (Refusal, OSError) as error:  # OSError: a disk without room even for a log
+        refuse(error, folder)
         return 2
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from bench import Refusal
-from bench.record import Record, dump
-from bench.store import Store, read_record, read_records, replace_whole, unite
+from bench.record import Record, dump, read_record, read_records, unite
+from bench.store import Store, replace_whole
 
 
 def found_records(path: Path) -> dict[str, Record]:

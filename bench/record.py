@@ -1,10 +1,13 @@
-"""The record: the one small JSON that a run ends with. Its schema, its strict reading and nothing else.
+"""The record: the one small JSON that a run ends with. Its schema, its strict reading, and the items beside it.
 
 A record exists only for outcomes of the science ('ok', 'diverged', 'unfit'); a failure is another file (store.py).
 """
 
+import gc
 import json
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from bench import Refusal
 from bench.config import build, digest
@@ -123,3 +126,56 @@ def parse(text: str, source: str) -> Record:
         return build(Record, YOUNGER | values if isinstance(values, dict) else values, "record")
     except Refusal as error:
         raise Refusal(f"{source}: {error}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"{path} cannot be read: {error}") from None
+
+
+def read_record(path: Path) -> Record:
+    return parse(_text(path), str(path))
+
+
+def read_records(path: Path) -> dict[str, Record]:
+    """All records of a .jsonl file, by id."""
+    records = {}
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        record = parse(line, f"{path}:{number}")
+        if record.id in records:
+            raise Refusal(f"{path}:{number}: record {record.id} occurs twice")
+        records[record.id] = record
+    return records
+
+
+def unite(into: dict[str, Record], more: dict[str, Record], source: str) -> None:
+    for run_id, record in more.items():
+        if run_id in into and dump(into[run_id]) != dump(record):
+            raise Refusal(f"{source}: record {run_id} differs from the one that is there already; remove one of them")
+        into[run_id] = record
+
+
+def write_items(path: Path, run_id: str, items: dict[str, dict]) -> None:
+    """Per-example outcomes of all reported sets as one Parquet file: columns run, part and the task's own."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for part, columns in items.items():
+        n = len(next(iter(columns.values())))
+        tables.append(pa.table({"run": [run_id] * n, "part": [part] * n, **columns}))
+    pq.write_table(pa.concat_tables(tables, promote_options="default"), path, compression="zstd")
+
+
+@contextmanager
+def uncollected():
+    """Without the cyclic garbage collector, which would look through ten thousand records again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

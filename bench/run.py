@@ -124,7 +124,7 @@ def train_and_evaluate(
     ended = Ended(outcome, reason, metrics, tuple(training.trace.curve), spent, setting.compiled, chosen)
     record = record_of(run, where, setting.device, built, ended)
     if outcome == "ok" and not run.is_trial:  # nothing starts from a trial
-        replace_whole(store.weights(run.id), lambda path: torch.save(built.model.state_dict(), path))
+        replace_whole(store.weights(run.id), lambda path: train.save(built.model.state_dict(), path))
     store.finish(record, items)
     return store.record(run.id)
 

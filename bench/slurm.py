@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from bench import Refusal
@@ -19,6 +20,16 @@ ENDED = (
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
 FULL_MEMORY = 0.95  # of what was asked for: who was killed there was killed for it
+# Kind of failure -> what Slurm calls it, as a state or in its lines under a task's output.
+LAST_WORDS = {
+    "oom": ("OUT_OF_MEMORY", "oom_kill", "oom-kill", "memory limit", "Out Of Memory"),
+    "timeout": ("TIMEOUT", "DEADLINE", "DUE TO TIME LIMIT"),
+    "preempted": (
+        *("put back", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL"),
+        *("DUE TO PREEMPTION", "DUE TO NODE", "DUE TO JOB REQUEUE"),
+    ),
+    "cancelled": ("CANCELLED",),  # the last: Slurm calls each of the others that, too
+}
 CONFIRM_SECONDS = 10.0  # between two looks before a job is taken for gone
 
 
@@ -212,16 +223,36 @@ def _key(owner: dict) -> tuple[str, str, int]:
 
 
 def last_words(owner: dict) -> tuple[str, str]:
-    """(kind of failure, message) for an owner that ended without a word, by what Slurm remembers of its job."""
+    """(kind of failure, message) for an owner that ended without a word, by what Slurm remembers of its job.
+
+    Where it has forgotten, by what its daemon wrote under the task's own output.
+    """
     job = owner.get("job")
     if job is None:
         return "lost", f"its process {owner['pid']} on {owner['node']} ended without a word"
-    state = _remembered(job)
+    state, wrote = _remembered(job), _written(owner)
     said = f"{job['id']} on {owner['node']} ended without a word: {state or 'Slurm has forgotten it'}"
-    if "OUT_OF_MEMORY" in state:
-        return "oom", said
-    outside = any(word in state for word in ("put back", "PREEMPTED", "NODE_FAIL"))
-    return "preempted" if outside else "lost", said
+    said += f"; {wrote}" if wrote else ""
+    for kind, words in LAST_WORDS.items():
+        if any(word in state for word in words):
+            return kind, said
+    return next((kind for kind, words in LAST_WORDS.items() if any(word in wrote for word in words)), "lost"), said
+
+
+def _written(owner: dict) -> str:
+    """The lines of Slurm's own that follow what a life of a task printed into slurm-<task>.txt; '' if none do."""
+    path = Path(owner.get("log", "")).with_name(f"slurm-{owner['job']['id']}.txt") if "log" in owner else None
+    try:
+        lines = path.read_text(errors="replace").splitlines() if path else []
+    except OSError:
+        return ""
+    life, found = -1, []
+    for line in lines:
+        if start := re.match(rf"{owner['job']['id']} on \S+, restart (\d+), ", line):
+            life = int(start[1])
+        elif life == owner["job"]["restarts"] and re.match(r"slurmstepd\S*: error: ", line):
+            found.append(re.sub(r"^StepId=\S+ ", "", line.split(": error: ", 1)[1].strip("* ")))
+    return "; ".join(dict.fromkeys(found))
 
 
 def _remembered(job: dict) -> str:
@@ -229,7 +260,7 @@ def _remembered(job: dict) -> str:
     state = ""
     with contextlib.suppress(Unavailable):
         for element in elements([job["name"]]):
-            if element.id == job["id"]:
+            if (element.name, element.id) == (job["name"], job["id"]):
                 if element.restarts > job["restarts"]:
                     return "put back into the queue"
                 if alive(element):

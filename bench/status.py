@@ -19,7 +19,7 @@ from bench.config import Run, Where, kind_of
 from bench.plain import clean, clock, short, tail
 from bench.record import OUTCOMES
 from bench.store import Store
-from bench.submit import Submission, submissions
+from bench.submit import REFUSED, Submission, submissions
 from bench.sweep import grid, load, named, ordered
 
 STATES = (*OUTCOMES, "damaged", "running", "given up", "failed", "queued", "missing")
@@ -46,7 +46,7 @@ class State:
     kind: str  # of the last failure, if that is what the state is about
     why: str  # one line; of a running one why it was interrupted last, '' if it was not
     log: str  # path of the last attempt's log, '' if unknown
-    owner: dict | None  # of a running one's lease
+    owner: dict | None  # of the lease of one that runs, or whose task is no more
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,18 @@ class Reader:
         ended = [i for i, owner in owners.items() if _ended(owner, tasks, silence)]
         owners = {i: o for i, o in owners.items() if i not in ended or self.store.owner(i) == o}
         self._read(there)
+        vanished = _last_words({i: owners[i] for i in ended if i in owners and i not in self.outcomes})
         retries = sent[-1].where.retries if sent and not self.told else self.where.retries
         awaited = {i for s in sent if any(t.name == s.name for t in tasks) for i in s.runs}
         states: dict[str, State] = {}
         for run in self.runs:
             if run.id in self.outcomes:
                 states[run.id] = _done(run, self.outcomes[run.id])
-            elif run.id in owners and not (lost := _ended(owners[run.id], tasks, silence)):
+            elif run.id in owners and run.id not in vanished:
                 before = _why(self.store.failures(run.id))
                 states[run.id] = State(run, "running", "", before, owners[run.id].get("log", ""), owners[run.id])
             elif run.id in owners:
-                states[run.id] = State(run, "failed", "lost", lost, owners[run.id].get("log", ""), None)
+                states[run.id] = _vanished(run, owners[run.id], *vanished[run.id])
             else:
                 failures = self.store.failures(run.id) if run.id in there else []
                 blocked = run.blocked_by(lambda r: states[r.id].name in ("given up", "damaged"))
@@ -173,14 +174,22 @@ def _tasks(sent: list[Submission], owners: dict[str, dict]) -> tuple[list[slurm.
         return [], clean(str(error))
 
 
-def _ended(owner: dict, tasks: list[slurm.Element], silence: str) -> str:
-    """What to say of a lease whose task Slurm does not show; '' while it does, or nobody can know."""
+def _ended(owner: dict, tasks: list[slurm.Element], silence: str) -> bool:
+    """Whether Slurm does not show the task of a lease; False while it does, or nobody can know."""
     job = owner.get("job")
     if job is None or silence:
-        return ""
-    if any((t.name, t.id) == (job["name"], job["id"]) and t.restarts <= job["restarts"] for t in tasks):
-        return ""
-    return f"Slurm no longer shows its task {job['id']} on {owner['node']}; the next worker finds out why and goes on"
+        return False
+    return not any((t.name, t.id) == (job["name"], job["id"]) and t.restarts <= job["restarts"] for t in tasks)
+
+
+def _last_words(owners: dict[str, dict]) -> dict[str, tuple[str, str]]:
+    """Kind and message of runs whose tasks are no more; of those that are not shown nobody asks."""
+    unknown = "lost", "Slurm no longer shows its task"
+    return {i: slurm.last_words(owner) if n < LINES else unknown for n, (i, owner) in enumerate(owners.items())}
+
+
+def _vanished(run: Run, owner: dict, kind: str, message: str) -> State:
+    return State(run, "failed", kind, f"{kind}: {clean(message)}", owner.get("log", ""), owner)
 
 
 def _why(failures: list[dict]) -> str:
@@ -262,7 +271,8 @@ def _slurm_lines(look: Look, path: Path) -> list[str]:
 def _refused(submission: Submission) -> list[str]:
     """Why the tasks of a submission did nothing, if they said so; such a refusal is no run's failure."""
     logs = [*submission.folder.glob("log-*.txt"), *submission.folder.glob("slurm-*.txt")]
-    lines = [line for log in sorted(logs)[:50] for line in tail(log, 20)]
+    full = submission.folder.glob(REFUSED)  # absent in submissions of earlier versions
+    lines = [line for log in [*full, *sorted(logs)[:50]] for line in tail(log, 20)]
     return sorted({short(line) for line in lines if line.startswith("mixerbench: ")})[:3]
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import Refusal
-from bench.record import Record, dump, parse
+from bench import Refusal, full
+from bench.record import Record, dump, read_record, read_records, unite, write_items
 
 STALE_SECONDS = 600.0  # a lease elsewhere that was not renewed for so long has lost its owner
 KINDS = ("oom", "timeout", "preempted", "error", "cancelled", "lost")  # lost: its process ended without a word
@@ -91,7 +91,7 @@ class Store:
             if items:
                 replace_whole(folder / "items.parquet", lambda path: write_items(path, record.id, items))
             link_whole(folder / "record.json", dump(record) + "\n")
-        for name in ("checkpoint.pt", "progress.json"):
+        for name in ("checkpoint.pt", "progress.json", full.SPARE):
             (folder / name).unlink(missing_ok=True)
 
     def progress(self, run_id: str) -> float:
@@ -107,12 +107,26 @@ class Store:
 
         `owner`: whose lease it was, if not ours. The note says how far the run was, where it ran and what log it wrote.
         """
-        folder, owner = self.open(run_id), owner or _owner()
+        folder, owner = self.folder(run_id), owner or _owner()
+        folder.mkdir(parents=True, exist_ok=True)
         note = {"kind": kind, "message": message, "time": utc(), "progress": self.progress(run_id)}
         note |= {key: owner[key] for key in ("node", "job", "log") if key in owner}
-        n = 1
-        while not link_whole(folder / f"failure-{n}.json", json.dumps(note) + "\n"):
-            n += 1
+        try:
+            _numbered(folder, lambda path: link_whole(path, json.dumps(note) + "\n"))
+        except OSError as error:
+            self._fail_on_a_full_disk(folder, note, error)
+
+    def _fail_on_a_full_disk(self, folder: Path, note: dict, error: OSError) -> None:
+        """In the room that `take` reserved. What went wrong follows from the full disk, so that is said first."""
+        spare = folder / full.SPARE
+        note["message"] = f"{error.strerror} in the results folder; {note['message']}"[: full.BYTES // 4]
+        try:
+            full.overwrite(spare, json.dumps(note))
+            _numbered(folder, lambda path: _linked(spare, path))
+            spare.unlink()
+        except OSError:
+            self.writable(folder)  # says so
+            raise Refusal(f"results folder {self.root} cannot be written: {error.strerror}") from None
 
     def failures(self, run_id: str) -> list[dict]:
         found = sorted(self.folder(run_id).glob("failure-*.json"), key=_number)
@@ -153,7 +167,14 @@ class Store:
 
         `dead`: an owner that is known to have ended, whatever its lease looks like from here.
         """
-        return take(self.open(run_id), dead)
+        folder = self.open(run_id)
+        try:
+            lease = take(folder, dead)
+            if lease:
+                full.reserve(folder / full.SPARE)
+        except OSError as error:  # a full disk takes an empty file, and no more
+            raise Refusal(f"results folder {self.root} cannot be written: {error.strerror}; make room") from None
+        return lease
 
     def leased(self, run_id: str) -> bool:
         return self.owner(run_id) is not None
@@ -186,9 +207,15 @@ class Lease:
             os.utime(self.path)
 
     def release(self) -> None:
-        if self.path.exists():
-            note = {"released": utc()} | {key: value for key, value in _owner().items() if key == "log"}
+        """Raises OSError where not even that can be written."""
+        if not self.path.exists():
+            return
+        note = {"released": utc()} | {key: value for key, value in _owner().items() if key == "log"}
+        self.path.with_name(full.SPARE).unlink(missing_ok=True)
+        try:
             replace_whole(self.path, lambda path: path.write_text(json.dumps(note) + "\n"))
+        except OSError:
+            full.overwrite(self.path, json.dumps(note))
 
 
 def take(folder: Path, dead: dict | None = None) -> Lease | None:
@@ -289,6 +316,22 @@ def link_whole(path: Path, text: str) -> bool:
         temporary.unlink(missing_ok=True)
 
 
+def _linked(source: Path, path: Path) -> bool:
+    """Give a file another name; False if that is another file's already."""
+    try:
+        os.link(source, path)
+        return True
+    except FileExistsError:
+        return False
+
+
+def _numbered(folder: Path, create: Callable[[Path], bool]) -> None:
+    """Create the next failure-<n>.json."""
+    n = 1
+    while not create(folder / f"failure-{n}.json"):
+        n += 1
+
+
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Create or replace `path` whole, with what `write` writes to the path that it is given."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -301,47 +344,3 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def utc() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_items(path: Path, run_id: str, items: dict[str, dict]) -> None:
-    """Per-example outcomes of all reported sets as one Parquet file: columns run, part and the task's own."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    tables = []
-    for part, columns in items.items():
-        n = len(next(iter(columns.values())))
-        tables.append(pa.table({"run": [run_id] * n, "part": [part] * n, **columns}))
-    pq.write_table(pa.concat_tables(tables, promote_options="default"), path, compression="zstd")
-
-
-# Records --------------------------------------------------------------------------------------------------------------
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path} cannot be read: {error}") from None
-
-
-def read_record(path: Path) -> Record:
-    return parse(_text(path), str(path))
-
-
-def read_records(path: Path) -> dict[str, Record]:
-    """All records of a .jsonl file, by id."""
-    records = {}
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        record = parse(line, f"{path}:{number}")
-        if record.id in records:
-            raise Refusal(f"{path}:{number}: record {record.id} occurs twice")
-        records[record.id] = record
-    return records
-
-
-def unite(into: dict[str, Record], more: dict[str, Record], source: str) -> None:
-    for run_id, record in more.items():
-        if run_id in into and dump(into[run_id]) != dump(record):
-            raise Refusal(f"{source}: record {run_id} differs from the one that is there already; remove one of them")
-        into[run_id] = record

@@ -4,6 +4,7 @@ An element of an array is one generic task (element.py) that takes whatever run 
 Everything is found again by the submission's own unique job name; Slurm's numbers repeat, and its answers get lost.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,7 +19,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import Refusal, slurm
+from bench import Refusal, full, slurm
 from bench.cluster import Cluster, requests
 from bench.compose import CONFIGS, ROOT
 from bench.config import Where, build
@@ -33,6 +34,7 @@ FULL = (
     "job submit limit",
 )  # held back, not failed
 OTHER_SUBMITTER_SECONDS = 120.0
+REFUSED = "refused.txt"  # the last refusal of a task, though there be no room for its log
 RUNS, PILOTS = "bench.worker", "bench.plan.pilot"  # what a task is there for: the module of its workers
 
 
@@ -75,6 +77,15 @@ class Submission:
             return cls(**{**values, **own})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Refusal(f"{path} is not a submission: {type(error).__name__}: {error}") from None
+
+
+def refuse(error: Exception, folder: Path | None) -> None:
+    """Say why a process did nothing, as a part of a submission where `status` finds it even on a full disk."""
+    line = f"mixerbench: {' '.join(str(error).split())}"
+    full.say(line, error=True)
+    if folder:
+        with contextlib.suppress(OSError):
+            full.overwrite(folder / REFUSED, line.encode()[: full.BYTES // 2].decode(errors="ignore"))
 
 
 def pilots_of(sweep: str) -> str:
@@ -178,6 +189,7 @@ def prepare(
         time=utc(),
     )
     submission.sweep_file.write_text(submission.sweep_text)
+    full.reserve(folder / REFUSED)
     (folder / "job.sh").write_text(script(submission))
     submission.write()
     return submission
@@ -194,7 +206,7 @@ def absolute(where: Where) -> Where:
     )
 
 
-def refuse(cluster: Cluster, where: Where) -> None:
+def check(cluster: Cluster, where: Where) -> None:
     """What would pend for ever or compute something slow and wrong."""
     if where.threads * cluster.side_by_side > cluster.cpus:
         asked = f"{cluster.side_by_side} x where.threads={where.threads}"
@@ -219,9 +231,9 @@ def submit(
     where = absolute(where)
     if not re.fullmatch(r"\w[\w.+-]*", sweep):
         raise Refusal(f"{sweep!r} is no name for a folder; rename the sweep's file to letters, digits and . + - _")
-    refuse(cluster, where)
     if module == PILOTS and where.nodes > 1:
         raise Refusal(f"where.nodes={where.nodes}: pilots are measured on one node")
+    check(cluster, where)
     old = os.umask(0o077)
     try:
         home = Path(where.results) / "slurm" / sweep

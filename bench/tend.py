@@ -1,12 +1,13 @@
 """Looking after a sweep that was started, here or on Slurm: `logs`, `cancel`, `retry`."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
 from bench import Refusal, slurm
 from bench.config import Run, Where
 from bench.plain import clean, tail
-from bench.status import Reader
+from bench.status import Reader, State
 from bench.store import KINDS, Store
 from bench.submit import alone, pilots_of, submissions
 from bench.sweep import grid, load, named, ordered
@@ -91,6 +92,24 @@ def cancel(path: Path, where: Where, root: Path) -> int:
     return 0
 
 
+def _wanted(state: State, only: list[str]) -> bool:
+    """Whether `retry` is about a run: with `only` by its last failure or outcome, else those given up."""
+    if state.kind == "parent" or state.name == "running":
+        return False
+    return ("diverged" if state.name == "diverged" else state.kind) in only if only else state.name == "given up"
+
+
+def _gone(owners: list[dict]) -> list[dict]:
+    """Of the owners of leases whose tasks Slurm did not show, those that it does not show some seconds later either."""
+    if not owners:
+        return []
+    print(f"{len(owners)} runs belong to tasks that Slurm no longer shows; looking once more", flush=True)
+    watch = slurm.Watch(time.monotonic)
+    watch.gone(owners)
+    time.sleep(slurm.CONFIRM_SECONDS)
+    return watch.gone(owners)
+
+
 def retry(path: Path, where: Where, root: Path, told: bool, only: list[str]) -> int:
     """Let runs be tried again: the given-up ones, or with `only` all whose last failure (or outcome) is of that kind.
 
@@ -100,20 +119,20 @@ def retry(path: Path, where: Where, root: Path, told: bool, only: list[str]) -> 
     if wrong := [kind for kind in only if kind not in RETRIED]:
         raise Refusal(f"--only: unknown kind '{wrong[0]}'; allowed: {', '.join(RETRIED)}")
     store, chosen = Store(root), Counter()
-    for state in Reader(path, where, root, told).look().states:
-        kind = "diverged" if state.name == "diverged" else state.kind
-        wanted = kind in only if only else state.name == "given up"
-        if not wanted or kind == "parent" or state.name == "running":
-            continue
-        lease = store.take(state.run.id)
+    wanted = [s for s in Reader(path, where, root, told).look().states if _wanted(s, only)]
+    gone = _gone([state.owner for state in wanted if state.owner])
+    for state in wanted:
+        lease = store.take(state.run.id, state.owner if state.owner in gone else None)
         if lease is None:
             print(f"{state.run.id} {state.run.label} {named(state.run)}: somebody has its lease, left as it is")
             continue
         try:
+            if lease.bereft:
+                store.fail(state.run.id, *slurm.last_words(lease.bereft), lease.bereft)
             store.set_aside(state.run.id)
         finally:
             lease.release()
-        chosen[kind] += 1
+        chosen["diverged" if state.name == "diverged" else state.kind] += 1
     kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(chosen.items()))
     print(f"{chosen.total()} runs may be tried again" + (f": {kinds}" if kinds else ""))
     return chosen.total()

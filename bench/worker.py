@@ -17,18 +17,20 @@ from pathlib import Path
 from bench import Refusal, slurm, tune
 from bench.compose import make_where, parse_overrides
 from bench.config import Run
+from bench.full import say
 from bench.queue import Queue
 from bench.ranks import execute_ranks
 from bench.record import Record
 from bench.run import execute
 from bench.store import SPARED, Lease, Store
-from bench.submit import Submission
+from bench.submit import Submission, refuse
 from bench.sweep import grid, load, named, ordered
 from bench.where import results
 
 POLL_SECONDS = 0.5
 POLL_AT_MOST = 8.0  # every look costs the shared file system a few calls a run
 RENEW_SECONDS = 15.0
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 class Stop:
@@ -79,7 +81,7 @@ def work(queue: Queue, stop: Stop, task: Task | None = None) -> bool:
         elif not (busy or queue.waiting()):
             break
         elif task and time.time() - idle > task.idle:
-            print("nothing to do but to wait for other tasks: leaving", flush=True)
+            say("nothing to do but to wait for other tasks: leaving")
             break
         else:
             if task:
@@ -93,32 +95,45 @@ def attempt(run: Run, lease: Lease, queue: Queue, stop: Stop, task: Task | None)
     """Train one run under its lease; what goes wrong becomes a failure file, and the next run goes on."""
     done, robbed = threading.Event(), threading.Event()
     threading.Thread(target=_renew, args=(lease, done, robbed), daemon=True).start()
-    failure, begun = None, time.perf_counter()
+    try:
+        ended, failure = _trained(run, queue, stop, robbed)
+        if robbed.is_set():
+            say(f"{run.label} {named(run)}: another worker took us for dead and has it now", error=True)
+        elif not ended and failure is None and task and stop.signalled:
+            failure = slurm.why_stopped(stop.signal, task.element, task.restarts, task.warn)
+        if failure:
+            queue.store.fail(run.id, *failure)
+    finally:
+        done.set()
+        with contextlib.suppress(OSError):  # then the lease ends with this process
+            lease.release()
+    return failure is None or failure[0] in SPARED
+
+
+def _trained(run: Run, queue: Queue, stop: Stop, robbed: threading.Event) -> tuple[bool, tuple[str, str] | None]:
+    """Whether the run has its record now; kind and message of what went wrong, None if nothing did."""
     train = execute if queue.where.devices * queue.where.nodes == 1 else execute_ranks
+    begun = time.perf_counter()
     try:
         tune.ask(run, queue.store)
         record = train(run, queue.where, lambda: stop() or robbed.is_set())
-        if record:
-            print(summary(run, record, time.perf_counter() - begun), flush=True)
     except Refusal:
         raise
     except Exception as error:
-        record = None
-        if not stop.signalled:  # else what went wrong is what the signal did to a child of ours
-            kind = "oom" if type(error).__name__ in ("OutOfMemoryError", "MemoryError") else "error"
-            failure = kind, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-            print(f"{run.label} {named(run)}: {kind}: {error}", file=sys.stderr, flush=True)
-    finally:
-        done.set()
-        with contextlib.suppress(OSError):  # a full disk: the lease ends with this process
-            lease.release()
-    if robbed.is_set():
-        print(f"{run.label} {named(run)}: another worker took us for dead and has it now", file=sys.stderr, flush=True)
-    elif record is None and failure is None and task and stop.signalled:
-        failure = slurm.why_stopped(stop.signal, task.element, task.restarts, task.warn)
-    if failure:
-        queue.store.fail(run.id, *failure)
-    return failure is None or failure[0] in SPARED
+        if stop.signalled:  # then what went wrong is what the signal did to a child of ours
+            return False, None
+        kind, text = "oom" if out_of_memory(error) else "error", str(error)
+        text = text[max(0, text.find(NO_MEMORY)) :]  # torch begins with the place in its own code
+        say(f"{run.label} {named(run)}: {kind}: {text}", error=True)
+        return False, (kind, f"{type(error).__name__}: {text}\n{traceback.format_exc()}")
+    if record:
+        say(summary(run, record, time.perf_counter() - begun))
+    return record is not None, None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Of the device, of Python, or of torch on a processor, which has no class of its own for it."""
+    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or NO_MEMORY in str(error)
 
 
 def _renew(lease: Lease, done: threading.Event, robbed: threading.Event) -> None:
@@ -149,7 +164,7 @@ def main(arguments: list[str]) -> int:
         where = make_where(parse_overrides(options.where))
         work(Queue(ordered(grid(load(options.sweep))), Store(results(where)), where), stop)
     except Refusal as error:
-        print(f"mixerbench: {error}", file=sys.stderr, flush=True)
+        refuse(error, options.submission)
         return 2
     return 0
 

@@ -11,10 +11,9 @@ import torch
 from bench import Refusal, backbone, registry, train
 from bench.compose import ROOT, compose_group, load_yaml, make_run, shipped
 from bench.config import NEUTRAL, Named, resolved
-from bench.record import parse
+from bench.record import parse, read_records
 from bench.report.frame import flattened
 from bench.seeds import Streams
-from bench.store import read_records
 from bench.sweep import grid, load, ordered
 from bench.tasks.base import Places
 from tests.conftest import built, setting, shrunk

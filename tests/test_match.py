@@ -17,7 +17,7 @@ from bench.match.rows import Arm, figures, table, task_of
 from bench.match.solve import FIGURES, HEADS, LARGEST, Budget, matched_all, nearest, turned, values_allowed
 from bench.mixers.dense import Dense
 from bench.mixers.low_rank import LowRank
-from bench.store import read_records
+from bench.record import read_records
 from bench.sweep import grid, load
 from tests.conftest import built
 

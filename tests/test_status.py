@@ -137,9 +137,9 @@ def test_a_lease_whose_task_slurm_does_not_show_is_no_running_run(chain, tmp_pat
     leased(store, runs["base", "identity", 0], "12_3")
     queue([row("12_3", "mb-2", "RUNNING"), row("12_4", "mb-1", "RUNNING")])  # another's number, another number
     text = call(tmp_path, store, capsys, "status")
-    assert "1 failed (lost 1)" in text and "no longer shows its task 12_3 on n7" in text
+    assert "1 failed (lost 1)" in text and "lost: 12_3 on n7 ended without a word: Slurm has forgotten it" in text
     queue([row("12_3", "mb-1", "RUNNING", restarts=1)])  # put back since
-    assert "1 failed (lost 1)" in call(tmp_path, store, capsys, "status")
+    assert "1 failed (preempted 1)" in call(tmp_path, store, capsys, "status")
     queue([row("12_3", "mb-1", "RUNNING")])
     assert "1 running" in call(tmp_path, store, capsys, "status")
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench import Refusal, store
+from bench import Refusal, full, store
 from bench.compose import make_run
 from bench.config import resolved
 from bench.merge import merge
@@ -328,6 +328,55 @@ def test_a_read_only_mount_is_one_line(tmp_path):
         pytest.skip("may not mount")
     assert "Refusal: results folder" in done.stderr and "Read-only file system" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def filled(disk: Path) -> Path:
+    with open(disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(b"0" * 4096)
+    return disk / "filler"
+
+
+def test_a_full_disk_takes_one_reason_more_and_gives_the_lease_back(tiny_disk):
+    results = Store(tiny_disk)
+    lease = results.take(RUN)
+    filler = filled(tiny_disk)
+    results.fail(RUN, "error", "RuntimeError: " + "x" * 9000)
+    (failure,) = results.failures(RUN)
+    assert failure["kind"] == "error"
+    assert failure["message"].startswith("No space left on device in the results folder; RuntimeError: xxx")
+    lease.release()
+    assert not results.leased(RUN)
+    message = refusal(Store(tiny_disk).take, RUN)
+    assert "No space left on device" in message and not results.leased(RUN)
+    assert "cannot be written" in refusal(results.fail, RUN, "error", "once more") and len(results.failures(RUN)) == 1
+    filler.unlink()
+    second = results.take(RUN)
+    assert second.bereft is None
+    second.release()
+    assert not (results.folder(RUN) / full.SPARE).exists()
+
+
+def test_room_is_filled_in_place_and_no_longer_text_is_taken(tmp_path):
+    path = tmp_path / "room"
+    full.reserve(path)
+    full.overwrite(path, "first, and long")
+    full.overwrite(path, "ä")
+    assert path.read_text().strip() == "ä" and path.stat().st_size == full.BYTES
+    with pytest.raises(OSError, match="4095 bytes"):
+        full.overwrite(path, "x" * full.BYTES)
+    assert path.read_text().strip() == "ä"
 
 
 def damaged(record: Record) -> dict[str, tuple[str, str]]:

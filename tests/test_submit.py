@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,18 +84,32 @@ def test_memory_is_read_as_slurm_reads_it():
     assert [megabytes(m) for m in ("512", "512M", "2G", "1024K", "1T")] == [512, 512, 2048, 1, 1024**2]
 
 
-def test_what_does_not_go_with_several_nodes_is_refused():
-    where = make_where({"where.nodes": 2})
-    assert "cluster.side_by_side" in refusal(submit.refuse, cluster(side_by_side=2), where)
-    assert "cluster.container" in refusal(submit.refuse, cluster(container=("apptainer",)), where)
+@pytest.mark.parametrize(
+    ("verb", "changes", "part"),
+    [
+        (["sweep"], {"side_by_side": 2}, "cluster.side_by_side: a run has all of its nodes"),
+        (["sweep"], {"container": ["apptainer"]}, "cluster.container: srun is not inside"),
+        (["plan", "--pilot"], {}, "pilots are measured on one node"),
+    ],
+    ids=["side_by_side", "container", "pilots"],
+)
+def test_what_does_not_go_with_several_nodes_is_one_line(tmp_path, verb, changes, part):
+    values = yaml.safe_load((ROOT / "slurm" / "virtual.yaml").read_text())
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values | changes))
+    words = [verb[0], str(ROOT / "sweeps" / "quickstart.yaml"), *verb[1:], "--on", str(tmp_path / "c.yaml")]
+    words += ["where.nodes=2", "where.device=cpu", f"where.results={tmp_path / 'results'}"]
+    run = [sys.executable, "-m", "bench.cli", *words]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "where.nodes=2" in done.stderr and part in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "results").exists()
 
 
 def test_limits_that_would_pend_or_crawl_are_refused(monkeypatch):
     monkeypatch.setattr(slurm, "ask", lambda words, seconds=0: "PartitionName=main MaxTime=01:00:00 X=1")
     where = make_where({"where.threads": 2})
-    assert "cluster.cpus=1" in refusal(submit.refuse, cluster(cpus=1), where)
-    assert "limit, 60" in refusal(submit.refuse, cluster(time=61), where)
-    submit.refuse(cluster(time=60), where)
+    assert "cluster.cpus=1" in refusal(submit.check, cluster(cpus=1), where)
+    assert "limit, 60" in refusal(submit.check, cluster(time=61), where)
+    submit.check(cluster(time=60), where)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +337,33 @@ def test_why_a_task_was_stopped(monkeypatch, signal, answer, kind):
 )
 def test_memory_decides_where_slurm_only_says_failed(text, state):
     assert slurm.accounted(text) == state
+
+
+@pytest.mark.parametrize(
+    ("state", "wrote", "kind"),
+    [
+        ("OUT_OF_MEMORY", "", "oom"),
+        ("FAILED", "slurmstepd: error: Detected 1 oom_kill event in StepId=7.batch.", "oom"),
+        ("FAILED", "slurmstepd-n1: error: StepId=7.batch exceeded memory limit (9 > 8), being killed", "oom"),
+        ("TIMEOUT", "", "timeout"),
+        ("", "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-24T11:49:47 DUE TO TIME LIMIT ***", "timeout"),
+        ("NODE_FAIL", "", "preempted"),
+        ("", "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-24T11:49:47 DUE TO PREEMPTION ***", "preempted"),
+        ("CANCELLED", "", "cancelled"),
+        ("", "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-24T11:49:47 ***", "cancelled"),
+        ("FAILED", "", "lost"),
+        ("", "", "lost"),
+        ("", "ValueError: oom_kill", "lost"),  # a run's own words are not Slurm's
+        ("", "7_0 on n1, restart 1, 2 CPUs\nslurmstepd: error: oom_kill", "lost"),  # of the task's next life
+    ],
+)
+def test_who_ended_without_a_word_is_spoken_for_by_slurm(tmp_path, monkeypatch, state, wrote, kind):
+    """By its state, and where that is forgotten or says nothing by what its daemon wrote below the task's output."""
+    (tmp_path / "slurm-7_0.txt").write_text(f"7_0 on n1, restart 0, 2 CPUs\nstep 1\n{wrote}\n")
+    monkeypatch.setattr(slurm, "elements", lambda names: [element(state)] if state else [])
+    monkeypatch.setattr(slurm, "ask", lambda words, seconds: "")
+    found, said = slurm.last_words(owner() | {"log": str(tmp_path / "log-7_0-0-0.txt")})
+    assert found == kind and "7_0 on n1 ended without a word" in said and "\n" not in said
 
 
 def test_a_job_that_sbatch_lost_sight_of_is_found_by_its_name(monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from bench import cli
 from bench.queue import Queue
 from tests.test_plan import CHAIN, by_name, finish
@@ -76,6 +78,29 @@ def test_retry_leaves_a_run_that_somebody_is_at(chain, tmp_path, store, capsys):
     leased(store, run)
     assert "0 runs may be tried again" in call(tmp_path, store, capsys, "retry", "--only", "error")
     assert len(store.failures(run.id)) == 3
+
+
+@pytest.mark.parametrize(("then", "freed"), [([], True), (["RUNNING"], False), (None, False)])
+def test_retry_takes_over_from_a_task_that_slurm_has_twice_not_shown(
+    chain, tmp_path, store, capsys, monkeypatch, queue, then, freed
+):
+    run = by_name(tmp_path, **CHAIN)["base", "identity", 0]
+    failed(store, run, "error", 3)
+    leased(store, run, "12_3")
+    queue([])
+    second = None if then is None else [row("12_3", "mb-1", state) for state in then]
+    now = [0.0]
+    monkeypatch.setattr("bench.tend.time.sleep", lambda seconds: (queue(second), now.append(now[-1] + seconds)))
+    monkeypatch.setattr("bench.tend.time.monotonic", lambda: now[-1])
+    text = call(tmp_path, store, capsys, "retry", "--only", "lost")
+    assert "1 runs belong to tasks that Slurm no longer shows" in text
+    if freed:
+        assert "1 runs may be tried again: lost 1" in text and store.failures(run.id) == []
+        kept = [json.loads(p.read_text()) for p in sorted((store.folder(run.id) / "retried-1").glob("failure-*.json"))]
+        assert [f["kind"] for f in kept] == ["error", "error", "error", "lost"] and not store.leased(run.id)
+    else:
+        assert "somebody has its lease" in text and "0 runs may be tried again" in text
+        assert len(store.failures(run.id)) == 3 and store.leased(run.id)
 
 
 def test_what_retry_cannot_do_is_refused(chain, tmp_path, store, capsys):

@@ -17,8 +17,8 @@ from bench.check import verb
 from bench.compose import ROOT
 from bench.match.verb import match
 from bench.mixers.base import Features, Grant
+from bench.record import read_records
 from bench.report import frame
-from bench.store import read_records
 
 EXAMPLE = ROOT / "examples" / "window"
 SOURCE = (EXAMPLE / "src" / "mixerbench_window" / "window.py").read_text()
