@@ -139,7 +139,7 @@ def report(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from bench.compose import ROOT
-    from bench.report import report as make_report
+    from bench.report.verb import report as make_report
     from bench.store import Store
     from bench.sweep import load
 

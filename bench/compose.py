@@ -9,6 +9,7 @@ import dataclasses
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from bench import Refusal, plugins
 from bench.config import CHAIN, NEUTRAL, Named, Protocol, Run, Where, build, coerce, listed, with_point
@@ -17,6 +18,11 @@ from bench.strict import set_key
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+# What hydra-core sets up for applications, and a third of the time of a composition.
+NO_APPLICATION = [
+    f"~hydra/{part}"
+    for part in ("output", "launcher", "sweeper", "hydra_logging", "job_logging", "env", "hydra_help", "help")
+]
 
 
 def load_yaml(path: Path) -> dict:
@@ -74,7 +80,7 @@ def _composed(group: str, name: str) -> str:
     path = _scan(group, name, folders)
     # As JSON, since its strings are quoted strings of hydra-core's grammar; the shipped folder is searched first.
     search = json.dumps([f"file://{folder}" for folder in folders[1:]], ensure_ascii=False)
-    words = [f"{group}={name}", f"hydra.searchpath={search}"]
+    words = [f"{group}={name}", f"hydra.searchpath={search}", *NO_APPLICATION]
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             values = OmegaConf.to_container(compose("run", overrides=words)[group], resolve=False)
@@ -154,32 +160,53 @@ def _trials(protocol: str, mixer: str, changes: str) -> tuple[Run, ...]:
     return found
 
 
+class Shared(NamedTuple):
+    """What the runs of one protocol and mixer have in common, whatever their seeds."""
+
+    protocol: Protocol
+    mixer: Named
+    label: str
+    above: str  # name of the protocol that it starts from, '' for none
+    changes: dict[str, object]  # that go up the chain
+
+
 def _untuned(protocol: str, mixer: str, changes: dict[str, object], seed: int, replica: int) -> Run:
+    shared = _shared(protocol, mixer, _below("", changes))
+    if not shared.above and replica:
+        raise Refusal(f"replica {replica}: protocol '{protocol}' has no parent, only replica 0 exists")
+    return Run(
+        protocol=shared.protocol,
+        mixer=shared.mixer,
+        seed=coerce(int, seed, "seed"),
+        replica=coerce(int, replica, "replica"),
+        point={},
+        label=shared.label,
+        parent=make_run(shared.above, mixer, shared.changes, seed, 0) if shared.above else None,
+        registration="",
+        trials=(),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _shared(protocol: str, mixer: str, text: str) -> Shared:
+    """Built and checked once for thousands of runs. `text`: the changes as JSON."""
+    changes = json.loads(text)
     for key in changes:
         group, _, rest = key.partition(".")
         if group not in ("protocol", "mixer") or not rest:
             raise Refusal(f"unknown key '{key}'; allowed: protocol.…, mixer.…")
     protocol_text, mixer_text = _composed("protocol", protocol), _composed("mixer", mixer)
     held, own = _below("protocol.", changes), _below("mixer.", changes)
-    parent = _parent(protocol, _init(protocol_text, held), mixer, changes, seed)
-    if parent is None and replica:
-        raise Refusal(f"replica {replica}: protocol '{protocol}' has no parent, only replica 0 exists")
+    above = _above(protocol, _init(protocol_text, held))
+    up = {k: v for k, v in changes.items() if k.startswith((*CHAIN, "mixer."))}
+    parent = make_run(above, mixer, up, 0, 0) if above else None
     built = _protocol(protocol_text, held, parent.protocol_id if parent else "")
     if parent is not None:
         _require_same_trunk(protocol, built, parent)
     told = {k.removeprefix("protocol."): v for k, v in changes.items() if k.startswith("protocol.")}
     changed = ",".join(f"{k}={_space_text(v) if k == 'tune.space' else v}" for k, v in told.items())
-    return Run(
-        protocol=built,
-        mixer=_mixer(mixer_text, own),
-        seed=coerce(int, seed, "seed"),
-        replica=coerce(int, replica, "replica"),
-        point={},
-        label=f"{protocol}[{changed}]" if changed else protocol,
-        parent=parent,
-        registration="",
-        trials=(),
-    )
+    label = f"{protocol}[{changed}]" if changed else protocol
+    return Shared(built, _mixer(mixer_text, own), label, above, up)
 
 
 def _space_text(space) -> str:
@@ -226,16 +253,14 @@ def _mixer(text: str, changes: str) -> Named:
     return build(Named, _named(values, "mixer"), "mixer")
 
 
-def _parent(protocol: str, init, mixer: str, changes: dict[str, object], seed: int) -> Run | None:
-    """The run that a protocol starts from: same mixer and seed, with the changes that go up the chain."""
-    if not init:
-        return None
+def _above(protocol: str, init) -> str:
+    """Name of the protocol that a protocol starts from, '' for none."""
     above = init
     while above and above != protocol:
         above = _init(_composed("protocol", above), "{}")
     if above:
         raise Refusal(f"protocol '{protocol}' starts from itself through init: {init}")
-    return make_run(init, mixer, {k: v for k, v in changes.items() if k.startswith((*CHAIN, "mixer."))}, seed, 0)
+    return init or ""
 
 
 OF_THE_CHILD = ("dropout", "drop_path", "pooling", "tied", "init_std")  # what a fine-tuning may choose anew

@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.config import resolved
 from bench.record import Capacity, Cost, Environment, Hashes, Record, dump
-from bench.report import report
+from bench.report.verb import report
 from bench.store import Store
 from bench.sweep import Sweep, grid, load
 

@@ -10,7 +10,7 @@ from bench import Refusal, registry
 from bench.compose import choices, make_run
 from bench.config import MISALIGNED
 from bench.mixers.base import Features, misalign, sources
-from bench.report import report
+from bench.report.verb import report
 from bench.run import execute
 from bench.store import Store
 from bench.sweep import grid, load, named

@@ -20,9 +20,10 @@ from bench import Refusal
 from bench.compose import ROOT
 from bench.config import digest, resolved
 from bench.record import Capacity, Cost, Environment, Hashes, Record
-from bench.report import analysis, certificate, frame, latex, report, tables
+from bench.report import analysis, certificate, frame, latex, tables
 from bench.report.frame import Row, controlled
 from bench.report.sections import sections
+from bench.report.verb import report
 from bench.store import Store
 from bench.sweep import Column, Departure, Family, Sweep, grid, load
 
@@ -470,7 +471,7 @@ def test_the_same_records_give_the_same_bytes_whatever_the_process_and_the_users
     fill(tmp_path)
     (tmp_path / "matplotlibrc").write_text("font.size: 20\nsavefig.dpi: 50\naxes.grid: True\n")
     code = (
-        "import sys; from pathlib import Path; from bench.report import report; from bench.store import Store; "
+        "import sys; from pathlib import Path; from bench.report.verb import report; from bench.store import Store; "
         "from bench.sweep import load; here = Path(sys.argv[1]); "
         "report(load(here / 'way.yaml'), Store(here / 'results'), here / sys.argv[2], None, True); "
         "print(sorted({'torch', 'lightning', 'matplotlib.pyplot'} & set(sys.modules)))"

@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.report import analysis, latex, report, suite, tables, terminal
+from bench.report import analysis, latex, suite, tables, terminal
 from bench.report.frame import controlled
 from bench.report.sections import sections
 from bench.report.stats import FEW
 from bench.report.suite import Floor, floor_of, score
+from bench.report.verb import report
 from bench.store import Store
 from bench.sweep import Column, Family, load
 from tests.test_report import ATTENTION, DENSE, LOW, LOW_SAM, SWEEP, a_row, a_sweep, fill, text_of

@@ -19,8 +19,8 @@ from bench.plan.costs import longest, makespan
 from bench.plan.graph import Node
 from bench.plan.verb import plan
 from bench.queue import Queue
-from bench.report import report
 from bench.report.tuning_text import best_of
+from bench.report.verb import report
 from bench.run import results
 from bench.space import Tune, points
 from bench.status import Reader
@@ -308,7 +308,7 @@ def test_optuna_is_asked_once_a_trial_and_its_journal_is_made_again_from_the_rec
 
 
 def test_working_does_not_load_optuna():
-    code = "import bench.worker, bench.tune, bench.cli, bench.report, sys; print('optuna' in sys.modules)"
+    code = "import bench.worker, bench.tune, bench.cli, bench.report.verb, sys; print('optuna' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -173,7 +173,7 @@ def longest(nodes: list[Node], seconds: dict[str, float]) -> float:
     """Seconds of the longest chain of a run and what it starts from; the nodes hold parents before children."""
     end: dict[str, float] = {}
     for node in nodes:
-        above = max((end[run.id] for run in node.run.needs), default=0.0)
+        above = max([end[run.id] for run in node.run.needs], default=0.0)
         end[node.run.id] = above + seconds[node.run.id]
     return max(end.values(), default=0.0)
 

@@ -14,6 +14,7 @@ from bench.plan.evidence import Ledger, read_pilots
 from bench.plan.graph import LEFT, STATES, Node, nodes
 from bench.plan.screen import show
 from bench.plan.why import Reason, reasons
+from bench.record import uncollected
 from bench.store import Store
 from bench.sweep import Cell, Sweep, cells, load, ordered
 
@@ -74,6 +75,7 @@ def pilots_missing(path: Path, where: Where, device: str) -> list[Run]:
     return [run for kind, run in each.items() if kind not in there]
 
 
+@uncollected()
 def plan(sweep: Sweep, store: Store, retries: int, parallel: int, device: str) -> Plan:
     """Nothing is started or written. Raises Refusal for a damaged record or pilot, or an unknown device."""
     places, ledger = cells(sweep), Ledger(store)

@@ -1,0 +1,63 @@
+"""`mixerbench report`: all that the room makes of a sweep's records, written into one folder.
+
+The gate (frame.py) runs first; nothing is written for a table that it refuses. Same records, same files, bit for bit.
+"""
+
+from pathlib import Path
+
+from bench.record import uncollected
+from bench.report import (
+    analysis,
+    certificate,
+    frame,
+    items,
+    latex,
+    plots,
+    published,
+    suite,
+    tables,
+    terminal,
+    tuning,
+    tuning_plot,
+    tuning_text,
+)
+from bench.report.sections import sections
+from bench.store import Store
+from bench.sweep import Sweep
+
+
+@uncollected()
+def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False) -> list[Path]:
+    """Write the sweep's tables (.md, .csv, .tex), figures/ (.png, .pdf) and certificate.json into the folder `target`.
+
+    `console`: a rich console to print the tables on, or None. `html`: write page.html too. Refuses (bench.Refusal)
+    what is not a controlled comparison, and a sweep without one complete seed.
+    """
+    table = frame.controlled(frame.rows(sweep, store), sweep)
+    tuned = tuning.tuned(table, store)
+    table = tuning_text.marked(table, tuned)
+    proof = certificate.certificate(table) | ({"tuning": tuning_text.proof(tuned)} if tuned else {})
+    found = analysis.analyse(table, suite.floors(table, store))
+    more = [*sections(table, found), *tuning_text.sections(tuned), *items.sections(table, found, store)]
+    more += published.beside(table, found)
+    texts = {
+        "table.md": tables.markdown(table, found, more, [*certificate.short(proof), *tuning_text.short(tuned)]),
+        "table.csv": tables.csv(table, found),
+        "comparisons.csv": tables.comparisons_csv(table, found),
+        "table.tex": latex.fragment(table, found, more),
+        "page.tex": latex.PAGE,
+        "certificate.json": certificate.dump(proof),
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (target / name).write_text(text, encoding="utf-8")
+    figures = plots.draw(table, found, target / "figures")
+    figures += tuning_plot.draw(table, tuned, target / "figures")
+    pages = [target / "page.html"] if html else []
+    for path in pages:
+        from bench.report.html import page
+
+        path.write_text(page(table, found, more, proof, figures), encoding="utf-8")
+    if console is not None:
+        terminal.show(table, found, more, console)
+    return [target / "table.md", target / "table.csv", *figures, *(target / name for name in list(texts)[2:]), *pages]
