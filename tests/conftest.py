@@ -52,10 +52,25 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module")
-def virtual():
-    """A virtual Slurm cluster of four nodes without accounting; SLURM_CONF names it while the module's tests run."""
+def without_accounting():
     with Virtual(accounting=False, lines="") as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def with_accounting():
+    """Slurm itself forgets a job soon after its end."""
+    with Virtual(accounting=True, lines="MinJobAge=2") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def virtual(request, monkeypatch) -> Virtual:
+    """A virtual Slurm cluster of four nodes that the module's tests share; without accounting unless asked for it."""
+    accounting = getattr(request, "param", False)
+    cluster = request.getfixturevalue("with_accounting" if accounting else "without_accounting")
+    monkeypatch.setenv("SLURM_CONF", cluster.conf)
+    return cluster
 
 
 @pytest.fixture

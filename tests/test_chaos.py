@@ -8,9 +8,12 @@ is a longer one, of 200 runs. Faults are drawn from a seeded generator; when the
 import contextlib
 import os
 import random
+import shlex
 import signal
 import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from tests.virtual import Virtual, slurm, wait
 pytestmark = pytest.mark.slurm
 RUNS = int(os.environ.get("MIXERBENCH_CHAOS_RUNS", 60))
 SEED = int(os.environ.get("MIXERBENCH_CHAOS_SEED", 1))
+NEWS_SECONDS = 8.0  # without a new record until a fault comes all the same
 CHAIN = {"base": "", "child": "base", "grandchild": "child"}
 PLAIN = [{"name": name, "heads": 2} for name in ("identity", "dense")]
 BOTH = [{"name": name, "heads": 2, "sam": False} for name in ("toeplitz", "low_rank", "attention")]
@@ -69,6 +73,27 @@ def found(asked: Case) -> dict:
     return {p.parent.name: store.record(p.parent.name) for p in store.root.glob("runs/*/record.json")}
 
 
+def from_a_shell(asked: Case, root: Path) -> subprocess.Popen:
+    """A shell that is no child of our session and runs the command as a user does."""
+    words = [str(Path(sys.executable).with_name("mixerbench")), "sweep", str(asked.sweep), "--on", str(asked.cluster)]
+    own = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    line = f"{shlex.join([*words, *asked.where])}; exit $?"
+    return subprocess.Popen(["bash", "-c", line], cwd=asked.folder, env=own, start_new_session=True, **streams)
+
+
+def processes() -> list[Path]:
+    return list(Path("/proc").glob("[0-9]*"))
+
+
+def session_of(process: Path) -> int:
+    """0 for a process that has just ended."""
+    try:
+        return os.getsid(int(process.name))
+    except ProcessLookupError:
+        return 0
+
+
 def wait_for(asked: Case, count: int, seconds: float) -> dict:
     wait(lambda: len(list(asked.store.root.glob("runs/*/record.json"))) == count, seconds, "records are missing")
     asked.ended(120)
@@ -76,10 +101,14 @@ def wait_for(asked: Case, count: int, seconds: float) -> dict:
 
 
 def test_a_sweep_of_chains_is_bitwise_the_local_one(virtual, root, alone, tmp_path):
-    """Submitted by a shell that is gone when the runs begin."""
-    asked = case(tmp_path, {"pack": len(alone) // 4}, **GRID)
-    submission = asked.submit(root=root)
-    assert [array["elements"] for array in submission.arrays] == [4]
+    """Submitted by a shell of a session of its own, which has ended when the first run begins."""
+    asked = case(tmp_path, {"pack": -(-len(alone) // 4)}, **GRID)
+    slurm("scontrol", "update", "NodeName=n[1-4]", "State=DRAIN", "Reason=test")
+    shell = from_a_shell(asked, root)
+    assert "4 tasks submitted" in shell.communicate(timeout=120)[0] and shell.returncode == 0
+    assert not any(session_of(process) == shell.pid for process in processes())
+    assert len(asked.queue()) == 4 and all("PENDING" in task for task in asked.queue())
+    slurm("scontrol", "update", "NodeName=n[1-4]", "State=RESUME")
     there = wait_for(asked, len(alone), 600)
     assert there.keys() == alone.keys() and len(alone) >= RUNS
     assert all(same_science(there[run_id], alone[run_id]) for run_id in alone)
@@ -90,11 +119,13 @@ def test_a_sweep_of_chains_is_bitwise_the_local_one(virtual, root, alone, tmp_pa
 class Chaos:
     """Faults in a random order. Each leaves the cluster able to go on by itself or by `sweep --on`."""
 
-    def __init__(self, virtual: Virtual, asked: Case, seed: int):
+    def __init__(self, virtual: Virtual, asked: Case, seed: int, words: tuple[str, ...], root: Path):
         self.virtual, self.asked, self.draw = virtual, asked, random.Random(seed)
+        self.words, self.root = words, root
 
     def __call__(self) -> str:
         faults = [self.kill, self.kill, self.requeue, self.power, self.daemon, self.controller, self.cancel]
+        faults += [self.preempt, self.submit]
         fault = self.draw.choice(faults)
         with contextlib.suppress(subprocess.CalledProcessError):  # whom it was meant for has just ended
             fault()
@@ -128,6 +159,16 @@ class Chaos:
         if task := self.a_task():
             slurm("scancel", task)
 
+    def preempt(self) -> None:
+        """A short job of more weight takes somebody's node."""
+        words = ["-p", "high", "-w", self.a_node(), "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1"]
+        slurm("sbatch", *words)
+
+    def submit(self) -> None:
+        """Two submitters at once."""
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda _: self.asked("--on", str(self.asked.cluster), *self.words, root=self.root), range(2)))
+
     def power(self) -> None:
         node = self.a_node()
         self.virtual("fail", node)
@@ -156,13 +197,13 @@ def bring_back() -> None:
 
 
 def test_chaos_ends_as_that_many_correct_records(virtual, slow, alone, tmp_path):
-    asked = case(tmp_path, {"pack": len(alone) // 4, "idle": 1.0}, **GRID)
+    asked = case(tmp_path, {"pack": -(-len(alone) // 4), "idle": 1.0}, **GRID)
     words = ("where.retries=20", "where.checkpoint_seconds=0")
     asked.submit(*words, root=slow)
-    chaos = Chaos(virtual, asked, SEED)
+    chaos, done = Chaos(virtual, asked, SEED, words, slow), 0
     for n in range(RUNS // 5):
-        time.sleep(chaos.draw.uniform(2, 6))
-        done = len(list(asked.store.root.glob("runs/*/record.json")))
+        time.sleep(chaos.draw.uniform(0, 4))
+        done = after(asked, done)
         print(f"{n}: {done} records, {chaos()}", flush=True)
         if done == len(alone):
             break
@@ -176,6 +217,17 @@ def test_chaos_ends_as_that_many_correct_records(virtual, slow, alone, tmp_path)
     assert all(same_science(there[run_id], alone[run_id]) for run_id in alone), asked.logs()
     print(tally(asked), flush=True)
     assert tally(asked)
+
+
+def after(asked: Case, done: int) -> int:
+    """How many records there are, when there are more than `done` or, after a while, though there are no more.
+
+    A fault that strikes while all are starting again finds nobody at work.
+    """
+    end = time.monotonic() + NEWS_SECONDS
+    while (now := len(list(asked.store.root.glob("runs/*/record.json")))) == done and time.monotonic() < end:
+        time.sleep(0.2)
+    return now
 
 
 def tally(asked: Case) -> dict[str, int]:

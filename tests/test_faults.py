@@ -4,14 +4,19 @@ The runs are slowed down by a sleep in the mixer, so that there is a middle in w
 is the same, and each is compared to the last bit with a run of the code as it is, undisturbed, in one process.
 """
 
+import contextlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bench.record import Record
 from tests.test_slurm import Case, case, checkout, same_science
@@ -45,9 +50,13 @@ def slow(tmp_path_factory) -> Path:
 def one(virtual, tmp_path, slow) -> Case:
     """The one run, submitted and in its middle."""
     asked = case(tmp_path, {}, **ONE)
+    begun(asked, slow)
+    return asked
+
+
+def begun(asked: Case, slow: Path) -> None:
     asked.submit("where.checkpoint_seconds=1", root=slow)
     in_the_middle(asked)
-    return asked
 
 
 def in_the_middle(asked: Case) -> str:
@@ -103,17 +112,6 @@ def test_a_worker_that_is_killed_is_spoken_for_and_replaced(one, undisturbed):
     assert kinds(one) == ["lost"]
     (failure,) = one.store.failures(one.runs[0].id)
     assert "killed by SIGKILL" in failure["message"] and failure["progress"] > 0 and Path(failure["log"]).exists()
-
-
-def test_a_node_without_power(virtual, one, undisturbed):
-    first = owner_of(one)["node"]
-    virtual("cut", first)
-    try:
-        record = ends_well(one, undisturbed)
-    finally:
-        virtual("boot", first)
-    assert record.environment.node != first and kinds(one) == ["preempted"]
-    assert "put back into the queue" in one.store.failures(one.runs[0].id)[0]["message"]
 
 
 @pytest.mark.parametrize("daemon", ["slurmd", "slurmctld"])
@@ -196,44 +194,66 @@ def test_a_death_while_the_record_is_written(virtual, tmp_path, undisturbed):
     assert kinds(asked) == ["lost"]
 
 
-def test_a_full_disk(virtual, tmp_path, undisturbed):
-    asked = case(tmp_path, {}, **ONE)
+@pytest.fixture
+def small_disk(tmp_path):
+    """A results folder on a disk of its own."""
     results = tmp_path / "results"
     results.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", results]).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", results]).returncode:
         pytest.skip("may not mount")
-    try:
-        root = checkout(tmp_path / "checkout", {})
-        asked.submit(root=root)
-        with open(results / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-            while True:
-                file.write(b"0" * 4096)
-        asked.ended(120)
-        assert asked.records() == [None]  # and no word of it: the log is on that disk, too
-        assert slurm("squeue", "-h", "-t", "all", "-o", "%T", f"--name={names(asked)}").split() == ["FAILED"]
-        refused = asked("--on", str(asked.cluster), code=2, root=root)
-        assert "No space left on device" in refused.splitlines()[-1]
-        (results / "filler").unlink()
-        asked.submit(root=root)
-        ends_well(asked, undisturbed)
-    finally:
-        subprocess.run(["umount", "--lazy", results], check=True)  # Slurm may still write the end of a log
+    yield results
+    subprocess.run(["umount", "--lazy", results], check=True)  # Slurm may still write the end of a log
+
+
+def fill(folder: Path) -> Path:
+    filler = folder / "filler"
+    with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(b"0" * 4096)
+    return filler
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["before_it_begins", "in_its_middle"])
+def test_a_full_disk(virtual, tmp_path, slow, small_disk, undisturbed, running):
+    """The reason fits into room that was kept for it; when there is room again, the same command goes on."""
+    asked = case(tmp_path, {}, **ONE)
+    asked.submit("where.checkpoint_seconds=1", root=slow)
+    if running:
+        in_the_middle(asked)
+    filler = fill(small_disk)
+    asked.ended(120)
+    assert asked.records() == [None] and kinds(asked) == (["error"] if running else [])
+    assert states(asked) == {"FAILED"}
+    screen, full = asked.verb("status"), "No space left on device"
+    assert f"error: {full} in the results folder" in screen if running else "1 runs: 0 ok, 1 missing" in screen
+    assert "the last ones refused: mixerbench: results folder" in screen and f"cannot be written: {full}" in screen
+    assert not running or f"{full} in the results folder" in asked.verb("logs", asked.runs[0].id)
+    refused = asked("--on", str(asked.cluster), code=2, root=slow)
+    assert full in refused.splitlines()[-1]
+    filler.unlink()
+    asked.submit(root=slow)
+    ends_well(asked, undisturbed)
+    assert kinds(asked) == (["error"] if running else [])
 
 
 def test_a_run_that_raises_one_too_large_and_one_that_diverges(virtual, tmp_path):
-    """Each ends with its reason, none is tried for ever, and their neighbour is not harmed."""
-    grab = 'x = b"x" * 700_000_000\n        __import__("os").kill(__import__("os").getpid(), 9)\n        '
+    """Each ends with its reason, none is tried for ever, and their neighbour is not harmed.
+
+    The large one gets no memory from the system: `ulimit` stands for a machine that has no more.
+    """
     line = "real_BL11 = real(segments_BL, v_BLHP.dtype)"
     edits = {
         "bench/mixers/identity.py": (
             "        return v_BLHP * real",
             '        raise ValueError("\\x1b[31mbad luck")\n        return v_BLHP * real',
         ),
-        "bench/mixers/toeplitz.py": (line, grab + line),
+        "bench/mixers/toeplitz.py": (line, f"large = torch.ones(4 * 10**9)\n        {line}"),
     }
     mixers = [{"name": name, "heads": 2} for name in ("identity", "dense")]
     mixers.append({"name": "toeplitz", "heads": 2, "sam": False})
-    asked = case(tmp_path, {"memory": "600M"}, mixers=mixers, seeds=[0], varies={"budget.steps": [4]})
+    asked = case(
+        tmp_path, {"setup": ["ulimit -v 8000000"]}, mixers=mixers, seeds=[0], varies={"budget.steps": [4]}
+    )
     root = checkout(tmp_path / "checkout", edits)
     asked.submit("where.retries=1", root=root)
     asked.ended(240)
@@ -241,13 +261,48 @@ def test_a_run_that_raises_one_too_large_and_one_that_diverges(virtual, tmp_path
     assert store.record(fine.id).outcome == "ok" and not store.has(raises.id) and not store.has(large.id)
     assert [f["kind"] for f in store.failures(raises.id)] == ["error"] * 2
     assert [f["kind"] for f in store.failures(large.id)] == ["oom"] * 2
-    assert "SIGKILL" in store.failures(large.id)[0]["message"]
-    assert "FAILED" in slurm("squeue", "-h", "-t", "all", "-o", "%T", f"--name={names(asked)}")
+    assert states(asked) == {"FAILED"}
+    screen = asked.verb("status")
+    assert "3 runs: 1 ok, 2 given up (error 1, oom 1)" in screen and "ValueError: bad luck" in screen
+    assert "oom: RuntimeError: DefaultCPUAllocator: can't allocate memory" in screen
     assert "nothing to submit" in asked("--on", str(asked.cluster), "where.retries=1", root=root)
     wild = case(tmp_path, {}, **{**ONE, "varies": {"budget.steps": [20], "optimiser.lr": [1e30]}})
     wild.submit()
     wild.finished()
     assert wild.records()[0].outcome == "diverged" and "not finite" in wild.records()[0].reason
+    screen = wild.verb("status")
+    assert "1 diverged" in screen.splitlines()[0] and "not finite" in screen
+
+
+def test_a_worker_that_the_kernel_kills_for_its_memory(tmp_path, undisturbed):
+    """Only the worker: its task tells how much it had used of what it had asked for, and goes on with the next one."""
+    group = Path("/sys/fs/cgroup/memory") / f"mixerbench-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("1000M")
+    except OSError:
+        pytest.skip("no control group of memory may be made here; Slurm's own kill has a test, too")
+    setup = [f"echo $$ > {group}/cgroup.procs"]
+    grab = f"        if not __import__('os').path.exists('{tmp_path}/died'):\n"
+    grab += f"            open('{tmp_path}/died', 'w').close()\n            large = b'x' * 3 * 10**9\n"
+    line = "        return v_BLHP"
+    root = checkout(tmp_path / "checkout", {"bench/mixers/identity.py": (line, grab + line)})
+    try:
+        with Virtual(accounting=False, lines="JobAcctGatherType=jobacct_gather/none"):  # only the kernel kills
+            asked = case(tmp_path, {"memory": "1000M", "setup": setup}, **ONE)
+            asked.submit(root=root)
+            ends_well(asked, undisturbed)
+            (failure,) = asked.store.failures(asked.runs[0].id)
+            assert failure["kind"] == "oom" and "killed by SIGKILL" in failure["message"]
+            assert re.search(r"using \d+ MB of 1049", failure["message"])
+    finally:
+        wait(lambda: not (group / "cgroup.procs").read_text(), 20)
+        group.rmdir()
+
+
+def states(asked: Case) -> set[str]:
+    """Slurm's, of all tasks."""
+    return set(slurm("squeue", "-h", "-r", "-t", "all", "-o", "%T", f"--name={names(asked)}").split())
 
 
 def names(asked: Case) -> str:
@@ -269,20 +324,116 @@ def test_sbatch_gives_up_though_the_job_was_accepted(virtual, tmp_path, undistur
     assert kinds(asked) == []
 
 
-def test_with_accounting_a_task_that_vanished_is_known_from_sacct(tmp_path, undisturbed, slow):
-    """All of the task is killed at once; when somebody asks, squeue has forgotten the job."""
-    with Virtual(accounting=True, lines="MinJobAge=2"):
-        asked = case(tmp_path, {}, **ONE)
-        asked.submit("where.checkpoint_seconds=1", root=slow)
-        element = in_the_middle(asked)
-        worker = owner_of(asked)["pid"]
-        task = int(Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        for process in (task, worker):
-            os.kill(process, signal.SIGKILL)
-        asked.ended(60)
-        wait(lambda: not slurm("squeue", "-h", "-t", "all"), 90, "squeue remembers")
-        asked.submit(root=slow)
-        ends_well(asked, undisturbed)
-        assert kinds(asked) == ["lost"]
-        message = asked.store.failures(asked.runs[0].id)[0]["message"]
-        assert element in message and "FAILED" in message
+# Nobody is left to speak ----------------------------------------------------------------------------------------------
+
+
+def vanishes(virtual: Virtual, asked: Case, slow: Path, undisturbed: Record) -> None:
+    """All of it is killed at once. With accounting squeue has forgotten it when somebody asks, and sacct has not."""
+    begun(asked, slow)
+    element, worker = owner_of(asked)["job"]["id"], owner_of(asked)["pid"]
+    for process in (parent_of(worker), worker):
+        os.kill(process, signal.SIGKILL)
+    asked.ended(60)
+    if virtual.accounting:
+        wait(lambda: not slurm("squeue", "-h", "-t", "all", f"--name={names(asked)}"), 90, "squeue remembers")
+    assert f"lost: {element} on {owner_of(asked)['node']} ended without a word: FAILED" in asked.verb("status")
+    asked.submit(root=slow)
+    ends_well(asked, undisturbed)
+    assert kinds(asked) == ["lost"]
+
+
+def is_deaf_to_its_time_limit(virtual: Virtual, asked: Case, slow: Path, undisturbed: Record) -> None:
+    """It hangs with all that it started, whatever Slurm sends (SIGCONT, too), until Slurm kills it."""
+    begun(asked, slow)
+    owner = owner_of(asked)
+    processes = parent_of(owner["pid"]), owner["pid"]
+    slurm("scontrol", "update", f"JobId={owner['job']['id']}", "TimeLimit=1")
+    end = time.monotonic() + 150
+    with contextlib.suppress(ProcessLookupError):  # it is gone at last
+        while time.monotonic() < end:
+            for process in processes:
+                os.kill(process, signal.SIGSTOP)
+            time.sleep(0.01)
+    asked.ended(60)
+    screen = asked.verb("status")
+    assert "1 failed (timeout 1)" in screen and "ended without a word: TIMEOUT" in screen
+    asked.submit(root=slow)
+    ends_well(asked, undisturbed)
+    assert kinds(asked) == ["timeout"]
+
+
+def waits_again_and_is_cancelled(virtual: Virtual, asked: Case, slow: Path, undisturbed: Record) -> None:
+    """Put back, which leaves the worker no time, and cancelled then: of a waiting element that leaves no trace."""
+    begun(asked, slow)
+    owner = owner_of(asked)
+    os.kill(owner["pid"], signal.SIGSTOP)
+    slurm("scontrol", "requeuehold", owner["job"]["id"])
+    wait(lambda: asked.queue() and "PENDING" in asked.queue()[0], 60)
+    slurm("scancel", owner["job"]["id"])
+    asked.ended(30)
+    asked.submit(root=slow)
+    ends_well(asked, undisturbed)
+    assert len(kinds(asked)) == 1 and set(kinds(asked)) <= {"cancelled", "preempted", "lost"}
+
+
+def is_on_a_node_without_power(virtual: Virtual, asked: Case, slow: Path, undisturbed: Record) -> None:
+    begun(asked, slow)
+    first = owner_of(asked)["node"]
+    virtual("cut", first)
+    try:
+        record = ends_well(asked, undisturbed)
+    finally:
+        virtual("boot", first)
+    assert record.environment.node != first and kinds(asked) == ["preempted"]
+    assert "put back into the queue" in asked.store.failures(asked.runs[0].id)[0]["message"]
+
+
+def is_killed_for_its_memory(virtual: Virtual, asked: Case, slow: Path, undisturbed: Record) -> None:
+    """By Slurm, all of it at once. With accounting the memory that it used tells so (MaxRSS against the request, as
+    the state is FAILED), without it what Slurm's daemon wrote below its output."""
+    grab = "        self.grabbed = [b'x' * 10**9, __import__('time').sleep(20)]\n"
+    line = "        return v_BLHP"
+    large = checkout(asked.folder / "large", {"bench/mixers/identity.py": (line, grab + line)})
+    values = yaml.safe_load(asked.cluster.read_text())
+    asked.cluster.write_text(yaml.safe_dump(values | {"memory": "1200M"}))
+    asked.submit(root=large)
+    wait(asked.queue, 20)
+    asked.ended(90)
+    (run,) = asked.runs
+    assert kinds(asked) == [] and not asked.store.has(run.id)
+    how = "OUT_OF_MEMORY, using " if virtual.accounting else "exceeded memory limit ("
+    screen = wait(lambda: how in (text := asked.verb("status")) and text, 20, "no reason")
+    assert "1 failed (oom 1)" in screen
+    asked.submit(root=slow)
+    ends_well(asked, undisturbed)
+    assert kinds(asked) == ["oom"] and how in asked.store.failures(run.id)[0]["message"]
+
+
+SPEECHLESS = (
+    is_deaf_to_its_time_limit,
+    is_on_a_node_without_power,
+    vanishes,
+    waits_again_and_is_cancelled,
+    is_killed_for_its_memory,
+)
+
+
+@pytest.mark.parametrize("fault", SPEECHLESS, ids=lambda fault: fault.__name__)
+def test_a_task_that(virtual, tmp_path, slow, undisturbed, fault):
+    fault(virtual, case(tmp_path, {}, **ONE), slow, undisturbed)
+
+
+@pytest.mark.parametrize("virtual", [True], indirect=True, ids=["with_accounting"])
+def test_tasks_that_nobody_can_speak_for(virtual, tmp_path, slow, undisturbed):
+    """The same again where sacct is there to be asked, all at a time since most of it is waiting."""
+    with ThreadPoolExecutor(len(SPEECHLESS)) as pool:
+        ends = {}
+        for fault in SPEECHLESS:
+            (tmp_path / fault.__name__).mkdir()
+            ends[fault] = pool.submit(fault, virtual, case(tmp_path / fault.__name__, {}, **ONE), slow, undisturbed)
+    for end in ends.values():
+        end.result()
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])

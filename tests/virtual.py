@@ -18,7 +18,9 @@ class Virtual:
 
     def __init__(self, accounting: bool, lines: str):
         self.settings = {"SLURM_CI_ACCT": "dbd" if accounting else "none", "SLURM_CI_CONF": lines}
+        self.accounting = accounting
         self.before: str | None = None
+        self.conf = ""
 
     @staticmethod
     def absent() -> str:
@@ -52,13 +54,13 @@ class Virtual:
             self("stop")
             raise
         self.before = os.environ.get("SLURM_CONF")
-        os.environ["SLURM_CONF"] = self("env").split("=", 1)[1].strip()
+        self.conf = os.environ["SLURM_CONF"] = self("env").split("=", 1)[1].strip()
         return self
 
     def __exit__(self, *_) -> None:
         self("stop")
         Virtual.up -= 1
-        os.environ.pop("SLURM_CONF")
+        os.environ.pop("SLURM_CONF", None)
         if self.before is not None:
             os.environ["SLURM_CONF"] = self.before
 

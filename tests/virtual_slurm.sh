@@ -96,7 +96,7 @@ TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 PreemptType=preempt/partition_prio
@@ -110,11 +110,14 @@ SlurmctldTimeout=5
 MinJobAge=3600
 FirstJobId=$(($(date +%s) % 60000000 + 1))
 GresTypes=gpu
-JobAcctGatherType=jobacct_gather/none
+# A task that uses more memory than it asked for is killed; looked at each second.
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+JobAcctGatherParams=OverMemoryKill
 $account
 NodeName=n[1-$count] NodeHostname=$host NodeAddr=$loopback Port=[$((port + 11))-$((port + 10 + count))] CPUs=$cpus RealMemory=4000 Gres=gpu:1
-PartitionName=main Nodes=n[1-$count] Default=YES State=UP PriorityTier=1 DefMemPerCPU=100 GraceTime=10
-PartitionName=high Nodes=n[1-$count] State=UP MaxTime=60 PriorityTier=10 PreemptMode=OFF DefMemPerCPU=100
+PartitionName=main Nodes=n[1-$count] Default=YES State=UP PriorityTier=1 GraceTime=10
+PartitionName=high Nodes=n[1-$count] State=UP MaxTime=60 PriorityTier=10 PreemptMode=OFF
 ${SLURM_CI_CONF:-}
 CONF
   mknod "$dir/gpu" c 1 3 # any character device will do
