@@ -169,16 +169,18 @@ def test_two_live_copies_of_one_task(virtual, one, undisturbed):
 
 
 def test_a_lease_of_a_node_that_is_no_more(virtual, tmp_path, slow, undisturbed):
-    """Its job is gone, though another one has its number by now."""
+    """Its job is gone, though the one that comes for the run has its number: Slurm has begun to count anew."""
     asked = case(tmp_path, {}, **ONE)
     (run,) = asked.runs
     lease = asked.store.take(run.id)
+    slurm("scontrol", "update", "NodeName=n[1-4]", "State=DRAIN", "Reason=test")
+    number = asked.submit().arrays[0]["job"]
     stale = {"node": "n9", "machine": "x", "pid": 1, "started": "1"}
-    stale["job"] = {"name": "mb-00000000", "id": "1_0", "restarts": 0}
+    stale["job"] = {"name": "mb-00000000", "id": f"{number}_0", "restarts": 0}
     lease.path.write_text(json.dumps(stale))
-    asked.submit()
+    slurm("scontrol", "update", "NodeName=n[1-4]", "State=RESUME")
     ends_well(asked, undisturbed)
-    assert kinds(asked) == ["lost"] and "n9" in asked.store.failures(run.id)[0]["message"]
+    assert kinds(asked) == ["lost"] and f"{number}_0 on n9" in asked.store.failures(run.id)[0]["message"]
 
 
 def test_a_death_while_the_record_is_written(virtual, tmp_path, undisturbed):

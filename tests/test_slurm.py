@@ -253,7 +253,10 @@ def test_without_slurm_it_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_run_on_two_nodes(virtual, tmp_path):
-    """A rank on each; one that is killed ends the other, and the run is tried again. To rounding, one node's run."""
+    """A rank on each; one that is killed ends the other, and the run is tried again. To rounding, one node's run.
+
+    If the worker is killed, nothing that it started outlives it for long.
+    """
     edits = {
         "bench/train.py": (
             "        self.optimiser.step()\n",
@@ -264,10 +267,18 @@ def test_a_run_on_two_nodes(virtual, tmp_path):
     asked.submit("where.nodes=2", root=checkout(tmp_path / "checkout", edits))
     (run,) = asked.runs
     wait(lambda: asked.store.progress(run.id) > 0.1, 180, asked.logs())
-    os.kill(follower(asked), signal.SIGKILL)
+    (follower,) = followers(asked)
+    assert "--cpus-per-task=2" in str(processes("srun"))  # it does not take them over by itself
+    os.kill(follower, signal.SIGKILL)
+    wait(lambda: asked.store.failures(run.id), 60, asked.logs())
+    wait(lambda: followers(asked) and followers(asked) != [follower] and below(followers(asked)[0]), 120, asked.logs())
+    worker = asked.store.owner(run.id)["pid"]
+    started = [*below(worker), *followers(asked), *below(followers(asked)[0])]
+    os.kill(worker, signal.SIGKILL)
+    wait(lambda: not any(Path(f"/proc/{process}").exists() for process in started), 60, f"some of {started} are left")
     asked.finished()
     (record,) = asked.records()
-    assert record.environment.world == 2 and [f["kind"] for f in asked.store.failures(run.id)] == ["error"]
+    assert record.environment.world == 2 and [f["kind"] for f in asked.store.failures(run.id)] == ["error", "lost"]
     assert "srun of the other nodes" in asked.store.failures(run.id)[0]["message"]
     nodes = re.findall(r'"ranks of": "(n\d)", "node": 1', asked.logs())
     assert len(nodes) == 2 and record.environment.node not in nodes
@@ -277,14 +288,29 @@ def test_a_run_on_two_nodes(virtual, tmp_path):
     assert [loss for _, loss in record.curve] == pytest.approx([loss for _, loss in alone.curve], rel=1e-4)
 
 
-def follower(asked: Case) -> int:
-    """The process that has the ranks of the second node."""
+def processes(word: str) -> dict[int, list[str]]:
+    """Number and arguments of each process that has an argument of this name."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            words = path.read_text().split("\0")
-            if "bench.ranks" in words and "srun" not in words[0] and str(asked.folder) in path.read_text():
-                return int(path.parent.name)
-    raise AssertionError("no follower")
+            words = path.read_text(errors="replace").split("\0")
+            found |= {int(path.parent.name): words} if word in words else {}
+    return found
+
+
+def followers(asked: Case) -> list[int]:
+    """The process that has the ranks of the second node."""
+    every = processes("bench.ranks").items()
+    return [number for number, words in every if "srun" not in words[0] and str(asked.folder) in str(words)]
+
+
+def below(process: int) -> list[int]:
+    """The processes that a process started and those that these did."""
+    found: list[int] = []
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found + [lower for child in found for lower in below(child)]
 
 
 def test_pilots_are_measured_by_tasks(virtual, tmp_path):

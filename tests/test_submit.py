@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -258,6 +259,76 @@ def test_a_submission_that_is_refused_leaves_no_folder(submission, monkeypatch):
     assert not submission.folder.exists()
 
 
+def command_of_slurm(folder: Path, monkeypatch, name: str, text: str) -> None:
+    """A program of this name that comes first."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / "bin" / name).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_an_sbatch_that_sleeps_is_not_waited_for(tmp_path, monkeypatch, accepted):
+    """As it does while the controller has too many jobs; it may have sent the job all the same."""
+    says = "echo sbatch: temporarily unable to accept job >&2"
+    command_of_slurm(tmp_path, monkeypatch, "sbatch", f"{says}; exec sleep 60")
+    monkeypatch.setattr(slurm, "elements", lambda names: [element("PENDING", number="7_0")] if accepted else [])
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    if accepted:
+        assert slurm.submit([], "mb-1", set(), 0.5) == "7"
+        return
+    with pytest.raises(slurm.Unavailable, match=r"did not answer within 0 s: .*temporarily unable") as caught:
+        slurm.submit([], "mb-1", set(), 0.5)
+    assert any(word in str(caught.value) for word in submit.FULL)  # so it is held back
+
+
+# Task ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_task(monkeypatch):
+    for name, value in {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_RESTART_COUNT": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("bench.element.signal.signal", lambda number, handler: None)
+
+
+@pytest.mark.parametrize(("most", "asked"), [(3, []), (4, ["7_0"])])
+def test_a_task_puts_itself_back_only_so_often(tmp_path, monkeypatch, in_task, most, asked):
+    from bench.element import Element
+
+    found: list[str] = []
+    monkeypatch.setattr(slurm, "requeue", found.append)
+    Element(a_submission(tmp_path, requeues=most)).put_back()
+    assert found == asked
+
+
+def test_a_requeue_that_slurm_refuses_is_no_failure(tmp_path, monkeypatch, capsys):
+    command_of_slurm(tmp_path, monkeypatch, "scontrol", "echo Job is already being requeued >&2; exit 1")
+    slurm.requeue("7_0")
+    assert "requeue of 7_0: scontrol: Job is already being requeued" in capsys.readouterr().out
+
+
+def test_a_task_refuses_code_that_is_not_what_was_submitted(submission, in_task, capsys, monkeypatch):
+    from bench import element
+
+    monkeypatch.setattr(element, "ROOT", submission.snapshot)
+    monkeypatch.setattr(element.Element, "run", lambda self: 0)
+    assert element.main([str(submission.folder)]) == 0
+    with open(submission.snapshot / "bench" / "run.py", "a") as file:
+        file.write("\n")
+    assert element.main([str(submission.folder)]) == 2
+    said = f"is not the code that was submitted ({submission.code})"
+    assert said in capsys.readouterr().err and said in (submission.folder / submit.REFUSED).read_text()
+
+
+def test_each_requirement_names_tests_that_are_there():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    items = (ROOT / "slurm" / "README.md").read_text().split("\n1. ", 1)[1].splitlines()
+    assert len(items) == 30
+    for name in re.findall(r"`([a-z]\w*_\w*)(?:\[…\])?`", "\n".join(items)):
+        assert re.search(rf"def \w*{name}", tests), name
+
+
 # Who is gone --------------------------------------------------------------------------------------------------------
 
 
@@ -284,14 +355,14 @@ def owner(restarts: int = 0) -> dict:
     ],
 )
 def test_an_owner_is_gone_when_slurm_has_shown_it_twice(monkeypatch, seen, gone):
-    now = [100.0]
+    now, asked = [100.0], []
     watch = slurm.Watch(lambda: now[0])
-    monkeypatch.setattr(slurm, "elements", lambda names: seen)
+    monkeypatch.setattr(slurm, "elements", lambda names: asked.append(names) or seen)
     assert watch.gone([owner()]) == []
     now[0] += slurm.CONFIRM_SECONDS / 2
-    assert watch.gone([owner()]) == []
+    assert watch.gone([owner()]) == [] and len(asked) == 1  # too early to ask again
     now[0] += slurm.CONFIRM_SECONDS
-    assert watch.gone([owner()]) == ([owner()] if gone else [])
+    assert watch.gone([owner()]) == ([owner()] if gone else []) and len(asked) == 2
 
 
 def test_silence_and_a_single_absence_are_no_death(monkeypatch):
