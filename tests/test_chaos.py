@@ -24,7 +24,7 @@ from tests.virtual import Virtual, slurm, wait
 pytestmark = pytest.mark.slurm
 RUNS = int(os.environ.get("MIXERBENCH_CHAOS_RUNS", 60))
 SEED = int(os.environ.get("MIXERBENCH_CHAOS_SEED", 1))
-NEWS_SECONDS = 8.0  # without a new record until a fault comes all the same
+NEWS_SECONDS = 6.0  # without a new record until a fault comes all the same
 CHAIN = {"base": "", "child": "base", "grandchild": "child"}
 PLAIN = [{"name": name, "heads": 2} for name in ("identity", "dense")]
 BOTH = [{"name": name, "heads": 2, "sam": False} for name in ("toeplitz", "low_rank", "attention")]
@@ -202,7 +202,7 @@ def test_chaos_ends_as_that_many_correct_records(virtual, slow, alone, tmp_path)
     asked.submit(*words, root=slow)
     chaos, done = Chaos(virtual, asked, SEED, words, slow), 0
     for n in range(RUNS // 5):
-        time.sleep(chaos.draw.uniform(0, 4))
+        time.sleep(chaos.draw.uniform(0, 3))
         done = after(asked, done)
         print(f"{n}: {done} records, {chaos()}", flush=True)
         if done == len(alone):

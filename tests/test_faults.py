@@ -420,21 +420,16 @@ SPEECHLESS = (
 )
 
 
-@pytest.mark.parametrize("fault", SPEECHLESS, ids=lambda fault: fault.__name__)
-def test_a_task_that(virtual, tmp_path, slow, undisturbed, fault):
-    fault(virtual, case(tmp_path, {}, **ONE), slow, undisturbed)
-
-
-@pytest.mark.parametrize("virtual", [True], indirect=True, ids=["with_accounting"])
+@pytest.mark.parametrize("virtual", [False, True], indirect=True, ids=["without_accounting", "with_accounting"])
 def test_tasks_that_nobody_can_speak_for(virtual, tmp_path, slow, undisturbed):
-    """The same again where sacct is there to be asked, all at a time since most of it is waiting."""
+    """All at a time, since most of it is waiting, once where sacct can be asked and once where it cannot."""
     with ThreadPoolExecutor(len(SPEECHLESS)) as pool:
-        ends = {}
+        ends = []
         for fault in SPEECHLESS:
             (tmp_path / fault.__name__).mkdir()
-            ends[fault] = pool.submit(fault, virtual, case(tmp_path / fault.__name__, {}, **ONE), slow, undisturbed)
-    for end in ends.values():
-        end.result()
+            ends.append(pool.submit(fault, virtual, case(tmp_path / fault.__name__, {}, **ONE), slow, undisturbed))
+    if failed := [error for end in ends if (error := end.exception())]:
+        raise ExceptionGroup("a task that nobody can speak for", failed)
 
 
 def parent_of(process: int) -> int:
