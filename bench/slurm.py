@@ -114,10 +114,12 @@ def max_array_size() -> int:
     return int(found[1]) if found else 1001
 
 
-def partition_minutes(name: str) -> float:
-    """A partition's time limit in minutes. Raises Unavailable for one that does not exist."""
-    found = re.search(r"\bMaxTime=(\S+)", ask(["scontrol", "show", "partition", name]))
-    return minutes(found[1]) if found else float("inf")
+def partition_limits(name: str) -> tuple[float, float]:
+    """A partition's time limit in minutes and the most nodes of a job. Raises Unavailable if it does not exist."""
+    said = ask(["scontrol", "show", "partition", name])
+    time = re.search(r"\bMaxTime=(\S+)", said)
+    nodes = [int(number) for number in re.findall(r"\b(?:MaxNodes|TotalNodes)=(\d+)", said)]
+    return minutes(time[1]) if time else float("inf"), min(nodes, default=float("inf"))
 
 
 def minutes(text: str) -> float:

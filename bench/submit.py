@@ -157,7 +157,7 @@ def script(submission: Submission) -> str:
 
 def command(folder: Path, name: str, cluster: Cluster, nodes: int) -> list[str]:
     """sbatch's words, but for the array and the script."""
-    output = str(folder).replace("\\", "\\\\").replace("%", "%%") + "/slurm-%A_%a.txt"
+    output = f"{folder}/slurm-%A_%a.txt"
     fixed = ["--requeue", "--open-mode=append", "--export=ALL", "--kill-on-invalid-dep=yes"]
     fixed += [f"--nodes={nodes}", "--ntasks-per-node=1"]
     return [f"--job-name={name}", f"--output={output}", f"--chdir={folder}", *fixed, *requests(cluster)]
@@ -207,7 +207,9 @@ def absolute(where: Where) -> Where:
 
 
 def check(cluster: Cluster, where: Where) -> None:
-    """What would pend for ever or compute something slow and wrong."""
+    """What would pend for ever, fail without a word or compute something slow and wrong."""
+    if odd := re.search(r"[%\\\x00-\x1f\x7f]", where.results):  # Slurm 22 takes no escape for them in a job's output
+        raise Refusal(f"where.results={where.results!r}: Slurm cannot write below a folder with {odd[0]!r} in its name")
     if where.threads * cluster.side_by_side > cluster.cpus:
         asked = f"{cluster.side_by_side} x where.threads={where.threads}"
         raise Refusal(f"cluster.cpus={cluster.cpus} is less than the threads of a task, {asked}")
@@ -216,9 +218,11 @@ def check(cluster: Cluster, where: Where) -> None:
         raise Refusal(f"where.nodes={where.nodes} does not go with cluster.{key}")
     if cluster.partition:
         try:
-            limit = slurm.partition_minutes(cluster.partition)
+            limit, nodes = slurm.partition_limits(cluster.partition)
         except slurm.Unavailable as error:
             raise Refusal(f"cluster.partition {cluster.partition!r}: {error}") from None
+        if where.nodes > nodes:
+            raise Refusal(f"where.nodes={where.nodes} is more than {cluster.partition} has or allows, {nodes:g}")
         if cluster.time > limit:
             raise Refusal(f"cluster.time: {cluster.time} minutes is more than {cluster.partition}'s limit, {limit:g}")
 

@@ -105,9 +105,15 @@ def test_what_does_not_go_with_several_nodes_is_one_line(tmp_path, verb, changes
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "results").exists()
 
 
+SHOWN = "PartitionName=main\n   MaxNodes=UNLIMITED MaxTime=01:00:00 MinNodes=0\n   State=UP TotalCPUs=8 TotalNodes=4"
+
+
 def test_limits_that_would_pend_or_crawl_are_refused(monkeypatch):
-    monkeypatch.setattr(slurm, "ask", lambda words, seconds=0: "PartitionName=main MaxTime=01:00:00 X=1")
+    monkeypatch.setattr(slurm, "ask", lambda words, seconds=0: SHOWN)
     where = make_where({"where.threads": 2})
+    assert "more than main has or allows, 4" in refusal(submit.check, cluster(), make_where({"where.nodes": 5}))
+    for odd in ("100%", "a\\b", "a\nb"):
+        assert "Slurm cannot write below" in refusal(submit.check, cluster(), make_where({"where.results": odd}))
     assert "cluster.cpus=1" in refusal(submit.check, cluster(cpus=1), where)
     assert "limit, 60" in refusal(submit.check, cluster(time=61), where)
     submit.check(cluster(time=60), where)
