@@ -13,6 +13,7 @@ import torch
 from bench import Refusal, backbone, evaluate, registry, train, tune
 from bench.capacity import capacity_of, model_of
 from bench.config import Run, Where, resolved
+from bench.full import save
 from bench.provenance import code_digests, environment, peak_memory, reset_peak_memory, stamp
 from bench.record import SCHEMA, Capacity, Chosen, Cost, Hashes, Record
 from bench.seeds import Streams
@@ -124,7 +125,7 @@ def train_and_evaluate(
     ended = Ended(outcome, reason, metrics, tuple(training.trace.curve), spent, setting.compiled, chosen)
     record = record_of(run, where, setting.device, built, ended)
     if outcome == "ok" and not run.is_trial:  # nothing starts from a trial
-        replace_whole(store.weights(run.id), lambda path: train.save(built.model.state_dict(), path))
+        replace_whole(store.weights(run.id), lambda path: save(torch.save, built.model.state_dict(), path))
     store.finish(record, items)
     return store.record(run.id)
 

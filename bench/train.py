@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from bench import Refusal
 from bench.backbone import Backbone
 from bench.config import Optimiser, Protocol, Schedule
+from bench.full import save
 from bench.replay import Replay
 from bench.seeds import Streams
 from bench.shell import owned_by_mixer
@@ -283,7 +284,7 @@ class Training(lightning.LightningModule):
                 self.trace.spent + self.saved - self.begun,
             ],
         }
-        self.setting.write(CHECKPOINT, lambda path: save(state, path))
+        self.setting.write(CHECKPOINT, lambda path: save(torch.save, state, path))
 
     def restore(self) -> None:
         """Go on from a checkpoint if there is one; one of no use is dropped, and nothing in it is ever executed."""
@@ -303,12 +304,6 @@ class Training(lightning.LightningModule):
         self.optimiser_state, self.average, self.done = state["optimiser"], state["average"], state["done"]
         curve, step_seconds, first_step, spent = state["trace"]
         self.trace = Trace([tuple(point) for point in curve], list(step_seconds), first_step, spent)
-
-
-def save(values: dict, path: Path) -> None:
-    """By a Python file: given the path, torch says of a full disk 'unexpected pos 576 vs 534'."""
-    with open(path, "wb") as file:
-        torch.save(values, file)
 
 
 def fit(training: Training) -> None:

@@ -41,7 +41,7 @@ MAY = {
     "backbone": ("torch", "config directions mixers seeds shell tasks"),
     "capacity": ("", "backbone config mixers record registry shell tasks"),
     "replay": ("torch", ""),
-    "train": ("torch lightning", "backbone config replay seeds shell tasks"),
+    "train": ("torch lightning", "backbone config full replay seeds shell tasks"),
     "evaluate": ("torch", "backbone tasks"),
     "record": ("", "config"),
     "full": ("", ""),
@@ -51,7 +51,7 @@ MAY = {
     "where": ("torch", "compose config tasks"),
     "run": (
         "torch",
-        "backbone capacity config evaluate provenance record registry seeds store tasks train tune where",
+        "backbone capacity config evaluate full provenance record registry seeds store tasks train tune where",
     ),
     "tune": ("optuna", "config record space store"),
     "sweep": ("", "compose config space"),
