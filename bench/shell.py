@@ -108,9 +108,10 @@ class Shell(nn.Module):
     def fuse(self) -> None:
         """Compute with the fused operators from now on: no parameter changes."""
         require_triton()
-        from bench.kernels import conv, gated_norm  # noqa: F401 they register themselves as torch.ops.mixerbench
+        from bench.kernels import conv, gated_norm  # noqa: F401 they register as torch.ops.mixerbench
 
-        self.backend = "triton"
+        if self.settings.conv_width <= conv.REACH:
+            self.backend = "triton"
 
     def parts(self) -> list[tuple[Mixer, Tensor]]:
         """Each mixer inside, in the order of their calls, and its part of `scale`."""
@@ -122,7 +123,10 @@ class Shell(nn.Module):
         """The gate z_BLC, and v_BLHP and the features as the mixer gets them."""
         grant, wants = self.mixer.grant, self.wants
         real_BL1 = (segments_BL > 0).to(x_BLD.dtype)[..., None]
-        z_BLC, v_BLC = self.in_zv(x_BLD).chunk(2, dim=-1)
+        if self.backend == "triton":  # two products: for one, both gradients would be copied into one tensor
+            z_BLC, v_BLC = (F.linear(x_BLD, weight_CD) for weight_CD in self.in_zv.weight.chunk(2))
+        else:
+            z_BLC, v_BLC = self.in_zv(x_BLD).chunk(2, dim=-1)
         conv_BLK, raw_BLK = v_BLC[..., :0], v_BLC[..., :0]
         if wants.conv + wants.raw:
             conv_BLK, raw_BLK = self.in_features(x_BLD).split((wants.conv, wants.raw), dim=-1)

@@ -16,8 +16,7 @@ from bench.check import subject_of
 from bench.check.backends import errors, plain
 from bench.check.verb import of
 from bench.compose import make_run, make_where
-from bench.kernels import low_rank, scan
-from bench.kernels.conv import short_conv
+from bench.kernels import conv, low_rank, scan
 from bench.kernels.gated_norm import gated_norm
 from tests.conftest import built, shrunk
 
@@ -46,13 +45,16 @@ def compare(name, fast, exact, *inputs):
 
 
 def segments(packed):
-    rows = [[1] * 30 + [2] * 36 + [0] * 4, [1] * 70] if packed else [[1] * 50 + [0] * 20, [1] * 70]
+    rows = [[1] * 10 + [2] * 24 + [0] * 4, [1] * 38] if packed else [[1] * 27 + [0] * 11, [1] * 38]
     return torch.tensor(rows, device=DEVICE)
 
 
 def convolution():
+    if INTERPRETED:
+        conv.TOKENS = 16  # several stretches in a short row: the interpreter is slow
     for packed, causal, silu in itertools.product((False, True), repeat=3):
-        one_convolution(packed, causal, silu)
+        if not INTERPRETED or (packed + causal + silu) % 2:
+            one_convolution(packed, causal, silu)
 
 
 def one_convolution(packed, causal, silu):
@@ -64,9 +66,9 @@ def one_convolution(packed, causal, silu):
         return F.silu(y) if silu else y
 
     def fast(wide, weight, bias):
-        return short_conv(wide[..., 40:], s_BL, weight, bias, 6 if causal else 3, packed, silu)
+        return conv.short_conv(wide[..., 40:], s_BL, weight, bias, 6 if causal else 3, packed, silu)
 
-    compare(f"convolution {packed=} {causal=} {silu=}", fast, exact, random(2, 70, 80), random(40, 7), random(40))
+    compare(f"convolution {packed=} {causal=} {silu=}", fast, exact, random(2, 38, 80), random(40, 7), random(40))
 
 
 def norm():

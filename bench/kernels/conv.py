@@ -1,9 +1,10 @@
 """The shell's short depthwise convolution, with its activation, in one pass over memory each way.
 
     pre_i = bias + sum over w of weight_w x_{i + w - left};  y = silu(pre) or pre
-over places of the token's own document only. Sums in fp32 whatever the dtype of x. The gradient needs x alone: pre is
-computed again, in the same tile.
-Axes: B batch, L length, C channels, W taps, T tokens of a tile, S tiles of a row.
+over places of the token's own document only. Sums in fp32 whatever the dtype of x. A program walks along a stretch of
+tokens and keeps those that its taps reach in registers, so that each is read once. The gradient needs x alone: pre is
+computed again on the way, and g = gy silu'(pre) is kept for as many tokens as x is.
+Axes: B batch, L length, C channels, W taps, T tokens of a stretch, S stretches of all rows.
 """
 
 import torch
@@ -11,33 +12,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS, CHANNELS = 64, 64
-"""Of a tile: 64 channels are 128 bytes of bf16, a full line; more tokens lessen what neighbouring tiles read twice."""
+TOKENS, CHANNELS = 64, 256
+"""Of a stretch: a longer one reads less twice, a shorter one keeps more programs busy."""
+REACH = 7
+"""Taps that a program keeps; fewer are as good as 7 with zeros."""
 
 
 @triton.jit
-def _source(segments_ptr, row, place_T, own_T, length, PACKED: tl.constexpr):
-    """Which of the places hold a token that the tile's tokens may see."""
-    inside_T = (place_T >= 0) & (place_T < length)
-    seen_T = tl.load(segments_ptr + row * length + place_T, mask=inside_T, other=0)
-    return (seen_T > 0) & ((seen_T == own_T) if PACKED else inside_T)
+def _token(x_ptr, segments_ptr, row, place, length, c_C, channels, stride_b, stride_l):
+    """A token's channels, zero outside the row and on padding, and its segment (-1 outside)."""
+    inside = (place >= 0) & (place < length)
+    at = tl.where(inside, place, 0)
+    segment = tl.load(segments_ptr + row * length + at)
+    seen = tl.where(inside & (segment > 0), channels, 0)
+    x_at = x_ptr + row.to(tl.int64) * stride_b + at.to(tl.int64) * stride_l
+    return tl.load(x_at + c_C, mask=c_C < seen, other=0.0).to(tl.float32), tl.where(inside, segment, -1)
 
 
 @triton.jit
-def _before_activation(
-    x_ptr, segments_ptr, weight_ptr, bias_ptr, row, t_T, own_T, c_C, length, channels, stride_b, stride_l,
-    W: tl.constexpr, LEFT: tl.constexpr, PACKED: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    known_C = c_C < channels
-    pre_TC = tl.zeros((T, C), tl.float32) + tl.load(bias_ptr + c_C, mask=known_C, other=0.0).to(tl.float32)[None, :]
-    for w in tl.static_range(W):
-        place_T = t_T + (w - LEFT)
-        seen_T = _source(segments_ptr, row, place_T, own_T, length, PACKED)
-        at_TC = x_ptr + row.to(tl.int64) * stride_b + place_T[:, None] * stride_l + c_C[None, :]
-        x_TC = tl.load(at_TC, mask=seen_T[:, None] & known_C[None, :], other=0.0).to(tl.float32)
-        weight_C = tl.load(weight_ptr + c_C * W + w, mask=known_C, other=0.0).to(tl.float32)
-        pre_TC += x_TC * weight_C[None, :]
-    return pre_TC
+def _tap(weight_ptr, c_C, channels, w: tl.constexpr, W: tl.constexpr):
+    known_C = c_C < (channels if w < W else 0)
+    return tl.load(weight_ptr + c_C * W + w, mask=known_C, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _taps(weight_ptr, c_C, channels, W: tl.constexpr):
+    return (
+        _tap(weight_ptr, c_C, channels, 0, W), _tap(weight_ptr, c_C, channels, 1, W),
+        _tap(weight_ptr, c_C, channels, 2, W), _tap(weight_ptr, c_C, channels, 3, W),
+        _tap(weight_ptr, c_C, channels, 4, W), _tap(weight_ptr, c_C, channels, 5, W),
+        _tap(weight_ptr, c_C, channels, 6, W),
+    )  # fmt: skip
+
+
+@triton.jit
+def _own(x_C, segment, own, PACKED: tl.constexpr):
+    """x if it is of the same document; in a row of one document every place is."""
+    return x_C * (segment == own).to(tl.float32) if PACKED else x_C
 
 
 @triton.jit
@@ -45,80 +56,117 @@ def _forward(
     x_ptr, segments_ptr, weight_ptr, bias_ptr, y_ptr, length, channels, stride_b, stride_l,
     W: tl.constexpr, LEFT: tl.constexpr, PACKED: tl.constexpr, SILU: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(2)
-    t_T = tl.program_id(0) * T + tl.arange(0, T)
-    c_C = tl.program_id(1) * C + tl.arange(0, C)
-    own_T = tl.load(segments_ptr + row * length + t_T, mask=t_T < length, other=0)
-    y_TC = _before_activation(
-        x_ptr, segments_ptr, weight_ptr, bias_ptr, row, t_T, own_T, c_C, length, channels, stride_b, stride_l,
-        W, LEFT, PACKED, T, C,
-    )  # fmt: skip
-    if SILU:
-        y_TC = y_TC * tl.sigmoid(y_TC)
-    at_TC = y_ptr + (row.to(tl.int64) * length + t_T[:, None]) * channels + c_C[None, :]
-    tl.store(at_TC, y_TC, mask=(t_T < length)[:, None] & (c_C < channels)[None, :])
+    row, first, c_C = tl.program_id(2), tl.program_id(0) * T, tl.program_id(1) * C + tl.arange(0, C)
+    w0, w1, w2, w3, w4, w5, w6 = _taps(weight_ptr, c_C, channels, W)
+    bias_C = tl.load(bias_ptr + c_C, mask=c_C < channels, other=0.0).to(tl.float32)
+    at = first - LEFT
+    x0, s0 = _token(x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l)
+    x1, s1 = _token(x_ptr, segments_ptr, row, at + 1, length, c_C, channels, stride_b, stride_l)
+    x2, s2 = _token(x_ptr, segments_ptr, row, at + 2, length, c_C, channels, stride_b, stride_l)
+    x3, s3 = _token(x_ptr, segments_ptr, row, at + 3, length, c_C, channels, stride_b, stride_l)
+    x4, s4 = _token(x_ptr, segments_ptr, row, at + 4, length, c_C, channels, stride_b, stride_l)
+    x5, s5 = _token(x_ptr, segments_ptr, row, at + 5, length, c_C, channels, stride_b, stride_l)
+    x6, s6 = _token(x_ptr, segments_ptr, row, at + 6, length, c_C, channels, stride_b, stride_l)
+    x7, s7 = _token(x_ptr, segments_ptr, row, at + 7, length, c_C, channels, stride_b, stride_l)
+    for n in range(T):
+        x8, s8 = _token(x_ptr, segments_ptr, row, at + n + 8, length, c_C, channels, stride_b, stride_l)  # two ahead
+        t = first + n
+        own = tl.load(segments_ptr + row * length + t, mask=t < length, other=0)
+        y_C = bias_C + _own(x0, s0, own, PACKED) * w0 + _own(x1, s1, own, PACKED) * w1
+        y_C += _own(x2, s2, own, PACKED) * w2 + _own(x3, s3, own, PACKED) * w3
+        y_C += _own(x4, s4, own, PACKED) * w4 + _own(x5, s5, own, PACKED) * w5 + _own(x6, s6, own, PACKED) * w6
+        if SILU:
+            y_C = y_C * tl.sigmoid(y_C)
+        y_at = y_ptr + (row.to(tl.int64) * length + t) * channels
+        tl.store(y_at + c_C, y_C, mask=c_C < tl.where(t < length, channels, 0))
+        x0, x1, x2, x3, x4, x5, x6, x7 = x1, x2, x3, x4, x5, x6, x7, x8
+        s0, s1, s2, s3, s4, s5, s6, s7 = s1, s2, s3, s4, s5, s6, s7, s8
 
 
 @triton.jit
-def _backward_taps(
-    x_ptr, segments_ptr, weight_ptr, bias_ptr, gy_ptr, g_ptr, part_ptr, length, channels, stride_b, stride_l,
-    gy_b, gy_l,
+def _incoming(gy_ptr, row, place, length, c_C, channels, stride_b, stride_l):
+    inside = (place >= 0) & (place < length)
+    at = row.to(tl.int64) * stride_b + tl.where(inside, place, 0).to(tl.int64) * stride_l
+    return tl.load(gy_ptr + at + c_C, mask=c_C < tl.where(inside, channels, 0), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _backward(
+    x_ptr, segments_ptr, weight_ptr, bias_ptr, gy_ptr, gx_ptr, part_ptr, length, channels, stride_b, stride_l, gy_b,
+    gy_l,
     W: tl.constexpr, LEFT: tl.constexpr, PACKED: tl.constexpr, SILU: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """The gradient before the activation, g, and each tile's share of those of the taps and (last row) the bias."""
-    row, tiles = tl.program_id(2), tl.num_programs(0)
-    t_T = tl.program_id(0) * T + tl.arange(0, T)
-    c_C = tl.program_id(1) * C + tl.arange(0, C)
-    known_C, known_TC = c_C < channels, (t_T < length)[:, None] & (c_C < channels)[None, :]
-    own_T = tl.load(segments_ptr + row * length + t_T, mask=t_T < length, other=0)
-    at_TC = gy_ptr + row.to(tl.int64) * gy_b + t_T[:, None] * gy_l + c_C[None, :]
-    g_TC = tl.load(at_TC, mask=known_TC, other=0.0).to(tl.float32)
-    if SILU:
-        pre_TC = _before_activation(
-            x_ptr, segments_ptr, weight_ptr, bias_ptr, row, t_T, own_T, c_C, length, channels, stride_b, stride_l,
-            W, LEFT, PACKED, T, C,
-        )  # fmt: skip
-        sigmoid_TC = tl.sigmoid(pre_TC)
-        g_TC = g_TC * sigmoid_TC * (1 + pre_TC * (1 - sigmoid_TC))
-        tl.store(g_ptr + (row.to(tl.int64) * length + t_T[:, None]) * channels + c_C[None, :], g_TC, mask=known_TC)
-    part = part_ptr + (row.to(tl.int64) * tiles + tl.program_id(0)) * (W + 1) * channels
-    for w in tl.static_range(W):
-        place_T = t_T + (w - LEFT)
-        seen_T = _source(segments_ptr, row, place_T, own_T, length, PACKED)
-        x_at_TC = x_ptr + row.to(tl.int64) * stride_b + place_T[:, None] * stride_l + c_C[None, :]
-        x_TC = tl.load(x_at_TC, mask=seen_T[:, None] & known_C[None, :], other=0.0).to(tl.float32)
-        tl.store(part + w * channels + c_C, tl.sum(x_TC * g_TC, axis=0), mask=known_C)
-    tl.store(part + W * channels + c_C, tl.sum(g_TC, axis=0), mask=known_C)
+    """gx of the stretch, and the stretch's share of the gradients of the taps and (last row) the bias.
 
-
-@triton.jit
-def _backward_input(
-    g_ptr, segments_ptr, weight_ptr, gx_ptr, length, channels, g_b, g_l,
-    W: tl.constexpr, LEFT: tl.constexpr, PACKED: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(2)
-    t_T = tl.program_id(0) * T + tl.arange(0, T)
-    c_C = tl.program_id(1) * C + tl.arange(0, C)
+    Step n meets reader r = first - 6 + LEFT + n, whose taps reach places r - LEFT .. r - LEFT + 6, and ends with gx of
+    place r - LEFT, the last reader of which is r.
+    """
+    row, first, c_C = tl.program_id(2), tl.program_id(0) * T, tl.program_id(1) * C + tl.arange(0, C)
+    w0, w1, w2, w3, w4, w5, w6 = _taps(weight_ptr, c_C, channels, W)
+    bias_C = tl.load(bias_ptr + c_C, mask=c_C < channels, other=0.0).to(tl.float32)
+    at, reader = first - 6, first - 6 + LEFT
+    x0, s0 = _token(x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l)
+    x1, s1 = _token(x_ptr, segments_ptr, row, at + 1, length, c_C, channels, stride_b, stride_l)
+    x2, s2 = _token(x_ptr, segments_ptr, row, at + 2, length, c_C, channels, stride_b, stride_l)
+    x3, s3 = _token(x_ptr, segments_ptr, row, at + 3, length, c_C, channels, stride_b, stride_l)
+    x4, s4 = _token(x_ptr, segments_ptr, row, at + 4, length, c_C, channels, stride_b, stride_l)
+    x5, s5 = _token(x_ptr, segments_ptr, row, at + 5, length, c_C, channels, stride_b, stride_l)
+    x6, s6 = _token(x_ptr, segments_ptr, row, at + 6, length, c_C, channels, stride_b, stride_l)
+    x7, s7 = _token(x_ptr, segments_ptr, row, at + 7, length, c_C, channels, stride_b, stride_l)
+    gy_C = _incoming(gy_ptr, row, reader, length, c_C, channels, gy_b, gy_l)
+    next_C = _incoming(gy_ptr, row, reader + 1, length, c_C, channels, gy_b, gy_l)
+    zero_C = tl.zeros((C,), tl.float32)
+    g0, g1, g2, g3, g4, g5 = zero_C, zero_C, zero_C, zero_C, zero_C, zero_C
+    d0, d1, d2, d3, d4, d5, d6, db = zero_C, zero_C, zero_C, zero_C, zero_C, zero_C, zero_C, zero_C
+    r0 = tl.load(segments_ptr + row * length) * 0 - 1  # segments of the last readers; none yet
+    r1, r2, r3, r4, r5 = r0, r0, r0, r0, r0
+    for n in range(T + 6):
+        x8, s8 = _token(x_ptr, segments_ptr, row, at + n + 8, length, c_C, channels, stride_b, stride_l)  # two ahead
+        after_C = _incoming(gy_ptr, row, reader + n + 2, length, c_C, channels, gy_b, gy_l)
+        r = reader + n
+        inside = (r >= 0) & (r < length)
+        r6 = tl.load(segments_ptr + row * length + tl.where(inside, r, 0))
+        r6 = tl.where(inside, r6, -1)
+        k0, k1, k2 = _own(x0, s0, r6, PACKED), _own(x1, s1, r6, PACKED), _own(x2, s2, r6, PACKED)
+        k3, k4, k5 = _own(x3, s3, r6, PACKED), _own(x4, s4, r6, PACKED), _own(x5, s5, r6, PACKED)
+        k6, g6 = _own(x6, s6, r6, PACKED), gy_C
+        if SILU:
+            pre_C = bias_C + k0 * w0 + k1 * w1 + k2 * w2 + k3 * w3 + k4 * w4 + k5 * w5 + k6 * w6
+            sigmoid_C = tl.sigmoid(pre_C)
+            g6 = g6 * sigmoid_C * (1 + pre_C * (1 - sigmoid_C))
+        mine_C = g6 * ((r >= first) & (r < first + T)).to(tl.float32)
+        d0, d1, d2, d3 = d0 + mine_C * k0, d1 + mine_C * k1, d2 + mine_C * k2, d3 + mine_C * k3
+        d4, d5, d6, db = d4 + mine_C * k4, d5 + mine_C * k5, d6 + mine_C * k6, db + mine_C
+        gx_C = _own(g6, r6, s0, PACKED) * w0 + _own(g5, r5, s0, PACKED) * w1 + _own(g4, r4, s0, PACKED) * w2
+        gx_C += _own(g3, r3, s0, PACKED) * w3 + _own(g2, r2, s0, PACKED) * w4
+        gx_C += _own(g1, r1, s0, PACKED) * w5 + _own(g0, r0, s0, PACKED) * w6
+        place = at + n
+        kept = (place >= first) & (place < length)
+        gx_at = gx_ptr + (row.to(tl.int64) * length + place) * channels
+        tl.store(gx_at + c_C, tl.where(s0 > 0, gx_C, 0.0), mask=c_C < tl.where(kept, channels, 0))
+        x0, x1, x2, x3, x4, x5, x6, x7 = x1, x2, x3, x4, x5, x6, x7, x8
+        s0, s1, s2, s3, s4, s5, s6, s7 = s1, s2, s3, s4, s5, s6, s7, s8
+        g0, g1, g2, g3, g4, g5 = g1, g2, g3, g4, g5, g6
+        r0, r1, r2, r3, r4, r5 = r1, r2, r3, r4, r5, r6
+        gy_C, next_C = next_C, after_C
+    part = part_ptr + (row.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * 8 * channels
     known_C = c_C < channels
-    own_T = tl.load(segments_ptr + row * length + t_T, mask=t_T < length, other=0)
-    gx_TC = tl.zeros((T, C), tl.float32)
-    for w in tl.static_range(W):
-        reader_T = t_T - (w - LEFT)
-        inside_T = (reader_T >= 0) & (reader_T < length)
-        if PACKED:
-            reading_T = tl.load(segments_ptr + row * length + reader_T, mask=inside_T, other=-1)
-            inside_T = reading_T == own_T
-        at_TC = g_ptr + row.to(tl.int64) * g_b + reader_T[:, None] * g_l + c_C[None, :]
-        g_TC = tl.load(at_TC, mask=inside_T[:, None] & known_C[None, :], other=0.0).to(tl.float32)
-        gx_TC += g_TC * tl.load(weight_ptr + c_C * W + w, mask=known_C, other=0.0).to(tl.float32)[None, :]
-    gx_TC = tl.where((own_T > 0)[:, None], gx_TC, 0.0)
-    at_TC = gx_ptr + (row.to(tl.int64) * length + t_T[:, None]) * channels + c_C[None, :]
-    tl.store(at_TC, gx_TC, mask=(t_T < length)[:, None] & known_C[None, :])
+    tl.store(part + c_C, d0, mask=known_C)
+    tl.store(part + channels + c_C, d1, mask=known_C)
+    tl.store(part + 2 * channels + c_C, d2, mask=known_C)
+    tl.store(part + 3 * channels + c_C, d3, mask=known_C)
+    tl.store(part + 4 * channels + c_C, d4, mask=known_C)
+    tl.store(part + 5 * channels + c_C, d5, mask=known_C)
+    tl.store(part + 6 * channels + c_C, d6, mask=known_C)
+    tl.store(part + 7 * channels + c_C, db, mask=known_C)
 
 
-def _grid(x_BLC: Tensor) -> tuple[int, int, int]:
+def _shape(x_BLC: Tensor) -> tuple[tuple[int, int, int], dict]:
+    """The grid, and what a program is: four channels a thread."""
     batch, length, channels = x_BLC.shape
-    return triton.cdiv(length, TOKENS), triton.cdiv(channels, CHANNELS), batch
+    tile = min(CHANNELS, max(128, triton.next_power_of_2(channels)))
+    grid = triton.cdiv(length, TOKENS), triton.cdiv(channels, tile), batch
+    return grid, {"T": TOKENS, "C": tile, "num_warps": tile // 128}
 
 
 def _rows(x_BLC: Tensor) -> Tensor:
@@ -133,9 +181,10 @@ def short_conv(
     """y_BLC in the dtype of x. `left`: taps before the token's own. Padding (segment 0) is read as zero."""
     x_BLC, segments_BL = _rows(x_BLC), segments_BL.contiguous()
     y_BLC = torch.empty(x_BLC.shape, dtype=x_BLC.dtype, device=x_BLC.device)
-    _forward[_grid(x_BLC)](
+    grid, shape = _shape(x_BLC)
+    _forward[grid](
         x_BLC, segments_BL, weight_CW, bias_C, y_BLC, *x_BLC.shape[1:], *x_BLC.stride()[:2],
-        W=weight_CW.shape[1], LEFT=left, PACKED=packed, SILU=silu, T=TOKENS, C=CHANNELS,
+        W=weight_CW.shape[1], LEFT=left, PACKED=packed, SILU=silu, **shape,
     )  # fmt: skip
     return y_BLC
 
@@ -153,18 +202,17 @@ def short_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (its dtype), of the taps and of the bias (fp32)."""
     gy_BLC, x_BLC, segments_BL = _rows(gy_BLC), _rows(x_BLC), segments_BL.contiguous()
-    (batch, length, channels), width, grid = x_BLC.shape, weight_CW.shape[1], _grid(x_BLC)
+    (batch, length, channels), width = x_BLC.shape, weight_CW.shape[1]
+    grid, shape = _shape(x_BLC)
     gx_BLC = torch.empty(x_BLC.shape, dtype=x_BLC.dtype, device=x_BLC.device)
-    g_BLC = torch.empty_like(gx_BLC) if silu else gy_BLC
-    part_SWC = torch.empty(batch * grid[0], width + 1, channels, dtype=torch.float32, device=x_BLC.device)
-    shape = {"W": width, "LEFT": left, "PACKED": packed, "T": TOKENS, "C": CHANNELS}
-    _backward_taps[grid](
-        x_BLC, segments_BL, weight_CW, bias_C, gy_BLC, g_BLC, part_SWC, length, channels,
-        *x_BLC.stride()[:2], *gy_BLC.stride()[:2], SILU=silu, **shape,
+    part_SWC = torch.empty(batch * grid[0], REACH + 1, channels, dtype=torch.float32, device=x_BLC.device)
+    _backward[grid](
+        x_BLC, segments_BL, weight_CW, bias_C, gy_BLC, gx_BLC, part_SWC, length, channels,
+        *x_BLC.stride()[:2], *gy_BLC.stride()[:2],
+        W=width, LEFT=left, PACKED=packed, SILU=silu, **shape,
     )  # fmt: skip
-    _backward_input[grid](g_BLC, segments_BL, weight_CW, gx_BLC, length, channels, *g_BLC.stride()[:2], **shape)
     sum_WC = part_SWC.sum(0)
-    return gx_BLC, sum_WC[:width].t().contiguous(), sum_WC[width].clone()
+    return gx_BLC, sum_WC[:width].t().contiguous(), sum_WC[REACH].clone()
 
 
 @short_conv.register_fake

@@ -15,7 +15,7 @@ PROGRAMS = 512
 """Rows are cut into shares until so many programs gather: a long row alone would leave most of a GPU idle."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def _gather(
     x_ptr, y_ptr, s_ptr, length, heads, a_size, c_size, x_b, x_l, x_h, y_b, y_l, y_h,
     SHARE: tl.constexpr, T: tl.constexpr, A: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -38,7 +38,7 @@ def _gather(
     tl.store(s_ptr + s_at + a_A[:, None] * c_size + c_C[None, :], s_AC, mask=kept_AC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def _apply(
     x_ptr, s_ptr, y_ptr, length, heads, a_size, c_size, x_b, x_l, x_h, s_a, s_c,
     STEPS: tl.constexpr, T: tl.constexpr, A: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -65,7 +65,7 @@ def _tile(size: int) -> int:
 
 
 def _precision(x: Tensor) -> str:
-    return "ieee" if x.dtype == torch.float32 else "tf32"
+    return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
 def gathered(x_BLHA: Tensor, y_BLHC: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from bench.kernels.scan_tiles import carry, carry_back, products, products_back,
 CHUNK = 64
 BLOCK = 1024
 """Numbers of a state that one program carries from chunk to chunk."""
+WARPS, WARPS_BACK = 4, 8
+"""Of `products` and `products_back`, which holds about eight matrices of a chunk at once."""
 
 
 def scan(
@@ -54,7 +56,7 @@ def scan(
         enters_BKTD, leaves_BKTD, through_BKD = _borders(_cut(segments_BL), rate_BLDH.shape[2])
         read_BKTDH, write_BKTDH = read_BKTDH * enters_BKTD[..., None], write_BKTDH * leaves_BKTD[..., None]
         decay_BKDH = decay_BKDH * through_BKD[..., None]
-    c_BLDGN, b_BLDGN = (x.expand(batch, *x.shape[1:]) for x in (c_BLDGN, b_BLDGN))
+    c_BLDGN, b_BLDGN = (x.to(v_BLHP.dtype).expand(batch, *x.shape[1:]) for x in (c_BLDGN, b_BLDGN))
     delta_BLH = delta_BLH.expand(batch, -1, -1)
     flat = (x.flatten(1, 2) for x in (dt_BKTDH, torch.stack(sums, 3), write_BKTDH, read_BKTDH))
     return chunk_products(v_BLHP, c_BLDGN, b_BLDGN, *flat, delta_BLH, decay_BKDH, segments_BL, packed)[0]
@@ -89,7 +91,7 @@ def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> dict:
         "T": CHUNK,
         "N": max(16, triton.next_power_of_2(state)),
         "P": max(16, triton.next_power_of_2(width)),
-        "PRECISION": "ieee" if v_BLHP.dtype == torch.float32 else "tf32",
+        "PRECISION": "tf32x3" if v_BLHP.dtype == torch.float32 else "tf32",
     }
 
 
@@ -138,7 +140,7 @@ def chunk_products(
     ints = sizes.pop("ints")
     products[chunks, batch * heads](
         v_BLHP, c_BLDGN, b_BLDGN, dt_BLDH, sum_BLDH, read_BLDH, delta_BLH, h_BKDHNP, segments_BL, y_BLHP,
-        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4], BOTH=directions == 2, PACKED=packed, **sizes,
+        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4], BOTH=directions == 2, PACKED=packed, num_warps=WARPS, **sizes,
     )  # fmt: skip
     return y_BLHP, h_BKDHNP
 
@@ -181,7 +183,7 @@ def chunk_products_backward(
     products_back[chunks, batch * heads](
         gy_BLHP, v_BLHP, c_BLDGN, b_BLDGN, *small, delta_BLH, h_BKDHNP, gs_BKDHNP, segments_BL,
         gv_BLHP, gc_BLDHN, gb_BLDHN, gdt_BLDH, gsum_BLDH, gwrite_BLDH, gread_BLDH, gdelta_BLH,
-        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4], BOTH=directions == 2, PACKED=packed, **sizes,
+        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4], BOTH=directions == 2, PACKED=packed, num_warps=WARPS_BACK, **sizes,
     )  # fmt: skip
     grouped = (_grouped(x, c_BLDGN) for x in (gc_BLDHN, gb_BLDHN))
     return [gv_BLHP, *grouped, *gsmall, gdelta_BLH, part_BKDHI.sum(-1)]
@@ -195,7 +197,7 @@ def _laid_out(v_BLHP: Tensor, c_BLDGN: Tensor, b_BLDGN: Tensor, *others: Tensor)
 
 def _grouped(g_BLDHN: Tensor, like_BLDGN: Tensor) -> Tensor:
     """Gradients of each head and direction summed over those that share a c or b."""
-    g_BLDGN = g_BLDHN.float().unflatten(3, (like_BLDGN.shape[3], -1)).sum(4)
+    g_BLDGN = g_BLDHN.unflatten(3, (like_BLDGN.shape[3], -1)).sum(4, dtype=torch.float32)
     return g_BLDGN if like_BLDGN.shape[2] > 1 or g_BLDGN.shape[2] == 1 else g_BLDGN.sum(2, keepdim=True)
 
 

@@ -7,6 +7,8 @@ both share), K chunks, T places of a chunk (S where read and written places meet
 import triton
 import triton.language as tl
 
+SIZES = ["length", "chunks"]  # a length of its own is no reason to compile again
+
 
 @triton.jit
 def _matrix(ptr, row_T, known_T, col_N, size):
@@ -14,7 +16,7 @@ def _matrix(ptr, row_T, known_T, col_N, size):
     return tl.load(ptr + row_T[:, None] + col_N[None, :], mask=known_T[:, None] & (col_N < size)[None, :], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def states(
     x_ptr, weight_ptr, v_ptr, s_ptr, length, heads, each, state, width, chunks, x_b, x_l, x_d, x_g,
     SHARED: tl.constexpr, T: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
@@ -84,7 +86,7 @@ def _state(ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS:
     return _matrix(ptr + at, n_N * width, n_N < state, p_P, width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def products(
     v_ptr, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, delta_ptr, h_ptr, segments_ptr, y_ptr,
     length, heads, each, state, width, chunks, c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g,
@@ -122,7 +124,7 @@ def products(
     tl.store(y_ptr + v_at_T[:, None] + p_P[None, :], y_TP, mask=known_T[:, None] & (p_P < width)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def products_back(
     gy_ptr, v_ptr, c_ptr, b_ptr, dt_ptr, sum_ptr, write_ptr, read_ptr, delta_ptr, h_ptr, gs_ptr, segments_ptr,
     gv_ptr, gc_ptr, gb_ptr, gdt_ptr, gsum_ptr, gwrite_ptr, gread_ptr, gdelta_ptr,
