@@ -5,6 +5,7 @@ In Triton's interpreter on the CPU, or else on the GPU.
 
 import itertools
 import json
+import math
 import os
 import sys
 
@@ -16,7 +17,7 @@ from bench.check import subject_of
 from bench.check.backends import errors, plain
 from bench.check.verb import of
 from bench.compose import make_run, make_where
-from bench.kernels import conv, low_rank, scan
+from bench.kernels import conv, cosine_sums, grid_sums, low_rank, scan
 from bench.kernels.gated_norm import gated_norm
 from tests.conftest import built, shrunk
 
@@ -101,6 +102,53 @@ def exact_product(qk, v):
     return torch.einsum("bihr,bjhr,bjhp->bihp", *qk.unbind(2), v)
 
 
+def cosines():
+    if INTERPRETED:
+        cosine_sums.TOKENS = 16
+    for rank, spacing, size in ((3, 8, 40), (16, 8, 1040), (20, 5, 300)):
+        one_sum(rank, spacing, size)
+
+
+def one_sum(rank, spacing, size):
+    """Frequencies beside others in memory; phases in fp64."""
+
+    def fast(wide):
+        return cosine_sums.cosine_sums(0.05 * wide[..., rank:].tanh(), spacing, size, torch.float32)
+
+    def exact(wide):
+        f = (0.05 * wide[..., rank:].tanh()).double()
+        turns = f[..., None] * (spacing * torch.arange(size, device=DEVICE))
+        return torch.cos(2 * math.pi * turns).sum(-2).float()
+
+    compare(f"cosines {rank=} {spacing=} {size=}", fast, exact, random(2, 5, 2, 2 * rank))
+
+
+def grid():
+    """A band of several tiles both ways, and rows shorter than a tile."""
+    if INTERPRETED:
+        grid_sums.PLACES = grid_sums.POINTS = grid_sums.SEEN = 16
+    for length, spacing, reach, width in ((150, 2, 9, 5), (40, 7, 20, 20), (11, 3, 13, 3)):
+        one_grid(length, spacing, torch.rand(reach, generator=DRAW).to(DEVICE), width)
+
+
+def one_grid(length, spacing, weight, width):
+    size, reach = (length + len(weight)) // spacing + 1, len(weight)
+    j, k = torch.arange(1, length + 1, device=DEVICE)[:, None], torch.arange(size, device=DEVICE)
+    table = F.pad(weight, (0, length + size * spacing))
+    matrix = table[(j - k * spacing).abs()] + table[j + k * spacing] * (k > 0)
+
+    def fast(v):
+        v = v[..., 4:]
+        u = grid_sums.to_grid(v, weight, spacing, size)
+        return torch.cat([u.transpose(1, 2), grid_sums.from_grid(u, weight, spacing, length)], 1)
+
+    def exact(v):
+        u = torch.einsum("jk,bjhp->bkhp", matrix, v[..., 4:])
+        return torch.cat([u, torch.einsum("jk,bkhp->bjhp", matrix, u)], 1)
+
+    compare(f"grid {length=} {spacing=} {reach=}", fast, exact, random(2, length, 2, width + 4))
+
+
 def model():
     """A whole model with fused shells, and again on its plain backends, against itself without."""
     made, task = built(shrunk(make_run("quick_recall", "quasiseparable", {}, 0, 0)))
@@ -126,6 +174,7 @@ def mixer(name, changes):
     """A mixer's backend against its own matrix in fp64, as `check` holds it to on a GPU."""
     if INTERPRETED:
         scan.CHUNK = 16  # several chunks in a short row: the interpreter is slow
+        cosine_sums.TOKENS = 64
     for label, (make, declared) in of(name, changes, make_where({"where.device": "cpu"})).items():
         ways = dict(declared.backends)
         subject = subject_of(make, declared, full=False, device=DEVICE)

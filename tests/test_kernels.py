@@ -20,6 +20,7 @@ CLOSE_ON_GPU = 1e-4
 CALLS = {
     "the shell": [["convolution"], ["norm"], ["model"]],
     "low rank": [["product"], ["mixer", "low_rank", {"rank": 4}]],
+    "cosines on a grid": [["cosines"], ["grid"]],
     "both directions": [["mixer", "quasiseparable", {"sam": True}], ["mixer", "add", {"sam": False, "heads": 2}]],
     "groups": [["mixer", "quasiseparable", {"sam": True, "groups": 2}], ["mixer", "semiseparable", {}]],
     "decay": [["mixer", "decay_attention", {"normalise": True, "feature_map": "elu1"}]],

@@ -2,7 +2,7 @@
 
 A wave of at most `bound` cycles a token is known from every `spacing`-th place, which is more than two places a cycle:
 e^(2 pi i f j) is the sum over m of `weight(j / spacing - m)` e^(2 pi i f m spacing), of `taps` terms.
-Axes: L places, K grid points; X, M offsets of places and points, F frequencies.
+Axes: O distances of places and points; X, M offsets of places and points, F frequencies.
 """
 
 import math
@@ -17,6 +17,8 @@ TOLERANCE = 1e-4
 """Of a wave of amplitude one: far below the rounding of bf16, 4e-3."""
 SAMPLING = 2.5  # samples a cycle at the bound: 2 would need all places, and more need more samples
 
+PIECE = 16
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -26,18 +28,13 @@ class Grid:
     height: float
 
     def size(self, length: int) -> int:
-        """Grid points m = 0, 1, ... that places 1 to `length` see."""
-        return -(-(2 * length + self.spacing * self.taps) // (2 * self.spacing))
+        """Grid points m = 0, 1, ... that places 1 to `length` see, filled up so that memory is read in whole pieces."""
+        seen = -(-(2 * length + self.spacing * self.taps) // (2 * self.spacing))
+        return -(-seen // PIECE) * PIECE
 
-    def weights(self, length: int, device: torch.device) -> Tensor:
-        """How much place j = 1, ... sees of point m, LK in fp32; for an even wave, whose points -m are those of m."""
-        place_L1, point_K = torch.arange(1, length + 1, device=device)[:, None], self.points(length, device)
-        after_LK, before_LK = (self.weight(x.float() / self.spacing) for x in (place_L1 - point_K, place_L1 + point_K))
-        return after_LK + before_LK * (point_K > 0)
-
-    def points(self, length: int, device: torch.device) -> Tensor:
-        """The places of the grid points, K."""
-        return torch.arange(self.size(length), device=device) * self.spacing
+    def weights(self, device: torch.device) -> Tensor:
+        """What a place sees of a point at the distance of 0, 1, ... places; beyond these O it is nothing."""
+        return self.weight(torch.arange(self.spacing * self.taps // 2, device=device) / self.spacing)
 
     def weight(self, x: Tensor) -> Tensor:
         under = (1 - (2 * x / self.taps).square()).clamp(min=0)

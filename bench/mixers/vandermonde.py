@@ -62,8 +62,11 @@ class Vandermonde(Mixer):
         super().__init__(grant, backend)
         if backend == "triton":
             require_triton()
+            from bench.kernels.cosine_sums import cosine_sums
+            from bench.kernels.grid_sums import from_grid, to_grid
             from bench.kernels.low_rank import apply_states, gather_rows
 
+            self.cosines, self.to_grid, self.from_grid = cosine_sums, to_grid, from_grid
             self.gather, self.apply_states, self.grid = gather_rows, apply_states, grid(args.bound)
         self.args = args
         if not args.sam:
@@ -98,21 +101,18 @@ class Vandermonde(Mixer):
 
     def interpolated(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         """Cosines at the points of a coarse grid only: v is summed up there, or the sum is interpolated from there."""
-        (batch, length), dtype = v_BLHP.shape[:2], v_BLHP.dtype
-        point_K = self.grid.points(length, v_BLHP.device)
+        (batch, length), spacing, size = v_BLHP.shape[:2], self.grid.spacing, self.grid.size(v_BLHP.shape[1])
         by_f_BLHK, by_g_BLHK = (
-            torch.cos(2 * math.pi * turns(x_BHLR.transpose(1, 2)[..., None], point_K)).sum(-2).to(dtype)
+            self.cosines(x_BHLR.transpose(1, 2), spacing, size, v_BLHP.dtype).expand(batch, -1, -1, -1)
             for x_BHLR in self.frequencies(features, length)
         )
-        weights_LK = self.grid.weights(length, v_BLHP.device).to(dtype)
-        real_BL11 = real(segments_BL, dtype)
+        weight_O = self.grid.weights(v_BLHP.device)
+        real_BL11 = real(segments_BL, v_BLHP.dtype)
         v_BLHP = v_BLHP * real_BL11
-        seen_BHKP = torch.einsum("jk,bjhp->bhkp", weights_LK, v_BLHP).to(dtype)
-        y_BLHP = self.apply_states(by_f_BLHK.expand(batch, -1, -1, -1), seen_BHKP)
-        sum_BHKP = self.gather(by_g_BLHK.expand(batch, -1, -1, -1), v_BLHP)
-        y_BLHP = y_BLHP - torch.einsum("ik,bhkp->bihp", weights_LK, sum_BHKP).to(dtype)
-        scale_BL = (self.lengths(segments_BL) * self.args.rank).to(dtype).rsqrt()
-        return y_BLHP * (real_BL11 * scale_BL[:, :, None, None])
+        first_BLHP = self.apply_states(by_f_BLHK, self.to_grid(v_BLHP, weight_O, spacing, size))
+        second_BLHP = self.from_grid(self.gather(by_g_BLHK, v_BLHP), weight_O, spacing, length)
+        scale_BL = (self.lengths(segments_BL) * self.args.rank).to(v_BLHP.dtype).rsqrt()
+        return (first_BLHP - second_BLHP) * (real_BL11 * scale_BL[:, :, None, None])
 
     def places(self, segments_BL: Tensor) -> Tensor:
         """1, 2, ... in each token's own document, or in the row if data-independent; BL, B = 1 if all rows agree."""
