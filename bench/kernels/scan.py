@@ -140,7 +140,8 @@ def chunk_products(
     ints = sizes.pop("ints")
     products[chunks, batch * heads](
         v_BLHP, c_BLDGN, b_BLDGN, dt_BLDH, sum_BLDH, read_BLDH, delta_BLH, h_BKDHNP, segments_BL, y_BLHP,
-        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4], BOTH=directions == 2, PACKED=packed, num_warps=WARPS, **sizes,
+        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4],
+        BOTH=directions == 2, PACKED=packed, num_warps=WARPS, **sizes,
     )  # fmt: skip
     return y_BLHP, h_BKDHNP
 
@@ -183,7 +184,8 @@ def chunk_products_backward(
     products_back[chunks, batch * heads](
         gy_BLHP, v_BLHP, c_BLDGN, b_BLDGN, *small, delta_BLH, h_BKDHNP, gs_BKDHNP, segments_BL,
         gv_BLHP, gc_BLDHN, gb_BLDHN, gdt_BLDH, gsum_BLDH, gwrite_BLDH, gread_BLDH, gdelta_BLH,
-        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4], BOTH=directions == 2, PACKED=packed, num_warps=WARPS_BACK, **sizes,
+        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4],
+        BOTH=directions == 2, PACKED=packed, num_warps=WARPS_BACK, **sizes,
     )  # fmt: skip
     grouped = (_grouped(x, c_BLDGN) for x in (gc_BLDHN, gb_BLDHN))
     return [gv_BLHP, *grouped, *gsmall, gdelta_BLH, part_BKDHI.sum(-1)]
