@@ -1,7 +1,7 @@
 """The backbone: embedding, layers around a mixer, head. It gets a factory of mixers and so cannot branch on one.
 
 It reads the task's Spec and the protocol, nothing else. Every parameter is drawn from a stream keyed by its name.
-Axes: B batch, L length, D width, T output positions, C outputs, F values of a patch.
+Axes: B batch, L length, D width, T output positions, C outputs, F values of a patch, G blocks, I and O inputs and outputs.
 """
 
 import hashlib
@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench import Refusal
 from bench.config import Backbone as Settings
 from bench.config import Protocol
 from bench.config import Shell as ShellSettings
 from bench.directions import directed
 from bench.mixers.base import Mixer
 from bench.seeds import Streams
-from bench.shell import Shell, Taps, owned_by_mixer
+from bench.shells.base import Shell, find, owned_by_mixer
 from bench.tasks.base import Batch, Spec
 
 
@@ -36,7 +37,7 @@ class Embedding(nn.Module):
             self.patches = nn.Linear(spec.symbols, settings.width)
         self.kind = spec.kind
         self.types = nn.Embedding(spec.types, settings.width) if spec.types else None
-        self.positions = nn.Embedding(spec.length, settings.width) if settings.positions else None
+        self.positions = nn.Embedding(position_rows(spec, settings), settings.width) if settings.positions else None
         self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
         self.dropout = nn.Dropout(settings.dropout)
 
@@ -47,6 +48,16 @@ class Embedding(nn.Module):
         if self.positions is not None:
             x_BLD = x_BLD + self.positions.weight[: x_BLD.shape[1]]
         return self.dropout(self.norm(x_BLD))
+
+
+def position_rows(spec: Spec, settings: Settings) -> int:
+    """Rows of the table of learned positions, which a fine-tuning on longer rows shares with its parent."""
+    if 0 < settings.position_rows < spec.length:
+        raise Refusal(
+            f"protocol.backbone.position_rows must be 0 or at least the task's length {spec.length}, "
+            f"got {settings.position_rows}"
+        )
+    return settings.position_rows or spec.length
 
 
 class DropPath(nn.Module):
@@ -63,8 +74,48 @@ class DropPath(nn.Module):
         return x_BLD * keep_B11 / (1 - self.rate)
 
 
+class BlockLinear(nn.Module):
+    """A linear map whose matrix is block-diagonal, with I / G inputs and O / G outputs a block."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks, outputs // blocks, inputs // blocks))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        x_BLGI = x_BLD.unflatten(-1, (len(self.weight), -1))
+        y_BLD = torch.einsum("blgi,goi->blgo", x_BLGI, self.weight.to(x_BLD.dtype)).flatten(-2)
+        return y_BLD if self.bias is None else y_BLD + self.bias.to(y_BLD.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(gelu(a) * b), with a and b the two halves of up(x); `up` has no bias. As in M2-BERT."""
+
+    def __init__(self, up: nn.Module, down: nn.Module):
+        super().__init__()
+        self.up, self.down = up, down
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        a_BLD, b_BLD = self.up(x_BLD).chunk(2, dim=-1)
+        return self.down(F.gelu(a_BLD) * b_BLD)
+
+
+def channel_mlp(settings: Settings) -> nn.Module:
+    """Two linear maps with a GELU between them, in the form that the protocol asks for."""
+
+    def linear(inputs: int, outputs: int, bias: bool) -> nn.Module:
+        if settings.mlp_blocks > 1:
+            return BlockLinear(inputs, outputs, settings.mlp_blocks, bias)
+        return nn.Linear(inputs, outputs, bias=bias)
+
+    width, hidden = settings.width, settings.channel_mlp
+    if settings.mlp_gated:
+        return GatedMLP(linear(width, 2 * hidden, False), linear(hidden, width, True))
+    return nn.Sequential(linear(width, hidden, True), nn.GELU(), linear(hidden, width, True))
+
+
 class Layer(nn.Module):
-    """The shell with its residual, and a channel MLP with its own if the protocol has one."""
+    """The shell with its residual, if it has one, and a channel MLP with its own if the protocol has one."""
 
     def __init__(
         self,
@@ -75,24 +126,29 @@ class Layer(nn.Module):
         order: int | None,
     ):
         super().__init__()
-        self.pre = settings.norm == "pre"
-        self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
-        self.shell = directed(settings.width, shell, make_mixer, order)
+        self.pre, cls = settings.norm == "pre", find(shell)
+        self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps) if cls.residual else None
+        self.shell = directed(cls, settings.width, shell, make_mixer, order)
+        self.hidden_dropout = settings.hidden_dropout
         self.drop_path = DropPath(drop_path)
         self.mlp = None
         if settings.channel_mlp:
             self.mlp_norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
-            up, down = nn.Linear(settings.width, settings.channel_mlp), nn.Linear(settings.channel_mlp, settings.width)
-            self.mlp = nn.Sequential(up, nn.GELU(), down)
+            self.mlp = channel_mlp(settings)
 
     def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
-        x_BLD = self.residual(x_BLD, self.norm, lambda x: self.shell(x, segments_BL))
+        if self.norm is None:
+            x_BLD = self.shell(x_BLD, segments_BL)
+        else:
+            x_BLD = self.residual(x_BLD, self.norm, lambda x: self.shell(x, segments_BL))
         return x_BLD if self.mlp is None else self.residual(x_BLD, self.mlp_norm, self.mlp)
 
     def residual(self, x_BLD: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.pre:
-            return x_BLD + self.drop_path(branch(norm(x_BLD)))
-        return norm(x_BLD + self.drop_path(branch(x_BLD)))
+        y_BLD = branch(norm(x_BLD) if self.pre else x_BLD)
+        if self.hidden_dropout:
+            y_BLD = F.dropout(y_BLD, self.hidden_dropout, self.training)
+        x_BLD = x_BLD + self.drop_path(y_BLD)
+        return x_BLD if self.pre else norm(x_BLD)
 
 
 class TiedHead(nn.Module):
@@ -122,6 +178,7 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         self.spec, self.settings = spec, settings
+        self.mirrored = shell.directions != "one"  # every second mixer gets documents reversed
         self.embedding = Embedding(spec, settings)
         rates = [settings.drop_path * i / max(1, settings.layers - 1) for i in range(settings.layers)]
         self.layers = nn.ModuleList(Layer(settings, shell, rate, make_mixer, order) for rate in rates)
@@ -221,7 +278,10 @@ def _initial(module: nn.Module, name: str, std: float, generator: torch.Generato
         return torch.ones(shape) if name == "weight" else torch.zeros(shape)
     if isinstance(module, nn.Linear | nn.Embedding):
         return torch.empty(shape).normal_(std=std, generator=generator) if name == "weight" else torch.zeros(shape)
-    if isinstance(module, Mixer | Taps | TiedHead):
+    if isinstance(module, BlockLinear):  # the variance of a sum over all inputs, as a dense map has it
+        wide = std * len(module.weight) ** 0.5
+        return torch.empty(shape).normal_(std=wide, generator=generator) if name == "weight" else torch.zeros(shape)
+    if hasattr(module, "initial"):
         return module.initial(name, generator)
     raise TypeError(f"no rule for the initial values of {type(module).__name__}.{name}")
 

@@ -7,7 +7,7 @@ from bench import backbone, registry
 from bench.config import Protocol, Run
 from bench.mixers.base import Grant
 from bench.record import Capacity
-from bench.shell import owned_by_mixer
+from bench.shells.base import owned_by_mixer
 from bench.tasks.base import Spec, Task
 
 

@@ -16,17 +16,19 @@ from torch import Tensor, nn
 
 from bench.config import Shell as Settings
 from bench.mixers.base import Features, Mixer, Wants, segment_starts
-from bench.shell import Shell
+from bench.shells.base import Shell
 
 
-def directed(width: int, settings: Settings, make_mixer: Callable[[], Mixer], order: int | None) -> "Shell | TwoShells":
-    """The shell that `settings.directions` asks for."""
+def directed(
+    shell: type[Shell], width: int, settings: Settings, make_mixer: Callable[[], Mixer], order: int | None
+) -> "Shell | TwoShells":
+    """The shell, or two of it, as `settings.directions` asks for."""
     match settings.directions:
         case "one":
-            return Shell(width, settings, make_mixer, order, outputs=1)
+            return shell(width, settings, make_mixer, order)
         case "concat":
-            return Shell(width, settings, lambda: TwoMixers(make_mixer), order, outputs=2)
-    return TwoShells(width, settings, make_mixer, order)
+            return shell(width, settings, lambda: TwoMixers(make_mixer), order)
+    return TwoShells(shell, width, settings, make_mixer, order)
 
 
 def mirror(segments_BL: Tensor) -> Tensor:
@@ -65,9 +67,16 @@ class TwoMixers(nn.Module):
 class TwoShells(nn.Module):
     """Two shells with nothing in common, about twice the parameters of one: BLD -> BLD."""
 
-    def __init__(self, width: int, settings: Settings, make_mixer: Callable[[], Mixer], order: int | None):
+    def __init__(
+        self,
+        shell: type[Shell],
+        width: int,
+        settings: Settings,
+        make_mixer: Callable[[], Mixer],
+        order: int | None,
+    ):
         super().__init__()
-        self.forth, self.back = (Shell(width, settings, make_mixer, order, outputs=1) for _ in range(2))
+        self.forth, self.back = (shell(width, settings, make_mixer, order) for _ in range(2))
         self.multiply = settings.directions == "mult"
 
     def parts(self) -> list[tuple[Mixer, Tensor]]:

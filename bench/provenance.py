@@ -73,14 +73,14 @@ def commit() -> str:
         return ""
 
 
-def code_digests(task: str, mixer: str) -> dict[str, str]:
+def code_digests(run: Run) -> dict[str, str]:
     """File -> SHA-256 (16 hex digits) of the contents of all files that make a run's numbers.
 
     Those of this package, and for a mixer of another distribution its module and what that imports of its own package,
     as 'mixers/<distribution>/<module>'. Only import statements are followed.
     """
-    claim = claim_of(mixer)
-    roots = ["run", "backbone", "train", "registry", f"tasks.{task}", *([] if claim else [f"mixers.{mixer}"])]
+    claim, own = claim_of(run.mixer.name), (f"tasks.{run.protocol.task.name}", f"shells.{run.protocol.shell.name}")
+    roots = ["run", "backbone", "train", "registry", *own, *([] if claim else [f"mixers.{run.mixer.name}"])]
     seen = _followed([f"bench.{name}" for name in roots] + ([claim.module] if claim else []))
     for path, now in seen.values():
         if LOADED.get(path, now) != now:

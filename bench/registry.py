@@ -15,6 +15,7 @@ from bench.config import MISALIGNED, NEUTRAL, Run, build
 from bench.mixers.base import Grant, Mixer
 from bench.plugins import Claim
 from bench.seeds import Streams
+from bench.shells.base import find
 from bench.tasks.base import Places, Task
 
 
@@ -155,6 +156,7 @@ def backend(cls: type[Mixer], asked: str, device: str) -> str:
 def check(run: Run) -> str:
     """Refuse a run whose keys are wrong; the reason why its mixer is unfit for the setting, '' if it is not."""
     args = mixer_args(run)
+    find(run.protocol.shell)
     task = make_task(run, Places(data=None, cache=None))
     if run.protocol.budget.batch % task.spec().group:
         raise Refusal(

@@ -289,7 +289,7 @@ def names(task: Task, batch: Batch) -> np.ndarray:
 def materialise(model: Backbone, batch: Batch, layers: list[int] | None, heads: list[int] | None) -> Matrices:
     """scale * M of the wanted layers and heads on the real tokens of a batch of one; names are left empty.
 
-    Where the shell looks in two directions, the heads of the second follow those of the first.
+    Where the shell has two mixers, in two directions or not, the heads of the second follow those of the first.
 
     Raises Refusal for a mixer that is no linear map of v, and for one whose `forward` is not its `matrix`.
     """
@@ -309,7 +309,7 @@ def materialise(model: Backbone, batch: Batch, layers: list[int] | None, heads: 
         m_BHLL = mixer.matrix(*inputs)
         again_BLHP = torch.einsum("bhij,bjhp->bihp", m_BHLL, inputs[0])
         errors.append(float((again_BLHP - y_BLHP).abs().max() / y_BLHP.abs().max().clamp(min=1e-300)))
-        m_HLL = m_BHLL[0][:, back_L][:, :, back_L] if len(found) % directions else m_BHLL[0]
+        m_HLL = m_BHLL[0][:, back_L][:, :, back_L] if model.mirrored and len(found) % directions else m_BHLL[0]
         found.append(m_HLL[:, real_L][:, :, real_L])
 
     handles = [mixer.register_forward_hook(caught) for mixer, _ in parts]
@@ -345,6 +345,6 @@ def about_run(run: Run) -> dict:
         "seed": run.seed,
         "skip": run.protocol.shell.skip,
         "run": resolved(run),
-        "digests": code_digests(run.protocol.task.name, run.mixer.name),
+        "digests": code_digests(run),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }

@@ -32,7 +32,7 @@ from bench.config import Optimiser, Protocol, Schedule
 from bench.full import save
 from bench.replay import Replay
 from bench.seeds import Streams
-from bench.shell import owned_by_mixer
+from bench.shells.base import owned_by_mixer
 from bench.tasks.base import Batch, Task
 
 CURVE_POINTS = 64

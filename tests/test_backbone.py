@@ -9,18 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import backbone, registry, shell
+from bench import Refusal, backbone, registry
 from bench.config import Backbone as Settings
 from bench.config import Shell as ShellSettings
-from bench.mixers.base import Grant
+from bench.mixers.base import Features, Grant
 from bench.seeds import Streams
+from bench.shells.base import names, short_conv
 from bench.tasks.base import Spec
 
 LENGTH, WIDTH = 12, 8
 SPEC = Spec("tokens", symbols=11, types=3, length=LENGTH, outputs=5, pooled=False, tied=True, packed=False, group=1)
 POOLED = dataclasses.replace(SPEC, pooled=True, tied=False)
-SETTINGS = Settings(2, WIDTH, "pre", 1e-5, 16, True, "mean", False, 4, 0.0, 0.0, 0.5)
-SHELL = ShellSettings(directions="one", expand=2, conv_width=3, conv_causal=False, skip=True, gain=0.0, norm_eps=1e-5)
+SETTINGS = Settings(2, WIDTH, "pre", 1e-5, 16, False, 1, True, 0, "mean", False, 4, 0.0, 0.0, 0.0, 0.5)
+SHELL = ShellSettings(
+    name="gated", directions="one", expand=2, conv_width=3, conv_causal=False, skip=True, gain=0.0, norm_eps=1e-5
+)
 MIXERS = {
     "attention": {"sam": True, "rank": 3},
     "dense": {"sam": False},
@@ -73,7 +76,7 @@ def test_short_conv_is_the_explicit_sum(causal, width, row, packed):
     segments = torch.tensor([row, [1] * 10])
     x, weight, bias = (torch.randn(s, dtype=torch.float64, generator=draw) for s in ((2, 10, 3), (3, width), (3,)))
     x = x * (segments > 0)[..., None]
-    y = shell.short_conv(x, segments, weight, bias, causal, packed)
+    y = short_conv(x, segments, weight, bias, causal, packed)
     own = width - 1 if causal else width // 2  # the tap of the token itself
     for b in range(2):
         for i in range(10):
@@ -96,10 +99,10 @@ def test_shell_is_its_formula(width, skip, expand):
     features = x @ layer.in_features.weight.T
     if width:
         taps, more = layer.conv_v, layer.conv_features
-        v = shell.short_conv(v, segments, taps.weight_CW, taps.bias_C, False, False)
-        features = shell.short_conv(features, segments, more.weight_CW, more.bias_C, False, False)
+        v = short_conv(v, segments, taps.weight_CW, taps.bias_C, False, False)
+        features = short_conv(features, segments, more.weight_CW, more.bias_C, False, False)
     v_BLHP = F.silu(v).unflatten(-1, (2, -1))
-    matrix = layer.mixer.matrix(v_BLHP, shell.Features(features, features[..., :0], features[..., :0]), segments)
+    matrix = layer.mixer.matrix(v_BLHP, Features(features, features[..., :0], features[..., :0]), segments)
     y = 0.7 * torch.einsum("bhij,bjhp->bihp", matrix, v_BLHP) + skip * v_BLHP
     y = F.rms_norm(y.flatten(-2), y.flatten(-2).shape[-1:], layer.norm.weight, SHELL.norm_eps) * F.silu(z)
     torch.testing.assert_close(layer(x, segments), y @ layer.out.weight.T)
@@ -113,7 +116,7 @@ def test_exact_features_are_their_formula_in_the_parameters_precision_whatever_a
     expected = x @ layer.in_exact.weight.T * (segments > 0)[..., None]
     if width:
         taps = layer.conv_exact
-        expected = shell.short_conv(expected, segments, taps.weight_CW, taps.bias_C, False, False)
+        expected = short_conv(expected, segments, taps.weight_CW, taps.bias_C, False, False)
     torch.testing.assert_close(layer.mixer_inputs(x, segments)[2].exact_BLK, expected)
     layer.float()
     plain = layer.mixer_inputs(x.float(), segments)[2]

@@ -17,7 +17,7 @@ from bench.directions import mirror, turned
 from bench.mixers.base import Features
 from bench.run import build, calibrated, execute, load_parent
 from bench.seeds import Streams
-from bench.shell import owned_by_mixer, short_conv
+from bench.shells.base import owned_by_mixer, short_conv
 from tests.conftest import built, shrunk
 from tests.test_backbone import LENGTH, SETTINGS, SHELL, SPEC, WIDTH, model_of, other_ids, rows
 

@@ -27,6 +27,13 @@ OPTIONS = [
     ("dense", {"sam": False}),
     ("dft", {"sam": False}),
     ("monarch", {"sam": False}),
+    ("fourier", {"sam": False}),
+    ("s4", {"sam": False, "state": 4}),
+    *(
+        ("hyena", {"sam": sam, "span": 128, "bands": 2, "hidden": 8, "inner": 2, "frequency": 10.0, "bidirectional": both})
+        for sam in (False, True)
+        for both in (True, False)
+    ),
     *(("toeplitz", {"sam": sam}) for sam in (False, True)),
     *(
         ("low_rank", {"sam": sam, "rank": 4, "feature_map": phi, "normalise": norm})

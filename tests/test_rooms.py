@@ -35,13 +35,13 @@ MAY = {
     "mixers": ("torch", "kernels mixers"),
     "kernels": ("torch", "kernels"),
     "tasks": ("torch kornia datasets", "tasks seeds"),
-    "registry": ("torch", "config compose kernels mixers plugins seeds tasks"),
-    "shell": ("torch", "config kernels mixers"),
-    "directions": ("torch", "config mixers shell"),
-    "backbone": ("torch", "config directions mixers seeds shell tasks"),
-    "capacity": ("", "backbone config mixers record registry shell tasks"),
+    "registry": ("torch", "config compose kernels mixers plugins seeds shells tasks"),
+    "shells": ("torch", "config kernels mixers shells"),
+    "directions": ("torch", "config mixers shells"),
+    "backbone": ("torch", "config directions mixers seeds shells tasks"),
+    "capacity": ("", "backbone config mixers record registry shells tasks"),
     "replay": ("torch", ""),
-    "train": ("torch lightning", "backbone config full replay seeds shell tasks"),
+    "train": ("torch lightning", "backbone config full replay seeds shells tasks"),
     "evaluate": ("torch", "backbone tasks"),
     "record": ("", "config"),
     "full": ("", ""),
@@ -76,7 +76,7 @@ MAY = {
     ),
     "speed": (
         "torch",
-        "backbone capacity compose config match mixers provenance registry report run seeds shell speed store tasks "
+        "backbone capacity compose config match mixers provenance registry report run seeds shells speed store tasks "
         "train",
     ),
     "words": ("", ""),

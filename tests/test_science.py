@@ -179,11 +179,11 @@ def test_wall_time_counts_what_was_spent_before_a_stop(where):
 
 
 def test_code_digests_are_of_the_files_that_make_a_runs_numbers():
-    found = one_run.code_digests("recall", "low_rank")
-    needed = {"run", "train", "backbone", "shell", "seeds", "registry", "config", "mixers/base", "tasks/base"}
+    found = one_run.code_digests(a_run())
+    needed = {"run", "train", "backbone", "shells/base", "shells/gated", "seeds", "registry", "config", "mixers/base", "tasks/base"}
     needed |= {"kernels", "kernels/conv", "kernels/low_rank"}
     assert needed | {"mixers/low_rank", "tasks/recall", "tasks/generated"} <= set(found)
-    assert not {"mixers/dense", "kernels/scan", "tasks/glue", "store", "record", "cli"} & set(found)
+    assert not {"mixers/dense", "shells/plain", "kernels/scan", "tasks/glue", "store", "record", "cli"} & set(found)
     for name, value in found.items():
         path = ROOT / "bench" / ("kernels/__init__.py" if name == "kernels" else f"{name}.py")
         assert value == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -245,10 +245,10 @@ def test_a_checkpoint_of_other_code_or_micro_batches_is_dropped(where, capsys):
 
 
 def test_code_that_changed_under_a_running_process_is_refused(monkeypatch):
-    path = str(ROOT / "bench" / "shell.py")
+    path = str(ROOT / "bench" / "shells" / "gated.py")
     monkeypatch.setitem(provenance.LOADED, path, "another")
-    with pytest.raises(one_run.Refusal, match=r"shell.py has changed since this process loaded it"):
-        provenance.code_digests("recall", "low_rank")
+    with pytest.raises(one_run.Refusal, match=r"gated.py has changed since this process loaded it"):
+        provenance.code_digests(a_run())
 
 
 def test_the_peak_of_a_run_is_its_own():

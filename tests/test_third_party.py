@@ -263,19 +263,23 @@ def test_a_name_that_two_claim_is_refused_and_both_are_named(install, monkeypatc
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def digested(mixer: str):
+    return compose.make_run("quick_recall", mixer, {}, 0, 0)
+
+
 def test_digests_follow_the_packages_own_imports_and_the_guard_sees_an_edit(install, monkeypatch):
     absolute, relative = "from sliding.parts.reach import REACH\n", "from .parts import reach\n"
     keys = {f"mixers/slides/sliding{rest}" for rest in ("", "/slide", "/parts/reach")}
     for line in (absolute, relative):
         site = install(f"slides{len(line)}", {"slide": "sliding.slide"}, package(module=SOURCE + line))
-        found = provenance.code_digests("recall", "slide")
+        found = provenance.code_digests(digested("slide"))
         assert {k.replace(site.name, "slides") for k in found if k.startswith("mixers/slides")} == keys
         assert "mixers/base" in found and "mixers/dense" not in found
         monkeypatch.setattr(provenance, "LOADED", provenance._found_at_start())
         (site / "sliding" / "parts" / "reach.py").write_text("REACH = 2\n")
         with pytest.raises(Refusal, match=r"reach.py has changed since this process loaded it"):
-            provenance.code_digests("recall", "slide")
-        provenance.code_digests("recall", "low_rank")  # not its file
+            provenance.code_digests(digested("slide"))
+        provenance.code_digests(digested("low_rank"))  # not its file
         monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(site)])
 
 
@@ -294,9 +298,9 @@ def test_the_gate_takes_a_mixers_own_package_for_the_mixers_and_every_other_for_
 
 
 def test_shipped_mixers_have_records_as_before(install):
-    before = provenance.code_digests("recall", "dense")
+    before = provenance.code_digests(digested("dense"))
     install("slides", {"slide": "sliding.slide"}, package())
-    assert provenance.code_digests("recall", "dense") == before
+    assert provenance.code_digests(digested("dense")) == before
     assert {k for k in before if k.startswith("mixers/")} == {"mixers/base", "mixers/dense"}
     run, where = compose.parse_run(["protocol=quick_recall", "mixer=dense"])
     assert tuple(provenance.environment(run, where, "cpu", False, "torch").packages) == provenance.PACKAGES

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.mixers import lags
 from bench.mixers.base import (
     Features,
     Grant,
@@ -25,10 +26,6 @@ from bench.mixers.base import (
     same_segment,
     segment_lengths,
 )
-
-SHORT = 1024
-"""Up to this length the L x L matrix is faster than Fourier transforms on a GPU (sam: equal near 1,700 on an H200)."""
-
 
 @dataclass(frozen=True)
 class Args:
@@ -64,15 +61,10 @@ class Toeplitz(Mixer):
         real_BL11 = real(segments_BL, v_BLHP.dtype)
         v_BLHP = v_BLHP * real_BL11
         if self.sam and self.grant.packed:
-            y_BLHP = apply(packed_matrix(self.emitted(features), segments_BL), v_BLHP)
+            y_BLHP = lags.apply(packed_matrix(self.emitted(features), segments_BL), v_BLHP)
         else:
             w_BHK = self.lags(features, length)
-            if self.grant.packed:
-                y_BLHP = apply(spread(w_BHK) * same_segment(segments_BL), v_BLHP)
-            elif length <= SHORT:
-                y_BLHP = apply(spread(w_BHK.to(v_BLHP.dtype)), v_BLHP)
-            else:
-                y_BLHP = convolve(w_BHK, v_BLHP)
+            y_BLHP = lags.product(w_BHK, v_BLHP, segments_BL, self.grant.packed)
         if self.sam:
             n_BL = segment_lengths(segments_BL, self.grant.packed)
             real_BL11 = real_BL11 * n_BL[:, :, None, None].to(real_BL11.dtype).rsqrt()
@@ -125,44 +117,7 @@ class Toeplitz(Mixer):
         return None
 
     def flops(self, length: int) -> int:
-        heads, width = self.grant.heads, self.grant.head_width
-        if self.grant.packed or length <= SHORT:
-            return 2 * heads * length**2 * width
-        n = circle(length)  # a real transform of n points: 2.5 n log2 n
-        return int(2.5 * n * (n.bit_length() - 1) * heads * (2 * width + 1)) + 3 * n * heads * width
-
-
-def apply(m_BHLL: Tensor, v_BLHP: Tensor) -> Tensor:
-    return torch.einsum("bhij,bjhp->bihp", m_BHLL.to(v_BLHP.dtype), v_BLHP)
-
-
-def spread(w_BHK: Tensor) -> Tensor:
-    """M_BHLL with M_ij = w at lag i - j, from weights by lag -(L-1) .. L-1.
-
-    A row of 2L numbers repeated L times and read back in rows of 2L - 1 moves by one place a row; unlike a gather, its
-    gradient is a plain sum, without atomic additions.
-    """
-    *lead, k = w_BHK.shape
-    length = (k + 1) // 2
-    u_BHK = F.pad(w_BHK.flip(-1), (0, 1))
-    flat = u_BHK[..., None, :].expand(*lead, length, 2 * length).reshape(*lead, 2 * length * length)
-    return flat[..., : length * k].reshape(*lead, length, k)[..., length - 1 :]
-
-
-def circle(length: int) -> int:
-    """Points of a circular convolution whose wanted L outputs are free of wrap-around: a power of 2, >= 2L - 1."""
-    return 1 << (2 * length - 2).bit_length()
-
-
-def convolve(w_BHK: Tensor, v_BLHP: Tensor) -> Tensor:
-    """The same product as apply(spread(w), v), by Fourier transforms in fp32 (or fp64)."""
-    length = v_BLHP.shape[1]
-    wide = torch.promote_types(v_BLHP.dtype, torch.float32)
-    n = circle(length)
-    w_BFH1 = torch.fft.rfft(w_BHK.to(wide), n=n).transpose(1, 2)[..., None]
-    v_BFHP = torch.fft.rfft(v_BLHP.to(wide), n=n, dim=1)
-    y_BNHP = torch.fft.irfft(w_BFH1 * v_BFHP, n=n, dim=1)
-    return y_BNHP[:, length - 1 : 2 * length - 1].to(v_BLHP.dtype)
+        return lags.product_flops(length, self.grant.heads, self.grant.head_width, self.grant.packed)
 
 
 def packed_matrix(emitted: tuple[Tensor, Tensor], segments_BL: Tensor) -> Tensor:

@@ -35,6 +35,9 @@ KNOWN = (
     "mult",
     "decay_attention",
     "monarch",
+    "hyena",
+    "s4",
+    "fourier",
 )
 # Okabe and Ito's colours without yellow, which is lost on white, an indigo and a brown: told apart with every common
 # kind of colour blindness (a test simulates them).

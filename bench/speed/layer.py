@@ -15,7 +15,7 @@ from bench import backbone, capacity, registry
 from bench.config import Run
 from bench.mixers.base import Grant, Mixer
 from bench.seeds import Streams
-from bench.shell import Shell, owned_by_mixer
+from bench.shells.base import Shell, owned_by_mixer
 from bench.speed.naive import materialise
 from bench.tasks.base import Places, Spec
 
@@ -132,7 +132,8 @@ def counts_of(run: Run, length: int, batch: int, segments: str) -> Counts:
 
 def flops_of(layer: nn.Module, length: int, batch: int) -> int:
     """Of one step: the linear maps and the mixers' own `flops`, times three, since backward is twice forward."""
-    linear = sum(2 * module.weight.numel() for module in layer.modules() if isinstance(module, nn.Linear))
+    maps = (module for module in layer.modules() if isinstance(module, nn.Linear | backbone.BlockLinear))
+    linear = sum(2 * module.weight.numel() for module in maps)
     mixers = sum(module.flops(length) for module in layer.modules() if isinstance(module, Mixer))
     return 3 * batch * (linear * length + mixers)
 
@@ -140,21 +141,16 @@ def flops_of(layer: nn.Module, length: int, batch: int) -> int:
 def traffic_of(layer: nn.Module, tokens: int, item: int) -> int:
     """Bytes that one step moves if each stage of the layer reads what it needs once and writes what it gives once.
 
-    Stages: in-projection, convolution with SiLU, mixer, gated norm with skip, out-projection, residual with norm (in
-    fp32), and the two maps and the GELU of a channel MLP. Backward moves twice as much; parameters are read twice and
+    Stages: those of the shell (`moved`), residual with norm (in fp32), and the two maps and the GELU of a channel MLP. Backward moves twice as much; parameters are read twice and
     their gradients written once, in fp32.
     """
     numbers, wide = 0, 0
     for shell in (module for module in layer.modules() if isinstance(module, Shell)):
-        width, inner = shell.in_zv.in_features, shell.in_zv.out_features // 2
-        convolved, granted = shell.wants.conv + shell.wants.exact, sum(vars(shell.wants).values())
-        numbers += width + 2 * inner + granted
-        numbers += 2 * (inner + convolved) if shell.conv_v is not None else 2 * inner
-        numbers += inner + granted + shell.outputs * inner
-        numbers += 4 * shell.outputs * inner
-        numbers += shell.outputs * inner + width
-        wide = 3 * width
+        numbers += shell.moved()
+        wide = 3 * shell.width
     if layer.mlp is not None:
-        numbers += 2 * layer.mlp[0].in_features + 4 * layer.mlp[0].out_features
+        first = next(m for m in layer.mlp.modules() if isinstance(m, nn.Linear | backbone.BlockLinear))
+        hidden = first.weight.shape[:-1].numel()
+        numbers += 2 * shell.width + 4 * hidden
         wide *= 2
     return 3 * tokens * (item * numbers + 4 * wide) + 12 * sum(p.numel() for p in layer.parameters())
