@@ -1,7 +1,8 @@
 """The backbone: embedding, layers around a mixer, head. It gets a factory of mixers and so cannot branch on one.
 
 It reads the task's Spec and the protocol, nothing else. Every parameter is drawn from a stream keyed by its name.
-Axes: B batch, L length, D width, T output positions, C outputs, F values of a patch, G blocks, I and O inputs and outputs.
+Axes: B batch, L length, D width, T output positions, C outputs, F values of a patch, G blocks (I inputs and
+O outputs each).
 """
 
 import hashlib

@@ -263,7 +263,8 @@ def _above(protocol: str, init) -> str:
     return init or ""
 
 
-OF_THE_CHILD = ("dropout", "hidden_dropout", "drop_path", "pooling", "tied", "init_std")  # what a fine-tuning may choose anew
+# What a fine-tuning may choose anew.
+OF_THE_CHILD = ("dropout", "hidden_dropout", "drop_path", "pooling", "tied", "init_std")
 
 
 def _require_same_trunk(name: str, child: Protocol, parent: Run) -> None:

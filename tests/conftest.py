@@ -11,7 +11,7 @@ import torch
 from bench import backbone, registry, train
 from bench.capacity import model_of
 from bench.compose import make_where
-from bench.config import Run, Where
+from bench.config import Run, Where, inner_width
 from bench.seeds import Streams
 from bench.tasks.base import Places
 from tests.pages import no_browser
@@ -79,14 +79,21 @@ def where(tmp_path) -> Where:
 
 
 def shrunk(run: Run) -> Run:
-    """A copy with one layer, width 32 (or the next multiple of its heads), two steps of two examples (or groups)."""
+    """A copy with one layer, width 32 (or the next multiple of its heads), two steps of two examples (or groups).
+
+    A mixer with a head for each channel keeps one.
+    """
     group = registry.make_task(run, Places(None, Path())).spec().group
-    protocol, heads = run.protocol, run.mixer.args["heads"]
+    protocol, mixer = run.protocol, run.mixer
+    if mixer.args["heads"] == protocol.inner:
+        mixer = dataclasses.replace(mixer, args=mixer.args | {"heads": inner_width(32, protocol.shell.expand)})
+    width = 32 if mixer is not run.mixer else -(-32 // mixer.args["heads"]) * mixer.args["heads"]
     return dataclasses.replace(
         run,
+        mixer=mixer,
         protocol=dataclasses.replace(
             protocol,
-            backbone=dataclasses.replace(protocol.backbone, layers=1, width=-(-32 // heads) * heads),
+            backbone=dataclasses.replace(protocol.backbone, layers=1, width=width),
             budget=dataclasses.replace(protocol.budget, steps=2, batch=2 * group),
         ),
     )

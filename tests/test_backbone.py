@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import Refusal, backbone, registry
+from bench import backbone, registry
 from bench.config import Backbone as Settings
 from bench.config import Shell as ShellSettings
 from bench.mixers.base import Features, Grant
 from bench.seeds import Streams
-from bench.shells.base import names, short_conv
+from bench.shells.base import short_conv
 from bench.tasks.base import Spec
 
 LENGTH, WIDTH = 12, 8

@@ -33,7 +33,14 @@ def test_every_key_of_a_run_is_in_its_id():
             continue
         other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else 0.123
         if isinstance(value, str):
-            other = {"pre": "post", "mean": "first", "linear": "cosine", "fp32": "bf16", "one": "concat", "gated": "plain"}[value]
+            other = {
+                "pre": "post",
+                "mean": "first",
+                "linear": "cosine",
+                "fp32": "bf16",
+                "one": "concat",
+                "gated": "plain",
+            }[value]
         if key.endswith("betas"):
             other = [0.5, 0.5]
         if key.endswith("conv_width"):

@@ -89,7 +89,7 @@ def test_heads_that_do_not_divide_the_inner_width_are_refused_and_those_that_do_
         registry.check(make_run("quick_recall", "dense", {"mixer.heads": heads}, 0, 0))
 
 
-@pytest.mark.parametrize("group", ["protocol", "mixer", "task"])
+@pytest.mark.parametrize("group", ["protocol", "mixer", "task", "shell"])
 def test_every_yaml_of_a_group_composes_and_says_what_it_is_for(group):
     for name in shipped(group):
         assert compose_group(group, name)
@@ -132,7 +132,7 @@ def test_every_shipped_arm_builds_at_full_size_and_trains_two_steps_when_shrunk(
     train.fit(training)
     assert [step for step, _ in training.trace.curve] == [1, 2]
     moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
-    assert any(".out." in name for name in moved)
+    assert any(".out." in name or ".mlp." in name for name in moved)  # of a layer: some shells have no map of their own
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/records.jsonl")), ids=lambda p: p.parent.name)

@@ -15,7 +15,7 @@ import yaml
 
 from bench import Refusal
 from bench.compose import shipped
-from bench.mixers import toeplitz
+from bench.mixers import lags
 from bench.mixers.base import Features, Grant, Mixer, Wants
 from bench.registry import mixer_class
 
@@ -30,7 +30,10 @@ OPTIONS = [
     ("fourier", {"sam": False}),
     ("s4", {"sam": False, "state": 4}),
     *(
-        ("hyena", {"sam": sam, "span": 128, "bands": 2, "hidden": 8, "inner": 2, "frequency": 10.0, "bidirectional": both})
+        (
+            "hyena",
+            {"sam": sam, "span": 128, "bands": 2, "hidden": 8, "inner": 2, "frequency": 10.0, "bidirectional": both},
+        )
         for sam in (False, True)
         for both in (True, False)
     ),
@@ -389,11 +392,14 @@ def test_toeplitz_weights_come_from_the_offset_inside_the_document():
     torch.testing.assert_close(second, mixer(v[:, 23:], Features(*(x[:, 23:] for x in features)), one))
 
 
-@pytest.mark.parametrize("sam", [False, True])
+LONG = [(name, args) for name, args in OPTIONS if name in ("toeplitz", "s4", "hyena")]
+
+
+@pytest.mark.parametrize(("name", "args"), LONG, ids=label)
 @pytest.mark.parametrize("length", [1, 2, 129, 300])
-def test_toeplitz_by_fourier_transforms(sam, length, monkeypatch):
-    monkeypatch.setattr(toeplitz, "SHORT", 0)
-    mixer = build("toeplitz", {"sam": sam}, False, length=310).double()
+def test_long_convolutions_by_fourier_transforms(name, args, length, monkeypatch):
+    monkeypatch.setattr(lags, "SHORT", 0)
+    mixer = build(name, args, False, length=310).double()
     segments = segments_of([[length], [length // 2], []], length)
     assert_equal_ways(mixer, *inputs(mixer, segments), segments, 1e-11)
     with torch.autocast("cpu", torch.bfloat16):

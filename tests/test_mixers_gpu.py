@@ -10,7 +10,7 @@ from bench.check import Declared, check_mixer, subject_of
 from bench.check.backends import compiled, errors, plain
 from bench.check.verb import everything
 from bench.compose import make_where
-from bench.mixers import toeplitz
+from bench.mixers import lags
 from bench.mixers.base import Features
 from tests import wrong_mixers as wrong
 from tests.test_mixers import build, inputs, segments_of
@@ -47,7 +47,7 @@ def test_forward_is_matrix_times_v_with_all_gradients(found, half, bound, packed
 @pytest.mark.parametrize(("half", "bound"), [(False, 1e-4), (True, 3e-2)])
 @pytest.mark.parametrize("label", [label for label in FOUND if label.startswith("toeplitz")])
 def test_toeplitz_by_fourier_transforms(label, half, bound, monkeypatch):
-    monkeypatch.setattr(toeplitz, "SHORT", 0)
+    monkeypatch.setattr(lags, "SHORT", 0)
     subject = subject_of(*FOUND[label], full=False, device="cuda")
     assert all(figure <= bound for figure in errors(subject, subject.make, False, LONG, half, plain).values())
 

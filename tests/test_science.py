@@ -180,7 +180,18 @@ def test_wall_time_counts_what_was_spent_before_a_stop(where):
 
 def test_code_digests_are_of_the_files_that_make_a_runs_numbers():
     found = one_run.code_digests(a_run())
-    needed = {"run", "train", "backbone", "shells/base", "shells/gated", "seeds", "registry", "config", "mixers/base", "tasks/base"}
+    needed = {
+        "run",
+        "train",
+        "backbone",
+        "shells/base",
+        "shells/gated",
+        "seeds",
+        "registry",
+        "config",
+        "mixers/base",
+        "tasks/base",
+    }
     needed |= {"kernels", "kernels/conv", "kernels/low_rank"}
     assert needed | {"mixers/low_rank", "tasks/recall", "tasks/generated"} <= set(found)
     assert not {"mixers/dense", "shells/plain", "kernels/scan", "tasks/glue", "store", "record", "cli"} & set(found)

@@ -26,7 +26,9 @@ class Args:
 
     def __post_init__(self):
         if self.heads < 2 or self.heads % 2:
-            raise Refusal(f"mixer fourier: heads is {self.heads}; allowed: even numbers, half for cosines, half for sines")
+            raise Refusal(
+                f"mixer fourier: heads is {self.heads}; allowed: even numbers, half for cosines, half for sines"
+            )
 
 
 class Fourier(Mixer):

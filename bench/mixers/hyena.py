@@ -3,14 +3,14 @@
     M_ij = x_i (k_{i-j} + d [i = j]) z_j;  k_l = exp(-t r_h) W sin(f * (..)) of (t, cos, -sin of 2 pi b l / span)
 
 sam: x and z are features, one number a head (with heads of width 1 a gate for each channel, as published). Not sam: no
-gates, M_ij = k_{i-j} + d [i = j]. One MLP makes the weights of own and earlier tokens; `bidirectional`, a second one those
-of later tokens (lag -1 is its 0), with the same frequencies f and window; else these are 0. The MLP: `bands` frequencies
-b from 1e-4 up to bands - 1, t = l / (span - 1), `inner` maps between the first and the last, sines of `hidden` channels.
-Rates r_h of the window fall to 0.01 after 1.5 to 0.3 spans, first to last head. Start: maps uniform within 1/sqrt(inputs)
-as torch has them, f = `frequency`, d standard normal.
-Sources: Hyena (Poli et al. 2023; its vision transformer looks one way), M2-BERT (both ways). Deliberate: lags are measured
-in an own `span` of tokens, not in the longest length, and its features are not learned (published: at a rate of 1e-5),
-so that any length runs.
+gates, M_ij = k_{i-j} + d [i = j]. One MLP makes the weights of own and earlier tokens; `bidirectional`, a second one
+those of later tokens (lag -1 is its 0), with the same frequencies f and window; else these are 0. The MLP: `bands`
+frequencies b from 1e-4 up to bands - 1, t = l / (span - 1), `inner` maps between the first and the last, sines of
+`hidden` channels. The window falls to 0.01 after 1.5 to 0.3 spans, first to last head. Start: maps uniform within
+1 / sqrt(inputs) as torch has them, f = `frequency`, d standard normal.
+Sources: Hyena (Poli et al. 2023; its vision transformer looks one way), M2-BERT (both ways). Deliberate: lags are
+measured in an own `span` of tokens, not in the longest length, and its features are not learned (published: at a rate
+of 1e-5), so that any length runs.
 Axes: B batch, L length, H heads, P head width, F lag features, E hidden channels, D directions, N inner maps, K lags.
 """
 
@@ -71,16 +71,16 @@ class Hyena(Mixer):
         shape = self.get_parameter(name).shape
         match name:
             case "frequency_E":
-                return torch.full(shape, float(self.args.frequency))
+                return torch.full(shape, float(self.args.frequency), device="cpu")
             case "d_H":
                 return torch.randn(shape, generator=generator, device="cpu")
             case "bias":
                 first, rest = (1 + self.args.bidirectional) * self.args.hidden, self.args.hidden**-0.5
-                bound = torch.full(shape, rest)
+                bound = torch.full(shape, rest, device="cpu")
                 bound[:first] = (2 * self.args.bands + 1) ** -0.5
-                return bound * torch.empty(shape).uniform_(-1, 1, generator=generator)
+                return bound * torch.empty(shape, device="cpu").uniform_(-1, 1, generator=generator)
         bound = shape[-1] ** -0.5
-        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        return torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=generator)
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         length, real_BL11 = v_BLHP.shape[1], real(segments_BL, v_BLHP.dtype)

@@ -5,10 +5,11 @@
 N / 2 complex states a_n = -exp(A_log_n) + i w_n, shared by all heads; of each head its own step dt and, for each
 direction, its own complex c_n. Start: Re a = -1/2, w = pi (n + 1/2), dt log-uniform in [1e-3, 1e-1], c standard normal.
 Source: the S4 of S4ND's vision transformer (Nguyen et al. 2022: one state matrix for all channels, bidirectional as
-here). There the state matrix is diagonal plus low rank (HiPPO-LegS); here it is diagonal with zero-order hold, S4D (Gu et
-al. 2022), which was found as good and whose response is one sum. That is 64 numbers fewer a layer (P), as are 64 for B,
-which is 1 here. Deliberate: frequencies start half a step up, so that no imaginary part is without effect at the start;
-no D, the block around it has one (shells/glu.py). With heads of width 1 each channel has a response of its own.
+here). There the state matrix is diagonal plus low rank (HiPPO-LegS); here it is diagonal with zero-order hold, S4D (Gu
+et al. 2022), which was found as good and whose response is one sum: N numbers fewer a layer (the low-rank part), as are
+N for B, which is 1 here. Deliberate: frequencies start half a step up, so that no imaginary part is without effect at
+the start; no D, the block around it has one (shells/glu.py). With heads of width 1 each channel has a response of its
+own.
 Axes: B batch, L length, H heads, P head width, D direction, N states, S = N / 2 pairs of them, K lags.
 """
 
@@ -57,11 +58,12 @@ class S4(Mixer):
         shape = self.get_parameter(name).shape
         match name:
             case "A_log_S":
-                return torch.full(shape, math.log(0.5))
+                return torch.full(shape, math.log(0.5), device="cpu")
             case "w_S":
-                return math.pi * (torch.arange(*shape) + 0.5)
+                return math.pi * (torch.arange(*shape, device="cpu") + 0.5)
             case "dt_log_H":
-                return torch.empty(shape).uniform_(math.log(1e-3), math.log(1e-1), generator=generator)
+                ends = math.log(1e-3), math.log(1e-1)
+                return torch.empty(shape, device="cpu").uniform_(*ends, generator=generator)
         return torch.randn(shape, generator=generator, device="cpu") / 2**0.5
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from bench.mixers.base import (
     segment_lengths,
 )
 
+
 @dataclass(frozen=True)
 class Args:
     sam: bool

@@ -3,7 +3,7 @@
 A shell belongs to the protocol. Parameters that exist only because a mixer asked for features have names of their own
 (`in_features`, `conv_features`; `in_exact`, `conv_exact` for those computed outside autocast), so that all others are
 the same tensors for every mixer. With an `order` (the level `sam: misaligned`) the mixer gets each token's features at
-another token's place. Rows of padding hold nothing that a real token can see.
+another token's place. On padding a mixer sees nothing, but a convolution would.
 Axes: B batch, L length, D width, C inner channels (heads H * head width P), K feature channels, W taps.
 """
 
@@ -126,11 +126,10 @@ class Shell(nn.Module, ABC):
 
     def features(self, x_BLD: Tensor, segments_BL: Tensor) -> Features:
         """The channels as the mixer gets them."""
-        wants, real_BL1 = self.mixer.wants, (segments_BL > 0).to(x_BLD.dtype)[..., None]
+        wants = self.mixer.wants
         conv_BLK, raw_BLK, exact_BLK = x_BLD[..., :0], x_BLD[..., :0], x_BLD[..., :0]
         if wants.conv + wants.raw:
-            both_BLK = self.in_features(x_BLD)
-            conv_BLK, raw_BLK = (both_BLK * real_BL1.to(both_BLK.dtype)).split((wants.conv, wants.raw), dim=-1)
+            conv_BLK, raw_BLK = self.in_features(x_BLD).split((wants.conv, wants.raw), dim=-1)
         if wants.conv and self.settings.conv_width:
             conv_BLK = self.convolve(conv_BLK, segments_BL, self.conv_features)
         if wants.exact:
@@ -145,7 +144,8 @@ class Shell(nn.Module, ABC):
             return self.convolve(exact_BLK, segments_BL, self.conv_exact) if self.settings.conv_width else exact_BLK
 
     def convolve(self, x_BLC: Tensor, segments_BL: Tensor, taps: Taps) -> Tensor:
-        packed = self.mixer.grant.packed
+        """Padding may hold anything: biases, what a layer before made of them."""
+        packed, x_BLC = self.mixer.grant.packed, x_BLC * (segments_BL > 0).to(x_BLC.dtype)[..., None]
         return short_conv(x_BLC, segments_BL, taps.weight_CW, taps.bias_C, self.settings.conv_causal, packed)
 
     def moved(self) -> int:
@@ -180,4 +180,3 @@ def find(settings: Settings) -> type[Shell]:
 
 def _is_own(value, module: str) -> bool:
     return isinstance(value, type) and issubclass(value, Shell) and value.__module__ == module
-

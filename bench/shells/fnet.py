@@ -4,7 +4,7 @@
 
 The first half of the heads has the real part a, the second the imaginary part b. With the fourier mixer (cosines on the
 first half of the heads, sines on the second) this is the real part of the 2-D DFT of x, as FNet has it: not scaled.
-Deliberate: padding is zero before the mixer (there its embeddings take part). Source: Lee-Thorp et al. 2021.
+Deliberate: padding takes no part (there its embeddings do). Source: Lee-Thorp et al. 2021.
 Axes: B batch, L length, D width, C = 2 D inner channels (heads H * head width P).
 """
 
@@ -36,7 +36,6 @@ class FNet(Shell):
             wide = torch.promote_types(x_BLD.dtype, torch.float32)
             z_BLD = torch.fft.fft(x_BLD.to(wide), dim=-1)
             v_BLC = torch.cat((z_BLD.real, z_BLD.imag), dim=-1)
-        v_BLC = v_BLC * (segments_BL > 0).to(wide)[..., None]
         v_BLHP = v_BLC.unflatten(-1, (self.mixer.grant.heads, -1))
         y_BLHP = self.mixer(v_BLHP, self.features(x_BLD, segments_BL), segments_BL) * self.scale
         a_BLD, b_BLD = y_BLHP.flatten(-2).chunk(2, dim=-1)

@@ -46,7 +46,7 @@ class GLU(Shell):
         return [(self.mixer, self.scale)]
 
     def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
-        v_BLC = (x_BLD * (segments_BL > 0).to(x_BLD.dtype)[..., None]).repeat(1, 1, self.inner // self.width)
+        v_BLC = x_BLD.repeat(1, 1, self.inner // self.width)
         v_BLHP = v_BLC.unflatten(-1, (self.mixer.grant.heads, -1))
         y_BLHP = self.mixer(v_BLHP, self.features(x_BLD, segments_BL), segments_BL) * self.scale
         y_BLC = y_BLHP.flatten(-2) + self.skip.d_C.to(v_BLC.dtype) * v_BLC

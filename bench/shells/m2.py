@@ -4,8 +4,8 @@
 
 M2 gets features that are 1 everywhere, so it is data-independent: for the hyena mixer a plain long convolution, the
 source's "residual long conv", which stands where other blocks have a residual; the layer has no norm here either. The
-source's Monarch matrices are the FFTs of these convolutions; those of its MLP are `backbone.mlp_blocks`. Source: M2-BERT
-(HazyResearch/m2, Fu et al. 2023). The short convolution is causal there although the long ones look both ways.
+source's Monarch matrices are the FFTs of these convolutions; those of its MLP are `backbone.mlp_blocks`. Source:
+M2-BERT (HazyResearch/m2, Fu et al. 2023). The short convolution is causal there, though the long ones look both ways.
 Axes: B batch, L length, D width, C inner channels (heads H * head width P; as many as D).
 """
 
@@ -39,7 +39,6 @@ class M2(Shell):
     def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
         heads, (gated, plain) = self.mixer.grant.heads, self.mixer
         v_BLC = self.in_v(x_BLD)
-        v_BLC = v_BLC * (segments_BL > 0).to(v_BLC.dtype)[..., None]
         if self.conv_v is not None:
             v_BLC = self.convolve(v_BLC, segments_BL, self.conv_v)
         features = self.features(x_BLD, segments_BL)

@@ -20,8 +20,6 @@ from bench.shells.base import Shell, Taps
 
 
 class Plain(Shell):
-    """Padding has the projections' biases as its v: it is set to zero before anything looks at other tokens."""
-
     reads: ClassVar = ("conv_width", "conv_causal", "skip")
 
     def __init__(self, width: int, settings: Settings, make_mixer: Callable[[], nn.Module], order: int | None):
@@ -37,7 +35,6 @@ class Plain(Shell):
 
     def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
         v_BLC = self.in_v(x_BLD)
-        v_BLC = v_BLC * (segments_BL > 0).to(v_BLC.dtype)[..., None]
         if self.conv_v is not None:
             v_BLC = self.convolve(v_BLC, segments_BL, self.conv_v)
         v_BLHP = v_BLC.unflatten(-1, (self.mixer.grant.heads, -1))

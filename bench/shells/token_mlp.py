@@ -36,7 +36,6 @@ class TokenMLP(Shell):
 
     def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
         up, down = self.mixer
-        x_BLD = x_BLD * (segments_BL > 0).to(x_BLD.dtype)[..., None]
         v_BLHP, features = x_BLD.unflatten(-1, (up.grant.heads, -1)), self.features(x_BLD, segments_BL)
         hidden_BLHP = F.gelu(up(v_BLHP, features, segments_BL) * self.scale[0])
         return (down(hidden_BLHP, features, segments_BL) * self.scale[1]).flatten(-2)

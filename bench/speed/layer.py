@@ -141,8 +141,8 @@ def flops_of(layer: nn.Module, length: int, batch: int) -> int:
 def traffic_of(layer: nn.Module, tokens: int, item: int) -> int:
     """Bytes that one step moves if each stage of the layer reads what it needs once and writes what it gives once.
 
-    Stages: those of the shell (`moved`), residual with norm (in fp32), and the two maps and the GELU of a channel MLP. Backward moves twice as much; parameters are read twice and
-    their gradients written once, in fp32.
+    Stages: those of the shell (`moved`), residual with norm (in fp32), and the two maps and the GELU of a channel MLP.
+    Backward moves twice as much; parameters are read twice and their gradients written once, in fp32.
     """
     numbers, wide = 0, 0
     for shell in (module for module in layer.modules() if isinstance(module, Shell)):
