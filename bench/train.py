@@ -140,7 +140,8 @@ class Training(lightning.LightningModule):
         self.done = 0
         self.trace = Trace([], [], 0.0, 0.0)
         self.every = math.ceil(protocol.budget.steps / CURVE_POINTS)
-        self.draws = protocol.backbone.dropout > 0 or protocol.backbone.drop_path > 0
+        rates = protocol.backbone.dropout, protocol.backbone.hidden_dropout, protocol.backbone.drop_path
+        self.draws = any(rates)
         self.average = [p.detach().clone() for p in model.parameters()] if protocol.optimiser.ema else []
         self.optimiser_state: dict | None = None
 

@@ -1,6 +1,5 @@
 """Shared by the tests: one thread, runs small enough for a test, and the real data's mark."""
 
-import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -11,9 +10,10 @@ import torch
 from bench import backbone, registry, train
 from bench.capacity import model_of
 from bench.compose import make_where
-from bench.config import Run, Where, inner_width
+from bench.config import Run, Where
 from bench.seeds import Streams
 from bench.tasks.base import Places
+from benchmarks.one_step import shrunk as shrunk
 from tests.pages import no_browser
 from tests.virtual import Virtual
 
@@ -76,27 +76,6 @@ def virtual(request, monkeypatch) -> Virtual:
 @pytest.fixture
 def where(tmp_path) -> Where:
     return make_where({"where.results": str(tmp_path / "results"), "where.device": "cpu"})
-
-
-def shrunk(run: Run) -> Run:
-    """A copy with one layer, width 32 (or the next multiple of its heads), two steps of two examples (or groups).
-
-    A mixer with a head for each channel keeps one.
-    """
-    group = registry.make_task(run, Places(None, Path())).spec().group
-    protocol, mixer = run.protocol, run.mixer
-    if mixer.args["heads"] == protocol.inner:
-        mixer = dataclasses.replace(mixer, args=mixer.args | {"heads": inner_width(32, protocol.shell.expand)})
-    width = 32 if mixer is not run.mixer else -(-32 // mixer.args["heads"]) * mixer.args["heads"]
-    return dataclasses.replace(
-        run,
-        mixer=mixer,
-        protocol=dataclasses.replace(
-            protocol,
-            backbone=dataclasses.replace(protocol.backbone, layers=1, width=width),
-            budget=dataclasses.replace(protocol.budget, steps=2, batch=2 * group),
-        ),
-    )
 
 
 def built(run: Run, device: str = "cpu") -> tuple[backbone.Backbone, object]:

@@ -253,9 +253,7 @@ def test_a_run_that_raises_one_too_large_and_one_that_diverges(virtual, tmp_path
     }
     mixers = [{"name": name, "heads": 2} for name in ("identity", "dense")]
     mixers.append({"name": "toeplitz", "heads": 2, "sam": False})
-    asked = case(
-        tmp_path, {"setup": ["ulimit -v 8000000"]}, mixers=mixers, seeds=[0], varies={"budget.steps": [4]}
-    )
+    asked = case(tmp_path, {"setup": ["ulimit -v 8000000"]}, mixers=mixers, seeds=[0], varies={"budget.steps": [4]})
     root = checkout(tmp_path / "checkout", edits)
     asked.submit("where.retries=1", root=root)
     asked.ended(240)
