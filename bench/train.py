@@ -140,8 +140,7 @@ class Training(lightning.LightningModule):
         self.done = 0
         self.trace = Trace([], [], 0.0, 0.0)
         self.every = math.ceil(protocol.budget.steps / CURVE_POINTS)
-        rates = protocol.backbone.dropout, protocol.backbone.hidden_dropout, protocol.backbone.drop_path
-        self.draws = any(rates)
+        self.draws = any(getattr(protocol.backbone, key) for key in ("dropout", "hidden_dropout", "drop_path"))
         self.average = [p.detach().clone() for p in model.parameters()] if protocol.optimiser.ema else []
         self.optimiser_state: dict | None = None
 
