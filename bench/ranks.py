@@ -76,14 +76,12 @@ def _rank(run: Run, where: Where, node: int, local: int, address: str, port: int
     world |= {"NODE_RANK": node, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": where.devices}
     world |= {"RANK": node * where.devices + local}
     os.environ.update({key: str(value) for key, value in world.items()})
-    if node:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    stop = Stop(float("inf"))
-    execute(run, where, lambda: stop() or os.getppid() != parent)  # without the worker nobody holds the lease
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    execute(run, where, Stop(float("inf")))
 
 
 def _end_with(parent: int) -> None:
-    """A rank whose follower was killed: the others are to notice now, and not when Slurm has cleared the node."""
+    """A rank whose worker or follower was killed: nobody holds its lease, and it may wait for ranks that are gone."""
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
     os._exit(1)

@@ -281,7 +281,7 @@ def test_a_run_on_two_nodes(virtual, tmp_path):
     assert record.environment.world == 2 and [f["kind"] for f in asked.store.failures(run.id)] == ["error", "lost"]
     assert "srun of the other nodes" in asked.store.failures(run.id)[0]["message"]
     nodes = re.findall(r'"ranks of": "(n\d)", "node": 1', asked.logs())
-    assert len(nodes) == 2 and record.environment.node not in nodes
+    assert len(nodes) == 3 and record.environment.node not in nodes
     (tmp_path / "results").rename(tmp_path / "there")
     asked.here()
     (alone,) = asked.records()
