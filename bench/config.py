@@ -158,10 +158,8 @@ class Where:
         return self.compile == "on" or (self.compile == "auto" and device == "cuda")
 
     def one_graph(self, device: str) -> bool:
-        """Whether a step is issued as one CUDA graph; what is not compiled may wait for the device."""
-        if device != "cuda":
-            return False
-        return self.graph == "on" or (self.graph == "auto" and self.undivided and self.compiled(device))
+        """Whether a step is issued as one CUDA graph."""
+        return device == "cuda" and self.graph == "on"
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,9 @@ def compiled(subject: Subject) -> list[Row]:
     settings = [(False, False), (True, True)] if subject.slow_gradcheck else [(False, False)]
     rows = []
     for half, packed in settings:
-        torch._dynamo.reset()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own: deprecated imports, complex numbers left alone
+            torch._dynamo.reset()
             figures = errors(subject, subject.make, packed, subject.long, half, one_graph)
         bound = HALF if half else COMPILED
         rows.append(at_most(f"compiled, {'bf16' if half else 'fp32'}", figures, bound, "against fp64, all gradients"))

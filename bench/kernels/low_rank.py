@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS, TILE = 64, 64
+TOKENS, TILE, WARPS = 64, 64, 4
+"""Of a program: tokens of a step, the widest tile of each factor, and its warps."""
 PROGRAMS = 512
 """Rows are cut into shares until so many programs gather: a long row alone would leave most of a GPU idle."""
 
@@ -79,7 +80,7 @@ def gathered(x_BLHA: Tensor, y_BLHC: Tensor) -> Tensor:
     s_BHSAC = y_BLHC.new_empty(batch, heads, shares, a_size, c_size, dtype=kept)
     _gather[batch * heads, shares, tiles](
         x_BLHA, y_BLHC, s_BHSAC, length, heads, a_size, c_size, *x_BLHA.stride()[:3], *y_BLHC.stride()[:3],
-        SHARE=share, T=TOKENS, A=a, C=c, PRECISION=_precision(y_BLHC),
+        SHARE=share, T=TOKENS, A=a, C=c, PRECISION=_precision(y_BLHC), num_warps=WARPS,
     )  # fmt: skip
     return s_BHSAC.sum(2).to(y_BLHC.dtype) if shares > 1 else s_BHSAC[:, :, 0]
 
@@ -91,7 +92,7 @@ def applied(x_BLHA: Tensor, s_BHAC: Tensor) -> Tensor:
     y_BLHC = x_BLHA.new_empty(batch, length, heads, c_size)
     _apply[batch * heads, triton.cdiv(length, TOKENS), triton.cdiv(c_size, c)](
         x_BLHA, s_BHAC, y_BLHC, length, heads, a_size, c_size, *x_BLHA.stride()[:3], *s_BHAC.stride()[2:],
-        STEPS=triton.cdiv(a_size, a), T=TOKENS, A=a, C=c, PRECISION=_precision(x_BLHA),
+        STEPS=triton.cdiv(a_size, a), T=TOKENS, A=a, C=c, PRECISION=_precision(x_BLHA), num_warps=WARPS,
     )  # fmt: skip
     return y_BLHC
 

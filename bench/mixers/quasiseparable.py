@@ -11,6 +11,7 @@ backward; size 1 if both share), C chunks, S reading and T writing place in a ch
 """
 
 import importlib.util
+import os
 import sys
 import types
 import warnings
@@ -144,10 +145,8 @@ def mamba_scan():
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         # A build without the CUDA extension fails on importing it, though this kernel does not use it.
         sys.modules[name] = types.ModuleType(name)
+    os.environ.setdefault("MAMBA_DETERMINISTIC", "1")  # read when the package is imported
     try:
-        from mamba_ssm.utils.determinism import set_deterministic_mode
-
-        set_deterministic_mode(True)  # read when the kernels are imported
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that timing them once would be faster
             from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
