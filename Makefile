@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slurm chaos lint clean
+.PHONY: quickstart test test-slurm chaos gpu lint clean
 
 quickstart: .venv/installed
 	$(BIN)/mixerbench sweep sweeps/quickstart.yaml --workers 2
@@ -21,6 +21,11 @@ test-slurm: .venv/installed
 SEED ?= 7
 chaos: .venv/installed
 	MIXERBENCH_NEEDS_SLURM=1 MIXERBENCH_CHAOS_RUNS=200 MIXERBENCH_CHAOS_SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_chaos.py -s
+
+# What only a GPU can show: tests marked gpu and the conformance suite with every backend; OUT holds what was found.
+OUT ?= results/gpu
+gpu: .venv/installed
+	PYTHON=$(BIN)/python tests/gpu.sh $(OUT)
 
 lint: .venv/installed
 	$(BIN)/ruff check bench tests benchmarks examples
