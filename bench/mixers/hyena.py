@@ -49,7 +49,7 @@ class Hyena(Mixer):
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
     forms: ClassVar = ({"bidirectional": True}, {"bidirectional": False})
-    knobs: ClassVar = ("hidden",)
+    knobs: ClassVar = ("hidden", "bands", "inner")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
