@@ -40,6 +40,7 @@ class Args:
 class S4(Mixer):
     Args: ClassVar = Args
     levels: ClassVar = (False,)
+    knobs: ClassVar = ("state",)
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
