@@ -18,8 +18,8 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from bench import shell
 from bench.kernels import conv, gated_norm, low_rank, scan
+from bench.shells.base import short_conv
 from bench.speed.clock import copying
 
 INNER, EPS = 1536, 1e-5
@@ -55,7 +55,7 @@ def convolution(batch: int, length: int, channels: int) -> Case:
     segments_BL = torch.ones(batch, length, dtype=torch.int64, device="cuda")
 
     def exact(x, weight, bias):
-        return F.silu(shell.short_conv(x, segments_BL, weight, bias, False, False))
+        return F.silu(short_conv(x, segments_BL, weight, bias, False, False))
 
     leaves = [
         draw(batch, length, channels),

@@ -12,13 +12,14 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from bench import backbone, shell
+from bench import backbone
 from bench.check import subject_of
 from bench.check.backends import errors, plain
 from bench.check.verb import of
 from bench.compose import make_run, make_where
 from bench.kernels import conv, cosine_sums, grid_sums, low_rank, scan
 from bench.kernels.gated_norm import gated_norm
+from bench.shells.base import short_conv
 from tests.conftest import built, shrunk
 
 torch.set_num_threads(1)
@@ -63,7 +64,7 @@ def one_convolution(packed, causal, silu):
 
     def exact(wide, weight, bias):
         x = wide[..., 40:] * (s_BL > 0)[..., None]
-        y = shell.short_conv(x, s_BL, weight, bias, causal, packed)
+        y = short_conv(x, s_BL, weight, bias, causal, packed)
         return F.silu(y) if silu else y
 
     def fast(wide, weight, bias):

@@ -19,7 +19,11 @@ CLOSE = 1e-5
 CLOSE_ON_GPU = 1e-4
 CALLS = {
     "the shell": [["convolution"], ["norm"], ["model"]],
-    "low rank": [["product"], ["mixer", "low_rank", {"rank": 4}]],
+    "low rank": [
+        ["product"],
+        ["mixer", "low_rank", {"rank": 4}],
+        ["mixer", "low_rank", {"sam": True, "rank": 4, "feature_map": "elu1", "normalise": True}],
+    ],
     "cosines on a grid": [["cosines"], ["grid"]],
     "both directions": [["mixer", "quasiseparable", {"sam": True}], ["mixer", "add", {"sam": False, "heads": 2}]],
     "groups": [["mixer", "quasiseparable", {"sam": True, "groups": 2}], ["mixer", "semiseparable", {}]],

@@ -64,8 +64,9 @@ class LowRank(Mixer):
         if backend == "triton":
             require_triton()
             from bench.kernels.low_rank import low_rank_product
+            from bench.kernels.scan import scan
 
-            self.product = low_rank_product
+            self.product, self.scan = low_rank_product, scan
         self.args = args
         if not args.sam:
             self.q_LHR = nn.Parameter(torch.empty(grant.length, grant.heads, args.rank))
@@ -81,7 +82,8 @@ class LowRank(Mixer):
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         q_BLHR, k_BLHR = self.mapped(features, v_BLHP.shape[1])
         if self.grant.packed:
-            return self.quadratic(q_BLHR, k_BLHR, v_BLHP, segments_BL)
+            way = self.scanned if self.backend == "triton" else self.quadratic
+            return way(q_BLHR, k_BLHR, v_BLHP, segments_BL)
         real_BL11 = real(segments_BL, q_BLHR.dtype)
         if self.args.normalise:
             sum_B1HR = (k_BLHR * real_BL11).sum(1, keepdim=True)
@@ -105,6 +107,20 @@ class LowRank(Mixer):
         else:
             m_BHLL = m_BHLL * self.scale(segments_BL, m_BHLL.dtype)[:, None, :, None]
         return torch.einsum("bhij,bjhp->bihp", m_BHLL.to(v_BLHP.dtype), v_BLHP)
+
+    def scanned(self, q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor, segments_BL: Tensor) -> Tensor:
+        """Packed rows in linear memory: scans in both directions without decay, which end with their document."""
+        q_BLHR, k_BLHR = (x * real(segments_BL, x.dtype) for x in (q_BLHR, k_BLHR))
+        if not self.args.normalise:
+            q_BLHR = q_BLHR * self.scale(segments_BL, q_BLHR.dtype)[:, :, None, None]
+        own_BLH = (q_BLHR * k_BLHR).sum(-1)
+        none_BLDH = own_BLH.new_zeros(len(v_BLHP), own_BLH.shape[1], 2, self.grant.heads)
+        terms = (q_BLHR[:, :, None], k_BLHR[:, :, None], none_BLDH + 1, none_BLDH, own_BLH)
+        y_BLHP = self.scan(v_BLHP, *terms, segments_BL, True)
+        if not self.args.normalise:
+            return y_BLHP
+        sum_BLH1 = self.scan(torch.ones_like(v_BLHP[..., :1]), *terms, segments_BL, True)
+        return y_BLHP / divisor(sum_BLH1)
 
     def mapped(self, features: Features, length: int) -> tuple[Tensor, Tensor]:
         """phi(q), phi(k), each BLHR, at least fp32 (B = 1 if data-independent)."""
