@@ -17,7 +17,7 @@ from bench.check import subject_of
 from bench.check.backends import errors, plain
 from bench.check.verb import of
 from bench.compose import make_run, make_where
-from bench.kernels import conv, cosine_sums, grid_sums, low_rank, scan
+from bench.kernels import conv, cosine_sums, exponential_features, grid_sums, low_rank, scan
 from bench.kernels.gated_norm import gated_norm
 from bench.shells.base import short_conv
 from tests.conftest import built, shrunk
@@ -101,6 +101,24 @@ def fast_product(qk, v):
 
 def exact_product(qk, v):
     return torch.einsum("bihr,bjhr,bjhp->bihp", *qk.unbind(2), v)
+
+
+def exponentials():
+    """Entries beside others in memory, rows in which a batch shares them, tokens that are left out."""
+    if INTERPRETED:
+        exponential_features.TOKENS = 16
+    rates, weights, scale = [0.5, 2.0, 11.0], [1.0, 0.7, 3.0], random(2, 37) * (segments(False)[:, :37] % 2)
+
+    def fast(wide):
+        x = wide[..., 5:].exp().expand(2, -1, -1, -1)
+        return exponential_features.exponential_features(x, scale, rates, weights, torch.float32)
+
+    def exact(wide):
+        terms = [w * torch.exp(-t * wide[..., 5:].exp()) for t, w in zip(rates, weights, strict=True)]
+        return torch.cat(terms, -1) * scale[..., None, None]
+
+    for batch in (1, 2):
+        compare(f"exponentials {batch=}", fast, exact, random(batch, 37, 2, 10))
 
 
 def cosines():

@@ -24,6 +24,7 @@ CALLS = {
         ["mixer", "low_rank", {"rank": 4}],
         ["mixer", "low_rank", {"sam": True, "rank": 4, "feature_map": "elu1", "normalise": True}],
     ],
+    "exponentials": [["exponentials"]],
     "cosines on a grid": [["cosines"], ["grid"]],
     "both directions": [["mixer", "quasiseparable", {"sam": True}], ["mixer", "add", {"sam": False, "heads": 2}]],
     "groups": [["mixer", "quasiseparable", {"sam": True, "groups": 2}], ["mixer", "semiseparable", {}]],

@@ -46,7 +46,7 @@ def _frequencies(f_ptr, length, heads, rank, f_b, f_l, f_h, T: tl.constexpr, R: 
     return f_TR, (row * length + t_T) * heads + h, t_T < length
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def _sum(
     f_ptr, c_ptr, length, heads, rank, size, spacing, f_b, f_l, f_h,
     TILES: tl.constexpr, T: tl.constexpr, R: tl.constexpr, A: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,
@@ -72,7 +72,7 @@ def _sum(
         cos_TAR = turned_TAR
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def _sum_back(
     f_ptr, gc_ptr, gf_ptr, length, heads, rank, size, spacing, f_b, f_l, f_h,
     TILES: tl.constexpr, T: tl.constexpr, R: tl.constexpr, A: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,
@@ -109,7 +109,7 @@ def _sizes(f_BLHR: Tensor, size: int, dtype: torch.dtype) -> tuple[tuple[int, in
     tiles = triton.cdiv(size, 2 * ROWS * HALF)
     tokens = TOKENS if tiles == 1 else TOKENS // 2  # registers: all of it stays in those of one warp
     sizes = {"TILES": tiles, "T": tokens, "A": ROWS, "S": HALF, "num_warps": 1}
-    sizes |= {"R": max(16, triton.next_power_of_2(rank)), "PRECISION": "ieee" if dtype == torch.float32 else "tf32"}
+    sizes |= {"R": max(16, triton.next_power_of_2(rank)), "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32"}
     return (batch * heads, triton.cdiv(length, tokens)), sizes
 
 

@@ -25,7 +25,7 @@ def _weights(w_ptr, j, k, reach, spacing):
     return w + tl.load(w_ptr + far, mask=(far < reach) & (k > 0), other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def _to_grid(
     v_ptr, w_ptr, u_ptr, length, heads, size, width, reach, spacing, v_b, v_l, v_h,
     STEPS: tl.constexpr, J: tl.constexpr, K: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -45,7 +45,7 @@ def _to_grid(
     tl.store(u_at, u_KC, mask=(k_K < size)[:, None] & (c_C < width)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def _from_grid(
     u_ptr, w_ptr, y_ptr, length, heads, size, width, reach, spacing,
     STEPS: tl.constexpr, J: tl.constexpr, K: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -101,7 +101,7 @@ def from_grid(u_BHKP: Tensor, weight_O: Tensor, spacing: int, length: int) -> Te
 
 
 def _precision(x: Tensor) -> str:
-    return "ieee" if x.dtype == torch.float32 else "tf32"
+    return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
 @to_grid.register_fake

@@ -59,9 +59,12 @@ class Cauchy(Mixer):
         super().__init__(grant, backend)
         if backend == "triton":
             require_triton()
+            from bench.kernels.exponential_features import exponential_features
             from bench.kernels.low_rank import low_rank_product
 
-            self.product, self.terms = low_rank_product, exponentials(args.bound)
+            self.product, self.exponential_features = low_rank_product, exponential_features
+            rates, weights = zip(*exponentials(args.bound), strict=True)
+            self.terms = list(rates), [weight**0.5 for weight in weights]  # each side has the root of a weight
         self.args = args
         if args.sam:
             # One axis: the optimiser's rule decays parameters of two or more.
@@ -93,16 +96,13 @@ class Cauchy(Mixer):
 
     def factored(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         """In linear time: with 1 / (a + b) a sum of exponentials, M has rank R times their number."""
-        real_BL11 = real(segments_BL, torch.float32)
-        scale_BL11 = real_BL11 * self.lengths(segments_BL)[:, :, None, None].to(torch.float32).rsqrt()
-        a_BLHR, b_BLHR = (x.transpose(1, 2) for x in self.nodes(features, v_BLHP.shape[1]))
-        q_BLHK = self.decays(a_BLHR) * (scale_BL11 * (2 / self.args.rank))
-        k_BLHK = self.decays(b_BLHR) * real_BL11
-        return self.product(q_BLHK.to(v_BLHP.dtype), k_BLHK.to(v_BLHP.dtype), v_BLHP)
-
-    def decays(self, x_BLHR: Tensor) -> Tensor:
-        """sqrt(w) exp(-t x) for each term (t, w) and each x, BLHK, terms outside."""
-        return torch.cat([w**0.5 * torch.exp(-t * x_BLHR) for t, w in self.terms], -1)
+        dtype, batch = v_BLHP.dtype, len(v_BLHP)
+        a_BLHR, b_BLHR = (x.transpose(1, 2).expand(batch, -1, -1, -1) for x in self.nodes(features, v_BLHP.shape[1]))
+        real_BL = (segments_BL > 0).to(a_BLHR.dtype)
+        scale_BL = real_BL * self.lengths(segments_BL).to(a_BLHR.dtype).rsqrt() * (2 / self.args.rank)
+        q_BLHK = self.exponential_features(a_BLHR, scale_BL, *self.terms, dtype)
+        k_BLHK = self.exponential_features(b_BLHR, real_BL, *self.terms, dtype)
+        return self.product(q_BLHK, k_BLHK, v_BLHP)
 
     def lengths(self, segments_BL: Tensor) -> Tensor:
         """n of the scale, BL."""
