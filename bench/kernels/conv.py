@@ -30,6 +30,20 @@ def _token(x_ptr, segments_ptr, row, place, length, c_C, channels, stride_b, str
 
 
 @triton.jit
+def _window(x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l):
+    """Eight tokens from place `at` on, and their segments."""
+    x0, s0 = _token(x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l)
+    x1, s1 = _token(x_ptr, segments_ptr, row, at + 1, length, c_C, channels, stride_b, stride_l)
+    x2, s2 = _token(x_ptr, segments_ptr, row, at + 2, length, c_C, channels, stride_b, stride_l)
+    x3, s3 = _token(x_ptr, segments_ptr, row, at + 3, length, c_C, channels, stride_b, stride_l)
+    x4, s4 = _token(x_ptr, segments_ptr, row, at + 4, length, c_C, channels, stride_b, stride_l)
+    x5, s5 = _token(x_ptr, segments_ptr, row, at + 5, length, c_C, channels, stride_b, stride_l)
+    x6, s6 = _token(x_ptr, segments_ptr, row, at + 6, length, c_C, channels, stride_b, stride_l)
+    x7, s7 = _token(x_ptr, segments_ptr, row, at + 7, length, c_C, channels, stride_b, stride_l)
+    return x0, x1, x2, x3, x4, x5, x6, x7, s0, s1, s2, s3, s4, s5, s6, s7
+
+
+@triton.jit
 def _tap(weight_ptr, c_C, channels, w: tl.constexpr, W: tl.constexpr):
     known_C = c_C < (channels if w < W else 0)
     return tl.load(weight_ptr + c_C * W + w, mask=known_C, other=0.0).to(tl.float32)
@@ -60,14 +74,9 @@ def _forward(
     w0, w1, w2, w3, w4, w5, w6 = _taps(weight_ptr, c_C, channels, W)
     bias_C = tl.load(bias_ptr + c_C, mask=c_C < channels, other=0.0).to(tl.float32)
     at = first - LEFT
-    x0, s0 = _token(x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l)
-    x1, s1 = _token(x_ptr, segments_ptr, row, at + 1, length, c_C, channels, stride_b, stride_l)
-    x2, s2 = _token(x_ptr, segments_ptr, row, at + 2, length, c_C, channels, stride_b, stride_l)
-    x3, s3 = _token(x_ptr, segments_ptr, row, at + 3, length, c_C, channels, stride_b, stride_l)
-    x4, s4 = _token(x_ptr, segments_ptr, row, at + 4, length, c_C, channels, stride_b, stride_l)
-    x5, s5 = _token(x_ptr, segments_ptr, row, at + 5, length, c_C, channels, stride_b, stride_l)
-    x6, s6 = _token(x_ptr, segments_ptr, row, at + 6, length, c_C, channels, stride_b, stride_l)
-    x7, s7 = _token(x_ptr, segments_ptr, row, at + 7, length, c_C, channels, stride_b, stride_l)
+    x0, x1, x2, x3, x4, x5, x6, x7, s0, s1, s2, s3, s4, s5, s6, s7 = _window(
+        x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l
+    )
     for n in range(T):
         x8, s8 = _token(x_ptr, segments_ptr, row, at + n + 8, length, c_C, channels, stride_b, stride_l)  # two ahead
         t = first + n
@@ -81,6 +90,20 @@ def _forward(
         tl.store(y_at + c_C, y_C, mask=c_C < tl.where(t < length, channels, 0))
         x0, x1, x2, x3, x4, x5, x6, x7 = x1, x2, x3, x4, x5, x6, x7, x8
         s0, s1, s2, s3, s4, s5, s6, s7 = s1, s2, s3, s4, s5, s6, s7, s8
+
+
+@triton.jit
+def _share(part_ptr, d0, d1, d2, d3, d4, d5, d6, db, c_C, channels):
+    """A stretch's share of the gradients: rows 0 to 6 of the taps, 7 of the bias."""
+    known_C = c_C < channels
+    tl.store(part_ptr + c_C, d0, mask=known_C)
+    tl.store(part_ptr + channels + c_C, d1, mask=known_C)
+    tl.store(part_ptr + 2 * channels + c_C, d2, mask=known_C)
+    tl.store(part_ptr + 3 * channels + c_C, d3, mask=known_C)
+    tl.store(part_ptr + 4 * channels + c_C, d4, mask=known_C)
+    tl.store(part_ptr + 5 * channels + c_C, d5, mask=known_C)
+    tl.store(part_ptr + 6 * channels + c_C, d6, mask=known_C)
+    tl.store(part_ptr + 7 * channels + c_C, db, mask=known_C)
 
 
 @triton.jit
@@ -105,14 +128,9 @@ def _backward(
     w0, w1, w2, w3, w4, w5, w6 = _taps(weight_ptr, c_C, channels, W)
     bias_C = tl.load(bias_ptr + c_C, mask=c_C < channels, other=0.0).to(tl.float32)
     at, reader = first - 6, first - 6 + LEFT
-    x0, s0 = _token(x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l)
-    x1, s1 = _token(x_ptr, segments_ptr, row, at + 1, length, c_C, channels, stride_b, stride_l)
-    x2, s2 = _token(x_ptr, segments_ptr, row, at + 2, length, c_C, channels, stride_b, stride_l)
-    x3, s3 = _token(x_ptr, segments_ptr, row, at + 3, length, c_C, channels, stride_b, stride_l)
-    x4, s4 = _token(x_ptr, segments_ptr, row, at + 4, length, c_C, channels, stride_b, stride_l)
-    x5, s5 = _token(x_ptr, segments_ptr, row, at + 5, length, c_C, channels, stride_b, stride_l)
-    x6, s6 = _token(x_ptr, segments_ptr, row, at + 6, length, c_C, channels, stride_b, stride_l)
-    x7, s7 = _token(x_ptr, segments_ptr, row, at + 7, length, c_C, channels, stride_b, stride_l)
+    x0, x1, x2, x3, x4, x5, x6, x7, s0, s1, s2, s3, s4, s5, s6, s7 = _window(
+        x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l
+    )
     gy_C = _incoming(gy_ptr, row, reader, length, c_C, channels, gy_b, gy_l)
     next_C = _incoming(gy_ptr, row, reader + 1, length, c_C, channels, gy_b, gy_l)
     zero_C = tl.zeros((C,), tl.float32)
@@ -150,15 +168,7 @@ def _backward(
         r0, r1, r2, r3, r4, r5 = r1, r2, r3, r4, r5, r6
         gy_C, next_C = next_C, after_C
     part = part_ptr + (row.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * 8 * channels
-    known_C = c_C < channels
-    tl.store(part + c_C, d0, mask=known_C)
-    tl.store(part + channels + c_C, d1, mask=known_C)
-    tl.store(part + 2 * channels + c_C, d2, mask=known_C)
-    tl.store(part + 3 * channels + c_C, d3, mask=known_C)
-    tl.store(part + 4 * channels + c_C, d4, mask=known_C)
-    tl.store(part + 5 * channels + c_C, d5, mask=known_C)
-    tl.store(part + 6 * channels + c_C, d6, mask=known_C)
-    tl.store(part + 7 * channels + c_C, db, mask=known_C)
+    _share(part, d0, d1, d2, d3, d4, d5, d6, db, c_C, channels)
 
 
 def _shape(x_BLC: Tensor) -> tuple[tuple[int, int, int], dict]:
