@@ -232,6 +232,7 @@ NEUTRAL: dict[str, object] = {
     "protocol.backbone.mlp_blocks": 1,
     "protocol.backbone.position_rows": 0,
     "protocol.backbone.hidden_dropout": 0.0,
+    "protocol.task.reach": 0,  # masked_lm: no second reading
 }
 
 

@@ -75,6 +75,7 @@ def masked_args(places: Places, texts: list[str], words=WORDS, **changes) -> Mas
         mask_rate=0.3,
         mask_rate_held_out=0.15,
         short=4,
+        reach=0,
         data=Pins("poems", splits, "", "", ""),
         column="text",
         vocabulary=write_vocabulary(places.data, [*SPECIALS, *words]),
@@ -328,6 +329,59 @@ def test_masked_loss_outcomes_and_metrics_against_closed_forms(places):
     assert metrics["accuracy"] == pytest.approx(float(count_B[:8].sum() / count_B.sum()))
 
 
+def far_by_definition(batch: dict, reach: int) -> list[list[bool]]:
+    """Of each slot: masked, and of the places of its segment that show its id one or more, all beyond the reach."""
+    far_BT = []
+    for tokens_L, segments_L, positions_T, labels_T in zip(
+        *(batch[name].tolist() for name in ("tokens", "segments", "positions", "labels")), strict=True
+    ):
+        far_BT.append([])
+        for place, label in zip(positions_T, labels_T, strict=True):
+            apart = [
+                abs(other - place)
+                for other, token in enumerate(tokens_L)
+                if token == label and segments_L[other] == segments_L[place]
+            ]
+            far_BT[-1].append(label != UNUSED and bool(apart) and min(apart) > reach)
+    return far_BT
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("reach", [1, 3, 9, 40])
+def test_the_loss_beyond_a_reach_is_that_of_tokens_shown_only_farther_away(places, packed, reach):
+    """Texts of twelve words, so that most come twice; rows of 32 tokens have nothing 40 away."""
+    draw = np.random.default_rng(reach)
+    texts = [" ".join(draw.choice(WORDS[:12], draw.integers(1, 70))) for _ in range(60)]
+    task = masked(places, texts, packed=packed, reach=reach)
+    batch = task.batch(STREAMS, 0, 40, slice(0, 40))
+    assert int(batch["segments"].max()) > 1 if packed else int(batch["segments"].min()) == 0
+    far_BT = torch.tensor(far_by_definition(batch, reach))
+    shares = {1: (0.4, 0.9), 3: (0.2, 0.9), 9: (0.02, 0.5), 40: (0, 0)}[reach]
+    assert shares[0] <= float(far_BT[batch["labels"] != UNUSED].float().mean()) <= shares[1]
+
+    outputs = torch.randn(*batch["labels"].shape, 100, generator=torch.Generator().manual_seed(0))
+    right_BT = outputs.log_softmax(-1).gather(2, batch["labels"].clamp(min=0)[..., None])[..., 0]
+    loss_B = torch.where(far_BT, -right_BT, 0.0).sum(1)
+    found = task.outcomes(outputs, batch)
+    assert found["count_far"].tolist() == far_BT.sum(1).tolist()
+    assert np.allclose(found["loss_sum_far"], loss_B, rtol=1e-4, atol=1e-6)
+    metrics, tokens = task.metrics("validation", found), int(far_BT.sum())
+    assert metrics["tokens_far"] == tokens
+    assert metrics.get("loss_far") == (pytest.approx(float(loss_B.sum()) / tokens, rel=1e-4) if tokens else None)
+
+
+def test_the_second_reading_changes_nothing_of_the_first(places):
+    tasks = [masked(places, documents(100, 60), reach=reach) for reach in (0, 3)]
+    one, two = (task.batch(STREAMS, 0, 16, slice(0, 16)) for task in tasks)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    outputs = torch.randn(*one["labels"].shape, 100, generator=torch.Generator().manual_seed(0))
+    first, second = (task.outcomes(outputs, one) for task in tasks)
+    assert set(second) - set(first) == {"loss_sum_far", "count_far"}
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    plain, both = (task.metrics("validation", found) for task, found in zip(tasks, (first, second), strict=True))
+    assert plain == {name: both[name] for name in ("loss", "accuracy", "tokens")}
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -338,6 +392,7 @@ def test_masked_loss_outcomes_and_metrics_against_closed_forms(places):
         ({"short": 31}, "short"),
         ({"pieces": -1}, "pieces"),
         ({"pieces": 1, "packed": True}, "pieces"),
+        ({"reach": -1}, "reach"),
     ],
 )
 def test_settings_out_of_range_are_refused_without_data(places, changes, message):

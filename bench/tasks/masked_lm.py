@@ -38,6 +38,7 @@ class Args:
     mask_rate: float  # share of the ordinary tokens of a row that is chosen, in training
     mask_rate_held_out: float
     short: int  # a document's last piece is dropped if it has fewer tokens than this, unless it is the only one
+    reach: int  # tokens; the loss is also read where the clue lies farther away than this (`beyond`), 0: it is not
     data: Pins  # splits `train` and `validation`
     column: str  # the text column
     vocabulary: Vocabulary
@@ -66,6 +67,8 @@ class MaskedLM(Task):
             raise Refusal(f"task.pieces is {args.pieces}; it must be {allowed}")
         if not 0 <= args.short <= args.length - 2:
             raise Refusal(f"task.short is {args.short}; it must lie between 0 and task.length - 2 = {args.length - 2}")
+        if args.reach < 0:
+            raise Refusal(f"task.reach is {args.reach}; it must be 0 (no second reading) or more")
         self.rows: dict[str, Joined] = {}
 
     def spec(self) -> Spec:
@@ -214,7 +217,10 @@ class MaskedLM(Task):
         )
 
     def outcomes(self, outputs: Tensor, batch: Batch) -> dict[str, np.ndarray]:
-        """`item` (row of the held-out split), `loss_sum` (nats), `correct` and `count` (masked tokens) of each row."""
+        """`item` (row of the held-out split), `loss_sum` (nats), `correct` and `count` (masked tokens) of each row.
+
+        With a `reach` also `loss_sum_far` and `count_far`, of the masked tokens `beyond` it.
+        """
         labels_BT = batch["labels"]
         loss_BT = F.cross_entropy(
             outputs.float().flatten(0, 1), labels_BT.flatten(), ignore_index=UNUSED, reduction="none"
@@ -225,13 +231,22 @@ class MaskedLM(Task):
             "correct": (outputs.argmax(-1) == labels_BT).sum(1),
             "count": (labels_BT != UNUSED).sum(1),
         }
+        if self.args.reach:
+            far_BT = beyond(batch, self.args.reach)
+            columns |= {"loss_sum_far": (loss_BT * far_BT).sum(1), "count_far": far_BT.sum(1)}
         return {name: values.detach().cpu().numpy() for name, values in columns.items()}
 
     def metrics(self, part: str, outcomes: dict[str, np.ndarray]) -> dict[str, float]:
-        """`loss` (nats) and `accuracy`, means over all masked tokens of the set, and their number `tokens`."""
-        tokens = float(outcomes["count"].sum())
-        loss = float(outcomes["loss_sum"].sum(dtype=np.float64))
-        return {"loss": loss / tokens, "accuracy": float(outcomes["correct"].sum()) / tokens, "tokens": tokens}
+        """`loss` (nats) and `accuracy`, means over all masked tokens of the set, and their number `tokens`.
+
+        With a `reach` also `tokens_far` and, unless there is none, `loss_far`: of the masked tokens `beyond` it.
+        """
+        tokens, loss = _total(outcomes["count"]), _total(outcomes["loss_sum"])
+        found = {"loss": loss / tokens, "accuracy": _total(outcomes["correct"]) / tokens, "tokens": tokens}
+        if self.args.reach:
+            found["tokens_far"] = far = _total(outcomes["count_far"])
+            found |= {"loss_far": _total(outcomes["loss_sum_far"]) / far} if far else {}
+        return found
 
     def words(self, tokens: np.ndarray) -> list[str]:
         return [self.pieces.words[token] for token in tokens]
@@ -254,6 +269,22 @@ class MaskedLM(Task):
             "items": np.arange(size),
         }
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
+
+
+def beyond(batch: Batch, reach: int) -> Tensor:
+    """BT bool: masked tokens whose segment shows the same id more than `reach` tokens away and nowhere nearer.
+
+    What counts is what the input shows: a chosen token that was kept shows itself, at distance 0, and does not count.
+    """
+    segments_BL, positions_BT = batch["segments"], batch["positions"]
+    shown_BTL = batch["tokens"][:, None] == batch["labels"][..., None]
+    shown_BTL &= segments_BL[:, None] == segments_BL.gather(1, positions_BT)[..., None]
+    apart_BTL = (torch.arange(segments_BL.shape[1], device=segments_BL.device) - positions_BT[..., None]).abs()
+    return shown_BTL.any(-1) & ~(shown_BTL & (apart_BTL <= reach)).any(-1)
+
+
+def _total(values_B: np.ndarray) -> float:
+    return float(values_B.sum(dtype=np.float64))
 
 
 def capacity(length: int, rate: float) -> int:
