@@ -2,7 +2,8 @@
 
 There is no syntax for 'this mixer with another learning rate'. Two declared exceptions make derived protocols with ids
 of their own: `varies` (a response axis, for every mixer alike) and `departures` (a named confound of one mixer).
-`family` declares before the first run what the report will test; its hash goes into every record of the sweep.
+`family` declares before the first run what the report will test, `controls` what it will not; a hash of both goes into
+every record of the sweep.
 """
 
 import dataclasses
@@ -68,12 +69,14 @@ class Sweep:
     departures: tuple[Departure, ...]
     columns: tuple[Column, ...]
     family: Family
+    controls: tuple[dict, ...]  # arms that are shown and stand in no declared family; a file without the key has none
 
     @property
     def registration(self) -> str:
         """Hash of what was declared: family, metric, margin, alpha, seeds and replicas, and the arms that span it."""
         values = dataclasses.asdict(self)
-        keys = ("family", "seeds", "replicas", "protocols", "mixers", "varies", "departures")
+        keys = ["family", "seeds", "replicas", "protocols", "mixers", "varies", "departures"]
+        keys += ["controls"] if self.controls else []  # the key is younger than the first records
         return digest({"registration": [[k, values[k]] for k in keys]})
 
 
@@ -105,7 +108,7 @@ def load(path: Path) -> Sweep:
     for key in values:
         if key not in keys:
             raise Refusal(f"unknown key 'sweep.{key}' in {path}; allowed: {', '.join(keys)}")
-    sweep = build(Sweep, {**values, "name": path.stem}, "sweep")
+    sweep = build(Sweep, {"controls": [], **values, "name": path.stem}, "sweep")
     for key in ("protocols", "mixers", "seeds", "replicas", "columns"):
         if not getattr(sweep, key):
             raise Refusal(f"sweep.{key} is empty in {path}: the sweep has no run")
@@ -139,7 +142,7 @@ def arms(sweep: Sweep) -> list[Arm]:
             own = dict(zip(axes, values, strict=True))
             departed = {}
             for number, departure in enumerate(sweep.departures):
-                if all({**whole, **own}.get(k) == v for k, v in departure.mixer.items()):
+                if matched(departure.mixer, {**whole, **own}):
                     departed |= {f"protocol.{k}": v for k, v in departure.set.items()}
                     used.add(number)
             found.append(Arm(mixer["name"], {f"mixer.{k}": v for k, v in own.items()}, departed))
@@ -148,16 +151,32 @@ def arms(sweep: Sweep) -> list[Arm]:
     if unused:
         raise Refusal(f"sweep.departures: no arm of the sweep matches {', '.join(unused)}")
     check_reference(sweep.family.reference, wholes)
+    check_controls(sweep, wholes)
     return found
 
 
 def check_reference(reference: dict, mixers: list[dict]) -> None:
     """Refuse a reference that no arm or more than one is; an arm that the file lists twice is one."""
     plain = [m for m in mixers if not m.get("salt", 0)]  # an A/A arm is no reference
-    matches = {digest({"mixer": m}): m for m in plain if all(m.get(k) == v for k, v in reference.items())}
+    matches = {digest({"mixer": m}): m for m in plain if matched(reference, m)}
     if reference and len(matches) != 1:
         several = f"{len(matches)} arms match it, name more of its keys" if matches else "no arm of the sweep matches"
         raise Refusal(f"sweep.family.reference {reference}: {several}")
+
+
+def check_controls(sweep: Sweep, mixers: list[dict]) -> None:
+    """Refuse controls that are no arm, or the arm that others are compared with."""
+    for control in sweep.controls:
+        matches = [m for m in mixers if matched(control, m)]
+        if not matches:
+            raise Refusal(f"sweep.controls {control}: no arm of the sweep matches")
+        if sweep.family.reference and any(matched(sweep.family.reference, m) for m in matches):
+            raise Refusal(f"sweep.controls {control}: sweep.family.reference cannot be a control")
+
+
+def matched(keys: dict, mixer: dict) -> bool:
+    """Whether a mixer's arguments, its name among them, have these values."""
+    return all(mixer.get(key) == value for key, value in keys.items())
 
 
 def registered(run: Run, registration: str, known: dict[str, Run]) -> Run:

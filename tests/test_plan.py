@@ -292,6 +292,14 @@ def test_effects_are_in_sds_until_three_seeds_are_finished_and_then_in_the_colum
     assert effect.units == (pytest.approx(effect.sds[0] * sd),) * 2
 
 
+def test_controls_and_a_a_arms_are_no_comparisons(tmp_path, store):
+    low = {"name": "low_rank", "heads": 2, "sam": True}
+    mixers = [{"name": "identity", "heads": 2}, {"name": "dense", "heads": 2}, low, {**low, "salt": 1}]
+    for controls, left in (([], 2), ([{"name": "identity"}], 1)):
+        (effect,) = planned(tmp_path, store, mixers=mixers, controls=controls).effects
+        assert effect.comparisons == left
+
+
 def test_the_sd_of_many_arms_is_that_of_their_paired_differences():
     """Arms whose noise is drawn independently with SD 1: the differences of two have SD sqrt(2)."""
     import numpy as np

@@ -106,7 +106,9 @@ def a_row(
 
 def a_sweep(**changes) -> Sweep:
     family = Family({"name": "dense"}, ("reference", "sam"), Column("quick", "accuracy"), 0.02, 0.05)
-    plain = Sweep("demo", "Does it pass?", ("quick",), (), (0, 1), (0,), {}, (), (Column("quick", "accuracy"),), family)
+    plain = Sweep(
+        "demo", "Does it pass?", ("quick",), (), (0, 1), (0,), {}, (), (Column("quick", "accuracy"),), family, ()
+    )
     return replace(plain, **changes)
 
 

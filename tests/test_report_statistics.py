@@ -52,6 +52,18 @@ def test_a_difference_that_only_pairing_shows_is_found_and_equal_arms_are_not_ca
     assert next(r for r in tables.wide(table, found)[1] if r[0] == "attention")[2].endswith(" a")
 
 
+def test_a_control_is_shown_and_stands_in_no_family():
+    rows = noisy_rows({3: 0.55}, seeds=10)
+    table = a_table(rows, controls=({"name": "attention"},))
+    found = analysis.analyse(table, {})
+    assert found.families == {"reference": [(1, 0), (2, 0)], "sam": [(2, 1)]}
+    assert analysis.analyse(a_table(rows, controls=(LOW_SAM,)), {}).families == {"reference": [(1, 0), (3, 0)]}
+    text = text_of(table, [])
+    assert "A family of 2" in text and "Controls, shown and in no family: attention SAM." in text
+    assert [line[0] for line in tables.wide(table, found)[1]].count("attention") == 1
+    assert "Controls" not in text_of(a_table(rows), [])
+
+
 def test_equivalence_is_claimed_within_the_declared_margin_only():
     table = a_table(noisy_rows({3: 0.55}, seeds=10))
     tested = section(table, "Tests against the reference on quick: accuracy")

@@ -200,6 +200,27 @@ def test_what_was_declared_goes_with_every_run_and_its_parents_and_leaves_their_
     assert more.registration != declared.registration and make_run("base", "identity", {}, 0, 0).registration == ""
 
 
+@pytest.mark.parametrize(
+    ("control", "parts"),
+    [({"name": "dense"}, ["'dense'", "no arm"]), ({"heads": 4}, ["reference cannot be a control"])],
+)
+def test_a_control_is_an_arm_and_not_the_reference(tmp_path, control, parts):
+    message = refusal(
+        lambda: grid(a_sweep(tmp_path, family=AGAINST, mixers=[{"name": "identity"}], controls=[control]))
+    )
+    assert all(part in message for part in ["sweep.controls", *parts]), message
+
+
+def test_controls_are_declared_and_change_no_id(tmp_path):
+    mixers = [{"name": "identity"}, {"name": "low_rank", "sam": True, "heads": 2}]
+    none, empty, one = (
+        a_sweep(tmp_path, family=AGAINST, mixers=mixers, **given)
+        for given in ({}, {"controls": []}, {"controls": [{"name": "low_rank"}]})
+    )
+    assert none.registration == empty.registration != one.registration
+    assert [r.id for r in grid(none)] == [r.id for r in grid(one)]
+
+
 def test_a_sweep_lacks_no_key(tmp_path):
     for key in PLAIN:
         (tmp_path / "y.yaml").write_text(yaml.safe_dump({k: v for k, v in PLAIN.items() if k != key}))

@@ -2,8 +2,9 @@
 
 In SDs of paired differences, what the t-test of the report finds with probability POWER at the declared alpha: at the
 family's last Holm step (low) and at its first, the worst case (high), with each arm against one of them as the family,
-A/A arms left out; a family that is declared smaller (SAM against not SAM alone) can show a little more. From three
-finished seeds on in the column's own units too, by the residual SD of the block model value = arm + seed + noise.
+A/A arms and controls left out; a family that is declared smaller (SAM against not SAM alone) can show a little more.
+From three finished seeds on in the column's own units too, by the residual SD of the block model value = arm + seed +
+noise.
 """
 
 import itertools
@@ -11,9 +12,10 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from bench.config import resolved_mixer
 from bench.plan.evidence import Ledger
 from bench.report.frame import written_out
-from bench.sweep import Cell, Sweep
+from bench.sweep import Cell, Sweep, matched
 
 POWER = 0.8
 ENOUGH = 3  # seeds whose spread is worth naming
@@ -36,6 +38,8 @@ class Effect:
 def effects(sweep: Sweep, cells: list[Cell], ledger: Ledger) -> list[Effect]:
     by_label: dict[str, list[Cell]] = {}
     for cell in cells:
+        if any(matched(control, resolved_mixer(cell.run)) for control in sweep.controls):
+            continue
         by_label.setdefault(cell.protocol, []).append(cell)
     columns = written_out(sweep, list(by_label))
     return [

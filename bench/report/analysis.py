@@ -15,7 +15,7 @@ from bench.report.stats_suite import improvement, iqm_interval, profile, rank_ov
 from bench.report.stats_tests import Equivalence, Interval, benjamini_hochberg, can_test, equivalence, holm, t_interval
 from bench.report.suite import Average, Floor, glue_average
 from bench.report.tables import by_seed, tidy
-from bench.sweep import AGAINST, SAM, Column
+from bench.sweep import AGAINST, SAM, Column, matched
 
 A_A = "a_a"  # an arm against itself with other initial values of the mixer: whatever is found there is noise
 RESAMPLES = 2000
@@ -167,22 +167,29 @@ def salted(arm: Arm) -> bool:
     return bool(arm.mixer.get("salt", 0))
 
 
+def controls(table: Table) -> list[int]:
+    """Places of the arms that the sweep shows without a comparison."""
+    return [i for i, a in enumerate(table.arms) if any(matched(c, a.mixer) for c in table.sweep.controls)]
+
+
 def reference_of(table: Table) -> int | None:
     given = table.sweep.family.reference
-    places = [i for i, a in enumerate(table.arms) if all(a.mixer.get(k) == v for k, v in given.items())]
+    places = [i for i, a in enumerate(table.arms) if matched(given, a.mixer)]
     places = [i for i in places if not salted(table.arms[i])]
     return places[0] if given and places else None
 
 
 def pairs(table: Table, reference: int | None) -> dict[str, stats.Pairs]:
-    """Kind -> its pairs, kinds without any left out. An A/A arm stands in no declared family, only beside its twin."""
+    """Kind -> its pairs, kinds without any left out. An A/A arm stands in no declared family, only beside its twin; a
+    control in none."""
     arms = table.arms
     plain = [i for i, a in enumerate(arms) if not salted(a)]
+    compared = [i for i in plain if i not in controls(table)]
     found = {}
     if AGAINST in table.sweep.family.comparisons and reference is not None:
-        found[AGAINST] = [(i, reference) for i in plain if i != reference]
+        found[AGAINST] = [(i, reference) for i in compared if i != reference]
     if SAM in table.sweep.family.comparisons:
-        found[SAM] = sam_pairs(arms, plain)
+        found[SAM] = sam_pairs(arms, compared)
     twins = {}
     for i in plain:
         twins[tuple(sorted((k, str(v)) for k, v in arms[i].mixer.items() if k != "salt"))] = i

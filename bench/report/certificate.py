@@ -35,7 +35,8 @@ def declared(table: Table) -> dict:
     """What the sweep says now that the report tests, its hash, and how many records ran under each declaration."""
     carried = [r.record.registration or "none" for r in table.rows]
     counts = {name: carried.count(name) for name in sorted(set(carried))}
-    return {"family": asdict(table.sweep.family), "hash": table.sweep.registration, "records": counts}
+    controls = {"controls": list(table.sweep.controls)} if table.sweep.controls else {}
+    return {"family": asdict(table.sweep.family), **controls, "hash": table.sweep.registration, "records": counts}
 
 
 def of_protocol(table: Table, protocol: str) -> dict:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.report import stats
-from bench.report.analysis import A_A, Analysis, Measured, Result
+from bench.report.analysis import A_A, Analysis, Measured, Result, controls
 from bench.report.frame import Table, plain
 from bench.report.responses import Response, responses
 from bench.report.stats_bootstrap import caution
@@ -96,7 +96,7 @@ def signed(value: float, digits: int) -> str:
 def delta_notes(table: Table, analysis: Analysis, results: list[Result]) -> list[str]:
     found, family = results[0].found, table.sweep.family
     level, n, size = percent(1 - found.alpha), found.seeds, len(found.pairs)
-    family_note = [] if results[0].kind == A_A else [f"A family of {size}, {declared(table)}."]
+    family_note = [] if results[0].kind == A_A else [f"A family of {size}, {declared(table)}.", *left_out(table)]
     if n < 2:
         return ["One seed: differences have no interval and nothing is tested.", *family_note]
     notes = [f"Mean paired difference over n = {n} seeds [{level} t interval of the pair].", *family_note]
@@ -119,6 +119,11 @@ def delta_notes(table: Table, analysis: Analysis, results: list[Result]) -> list
     least = detectable(n, size, found.alpha, POWER)
     notes.append(f"A true difference of {least:.2g} SDs of paired differences is found with {percent(POWER)} chance.")
     return notes
+
+
+def left_out(table: Table) -> list[str]:
+    names = ", ".join(table.arms[place].label for place in controls(table))
+    return [f"Controls, shown and in no family: {names}."] if names else []
 
 
 def percent(share: float) -> str:
