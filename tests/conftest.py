@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import backbone, registry, train
+from bench import backbone, compose, registry, train
 from bench.capacity import model_of
 from bench.compose import make_where
 from bench.config import Run, Where
@@ -76,6 +76,12 @@ def virtual(request, monkeypatch) -> Virtual:
 @pytest.fixture
 def where(tmp_path) -> Where:
     return make_where({"where.results": str(tmp_path / "results"), "where.device": "cpu"})
+
+
+def forget() -> None:
+    """All that was composed: the yaml files have changed."""
+    for cached in (one for one in vars(compose).values() if hasattr(one, "cache_clear")):
+        cached.cache_clear()
 
 
 def built(run: Run, device: str = "cpu") -> tuple[backbone.Backbone, object]:

@@ -20,6 +20,7 @@ from bench.run import execute
 from bench.store import Store
 from bench.sweep import grid, load, ordered
 from bench.words import duration
+from tests.conftest import forget
 from tests.test_store import a_record, content
 from tests.test_sweep import PLAIN
 
@@ -168,9 +169,9 @@ def tiny(tmp_path, monkeypatch):
     (configs / "protocol" / "tiny.yaml").write_text(own)
     monkeypatch.setattr(compose, "CONFIGS", configs)
     monkeypatch.setenv("MIXERBENCH_DATA", str(data))
-    compose._composed.cache_clear()
+    forget()
     yield tmp_path
-    compose._composed.cache_clear()
+    forget()
 
 
 def test_from_a_corpus_to_a_record_and_what_may_be_wrong_with_the_files(call, tiny):
@@ -187,7 +188,7 @@ def test_from_a_corpus_to_a_record_and_what_may_be_wrong_with_the_files(call, ti
     assert "--size" in the_line(call("data", "vocab", "tiny", "--size", "-5", "--out", data / "other.txt"))
     assert "no folder" in the_line(call("data", "vocab", "tiny", "--size", "90", "--out", data / "sub" / "words.txt"))
     yaml_file.write_text(yaml.safe_dump(yaml.safe_load(yaml_file.read_text()) | pin))
-    compose._composed.cache_clear()
+    forget()
     code, out, _ = call("data", "fetch", "tinytexts")
     assert code == 0 and out.count("verified") == 3
 
@@ -204,12 +205,12 @@ def test_from_a_corpus_to_a_record_and_what_may_be_wrong_with_the_files(call, ti
     old, new = (hashlib.sha256(part).hexdigest() for part in (whole, whole[: len(whole) // 2]))
     good = yaml_file.read_text()
     yaml_file.write_text(good.replace(old, new))
-    compose._composed.cache_clear()
+    forget()
     message = the_line(call(*words))
     assert "train.parquet is not readable Parquet" in message and not list(results.glob("runs"))
 
     yaml_file.write_text(good)
-    compose._composed.cache_clear()
+    forget()
     (tiny / "source").mkdir()
     (tiny / "source" / "train.parquet").write_bytes(whole)
     for name in ("validation.parquet", "words.txt"):

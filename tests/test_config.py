@@ -8,6 +8,7 @@ import pytest
 from bench import Refusal, compose, config
 from bench.compose import make_run, parse_overrides, parse_run
 from bench.config import digest, resolved
+from tests.conftest import forget
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -159,7 +160,7 @@ def written(tmp_path, monkeypatch, **protocols) -> None:
     for name, text in protocols.items():
         (tmp_path / "protocol" / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(compose, "CONFIGS", tmp_path)
-    compose._composed.cache_clear()
+    forget()
 
 
 BASE = (compose.CONFIGS / "protocol" / "quick_digits.yaml").read_text()
@@ -180,7 +181,7 @@ def test_a_protocol_file_that_is_not_whole_is_refused_in_one_line(tmp_path, monk
     written(tmp_path, monkeypatch, p=text)
     with pytest.raises(Refusal) as caught:
         make_run("p", "dense", {}, 0, 0)
-    compose._composed.cache_clear()
+    forget()
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -200,7 +201,7 @@ def test_a_child_that_would_read_its_parents_weights_otherwise_is_refused(tmp_pa
     assert make_run("same", "dense", {}, 0, 0).parent.label == "p"
     with pytest.raises(Refusal, match=rf"'other' cannot start from 'p': {key}="):
         make_run("other", "dense", {}, 0, 0)
-    compose._composed.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("place", ["value", "key", "defaults", "task"])
@@ -217,10 +218,10 @@ def test_an_interpolation_in_a_yaml_is_refused_before_it_is_resolved(tmp_path, m
     (tmp_path / "protocol" / "p.yaml").write_text(text)
     (tmp_path / "task" / "evil.yaml").write_text("name: ${oc.env:HOME}\n")
     monkeypatch.setattr(compose, "CONFIGS", tmp_path)
-    compose._composed.cache_clear()
+    forget()
     with pytest.raises(Refusal, match="interpolation"):
         compose.compose_group("protocol", "p")
-    compose._composed.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("text", ["a: !!python/object/apply:os.system ['true']\n", "a: [1\n", "a: 1\na: 2\n"])

@@ -342,7 +342,7 @@ BAD = {
     "like nothing": ([f"protocol={SMALL}", "--like", "identity"], ["identity", "mixer_parameters", "0"]),
     "unknown figure": ([f"protocol={SMALL}", "--like", "dense", "--by", "memory"], ["memory", "flops"]),
     "a figure of no one": ([f"protocol={SMALL}", "--by", "flops"], ["--by", "--like"]),
-    "unknown knob": ([f"protocol={SMALL}", "--like", "dense", "--knob", "width"], ["width", "groups, heads, rank"]),
+    "unknown knob": ([f"protocol={SMALL}", "--like", "dense", "--knob", "width"], ["width", "heads, hidden, inner"]),
     "a knob for no budget": ([f"protocol={SMALL}", "--knob", "rank"], ["--knob", "--like"]),
 }
 

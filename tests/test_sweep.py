@@ -16,6 +16,7 @@ from bench.queue import Queue
 from bench.store import Store
 from bench.sweep import cells, grid, load, named, ordered
 from bench.worker import Stop, work
+from tests.conftest import forget
 from tests.test_store import a_record
 
 ROOT = Path(__file__).parents[1]
@@ -66,9 +67,9 @@ def chain(tmp_path, monkeypatch):
         text = f"defaults:\n  - quick_copying\n  - _self_\n{own}"
         (configs / "protocol" / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(compose, "CONFIGS", configs)
-    compose._composed.cache_clear()
+    forget()
     yield
-    compose._composed.cache_clear()
+    forget()
 
 
 # Grammar ------------------------------------------------------------------------------------------------------------

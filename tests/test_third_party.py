@@ -19,6 +19,7 @@ from bench.match.verb import match
 from bench.mixers.base import Features, Grant
 from bench.record import read_records
 from bench.report import frame
+from tests.conftest import forget as forget_composed
 
 EXAMPLE = ROOT / "examples" / "window"
 SOURCE = (EXAMPLE / "src" / "mixerbench_window" / "window.py").read_text()
@@ -118,8 +119,7 @@ def install(tmp_path, monkeypatch):
 
     def forget() -> None:
         plugins.claims.cache_clear()
-        for cached in (one for one in vars(compose).values() if hasattr(one, "cache_clear")):
-            cached.cache_clear()
+        forget_composed()
 
     def add(distribution: str, points: dict[str, str], files: dict[str, str], release: str = "1.0") -> Path:
         site = tmp_path / distribution
