@@ -166,17 +166,18 @@ def distinct(makers: dict) -> Row:
     for label, (make, declared) in makers.items():
         subject = subject_of(make, declared, full=False)
         mixer, segments_1L = subject.mixer(16, False), documents([[16]], 16)
-        m_LL = pushed(mixer, *subject.inputs(mixer, segments_1L), segments_1L)[0]
-        matrices[label] = m_LL / m_LL.norm()
+        matrices[label] = pushed(mixer, *subject.inputs(mixer, segments_1L), segments_1L)
     closest = min(itertools.combinations(matrices, 2), key=lambda pair: distance(*(matrices[x] for x in pair)))
     figure = distance(*(matrices[x] for x in closest))
     verdict = "pass" if figure > 1e-3 else "fail"
     return Row("no two give the same matrix", figure, verdict, f"distance of the closest pair: {' and '.join(closest)}")
 
 
-def distance(m_LL, n_LL) -> float:
-    """Between matrices of norm 1, whatever their sign."""
-    return float(min((m_LL - n_LL).norm(), (m_LL + n_LL).norm()))
+def distance(m_HLL, n_HLL) -> float:
+    """Between the heads that both have, each side scaled to norm 1, whatever its sign."""
+    heads = min(len(m_HLL), len(n_HLL))
+    m_HLL, n_HLL = (x[:heads] / x[:heads].norm() for x in (m_HLL, n_HLL))
+    return float(min((m_HLL - n_HLL).norm(), (m_HLL + n_HLL).norm()))
 
 
 def plain(row: Row) -> dict:

@@ -16,9 +16,9 @@ from bench.store import replace_whole
 LINES = {"fast": "-", "eager": "--", "graph": "-.", "naive": ":"}
 FURTHER = ("v", "P", "X", "*")  # markers of the second, third ... arm of one mixer and level
 WAYS = {
-    "fast": "compiled where training is",
+    "fast": "as training runs it",
     "eager": "the same, not compiled",
-    "graph": "a CUDA graph of fast, as training runs it on one GPU",
+    "graph": "a CUDA graph of fast, as training with where.graph=on",
     "naive": "the mixer's matrix written out, not compiled",
 }
 
@@ -77,6 +77,7 @@ def of_layers(result: dict) -> list[Section]:
     gain = across(result, lambda row: span(row["speedup"], 1.0), "Times as fast as naive, in the same rounds", {}, "")
     time.notes.extend(outcome_notes(result) + time_notes(result))
     share.notes.append("Roofline: FLOPs / rate + bytes / bandwidth of this run; each stage moves its tensors once.")
+    share.notes.append("FLOPs are those of the mixer's plain form: a backend that needs fewer may pass 100 %.")
     found = [time, memory, share]
     return [*found, gain] if any(row["speedup"] for row in result["rows"]) else found
 

@@ -62,8 +62,8 @@ class Timed:
         slow = result.first > self.settings.seconds and not self.settings.compiled
         for _ in range(0 if slow else self.settings.warm - 1):
             self.step()
+        result.peak_memory = clock.peak_of(self.step, device) - before  # of the step itself: a graph keeps its memory
         self.finish()
-        result.peak_memory = clock.peak_of(self.step, device) - before
         result.estimate = clock.waited(self.step, device)
         result.outcome = "ok"
 
