@@ -149,12 +149,8 @@ def test_padding_never_reaches_an_output(mixer, pooling):
     assert not torch.allclose(model(other_ids(long, long["segments"] == 1)), output)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("mixer", sorted(MIXERS))
-def test_packed_documents_do_not_see_one_another(mixer, causal):
-    """A change of one document changes the outputs on that document and no others."""
-    spec = dataclasses.replace(SPEC, packed=True)
-    model = model_of(spec, shell_settings=dataclasses.replace(SHELL, conv_causal=causal), mixer=mixer)
+def keeps_documents_apart(model) -> None:
+    """A change of one document of a packed row changes the outputs on all of that document and on no other."""
     segments = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 0]])
     batch = rows([LENGTH], LENGTH) | {"segments": segments, "positions": torch.arange(LENGTH)[None]}
     output = model(batch)
@@ -162,6 +158,15 @@ def test_packed_documents_do_not_see_one_another(mixer, causal):
         moved = (model(other_ids(batch, segments == changed)) - output).abs().amax(-1) > 1e-9
         assert not moved[(segments != changed) & (segments > 0)].any()
         assert changed == 0 or moved[segments == changed].all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mixer", sorted(MIXERS))
+def test_packed_documents_do_not_see_one_another(mixer, causal):
+    """A change of one document changes the outputs on that document and no others."""
+    spec = dataclasses.replace(SPEC, packed=True)
+    model = model_of(spec, shell_settings=dataclasses.replace(SHELL, conv_causal=causal), mixer=mixer)
+    keeps_documents_apart(model)
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])

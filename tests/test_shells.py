@@ -19,7 +19,18 @@ from bench.seeds import Streams
 from bench.shells.base import find, names, owned_by_mixer, short_conv
 from bench.store import read_records
 from tests.conftest import built, setting, shrunk
-from tests.test_backbone import LENGTH, MIXERS, POOLED, SETTINGS, SPEC, WIDTH, model_of, other_ids, rows
+from tests.test_backbone import (
+    LENGTH,
+    MIXERS,
+    POOLED,
+    SETTINGS,
+    SPEC,
+    WIDTH,
+    keeps_documents_apart,
+    model_of,
+    other_ids,
+    rows,
+)
 
 MIXERS |= {
     "fourier": {"sam": False},
@@ -170,14 +181,7 @@ def test_padding_never_reaches_an_output(name, mixer):
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("mixer", TRIED)
 def test_packed_documents_do_not_see_one_another(name, mixer):
-    model = a_model(name, mixer, dataclasses.replace(SPEC, packed=True))
-    segments = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 0]])
-    batch = rows([LENGTH], LENGTH) | {"segments": segments, "positions": torch.arange(LENGTH)[None]}
-    output = model(batch)
-    for changed in (1, 2, 3, 0):
-        moved = (model(other_ids(batch, segments == changed)) - output).abs().amax(-1) > 1e-9
-        assert not moved[(segments != changed) & (segments > 0)].any()
-        assert changed == 0 or moved[segments == changed].all()
+    keeps_documents_apart(a_model(name, mixer, dataclasses.replace(SPEC, packed=True)))
 
 
 @pytest.mark.parametrize("name", OTHERS)

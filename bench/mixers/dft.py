@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment
+from bench.mixers.waves import transform_flops, turns
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,9 @@ class DFT(Mixer):
         return (y_BLHP * math.sqrt(2 / n)).to(v_BLHP.dtype) * real_BL11
 
     def cosines(self, length: int, v_BLHP: Tensor) -> Tensor:
-        """The leading block, LL, in the dtype of v; phases are reduced as integers and so exact at any length."""
-        n, at_L = self.grant.length, torch.arange(length, device=v_BLHP.device)
-        wide = torch.promote_types(v_BLHP.dtype, torch.float32)
-        turns_LL = (at_L[:, None] * at_L % n).to(wide) / n
-        return (math.sqrt(2 / n) * torch.cos(2 * math.pi * turns_LL)).to(v_BLHP.dtype)
+        """The leading block, LL, in the dtype of v."""
+        n = self.grant.length
+        return (math.sqrt(2 / n) * torch.cos(2 * math.pi * turns(length, n, v_BLHP))).to(v_BLHP.dtype)
 
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         length, heads = v_BLHP.shape[1], v_BLHP.shape[2]
@@ -73,8 +72,4 @@ class DFT(Mixer):
         return None
 
     def flops(self, length: int) -> int:
-        channels = self.grant.heads * self.grant.head_width
-        if self.grant.packed:
-            return 2 * channels * length**2
-        n = max(length, self.grant.length)  # a shorter row is filled up; a real transform of n points: 2.5 n log2 n
-        return int(2.5 * n * math.log2(max(n, 2))) * channels
+        return transform_flops(self.grant, length)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bench import Refusal
 from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment
+from bench.mixers.waves import transform_flops, turns
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,10 @@ class Fourier(Mixer):
         return torch.cat([y_BFHP, mirror_BFHP], dim=1)[:, :length].to(v_BLHP.dtype) * real_BL11
 
     def waves(self, length: int, v_BLHP: Tensor) -> Tensor:
-        """The leading block, HLL, in the dtype of v; phases are reduced as integers and so exact at any length."""
-        n, half, at_L = self.grant.length, self.grant.heads // 2, torch.arange(length, device=v_BLHP.device)
-        wide = torch.promote_types(v_BLHP.dtype, torch.float32)
-        phase_LL = 2 * math.pi * (at_L[:, None] * at_L % n).to(wide) / n
-        waves = [wave.to(v_BLHP.dtype).expand(half, -1, -1) for wave in (phase_LL.cos(), phase_LL.sin())]
-        return torch.cat(waves)
+        """The leading block, HLL, in the dtype of v."""
+        phase_LL = 2 * math.pi * turns(length, self.grant.length, v_BLHP)
+        halves = (phase_LL.cos(), phase_LL.sin())
+        return torch.cat([wave.to(v_BLHP.dtype).expand(self.grant.heads // 2, -1, -1) for wave in halves])
 
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         length = v_BLHP.shape[1]
@@ -85,8 +84,4 @@ class Fourier(Mixer):
         return None
 
     def flops(self, length: int) -> int:
-        channels = self.grant.heads * self.grant.head_width
-        if self.grant.packed:
-            return 2 * channels * length**2
-        n = max(length, self.grant.length)  # a shorter row is filled up; a real transform of n points: 2.5 n log2 n
-        return int(2.5 * n * math.log2(max(n, 2))) * channels
+        return transform_flops(self.grant, length)
