@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -207,6 +208,27 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", results], check=True)  # Slurm may still write the end of a log
 
 
+@contextlib.contextmanager
+def between_writes(asked: Case) -> Iterator[None]:
+    """The owner stands still, nothing of it half-written: a file it gives up later would make room again."""
+    (run,) = asked.runs
+    owner, folder = owner_of(asked)["pid"], asked.store.folder(run.id)
+
+    def still() -> bool:
+        os.kill(owner, signal.SIGSTOP)
+        wait(lambda: Path(f"/proc/{owner}/stat").read_text().rpartition(")")[2].split()[0] == "T", 10)
+        if any(folder.glob(".*.*")):
+            os.kill(owner, signal.SIGCONT)
+            return False
+        return True
+
+    wait(still, 60)
+    try:
+        yield
+    finally:
+        os.kill(owner, signal.SIGCONT)
+
+
 def fill(folder: Path) -> Path:
     filler = folder / "filler"
     with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
@@ -222,7 +244,8 @@ def test_a_full_disk(virtual, tmp_path, slow, small_disk, undisturbed, running):
     asked.submit("where.checkpoint_seconds=1", root=slow)
     if running:
         in_the_middle(asked)
-    filler = fill(small_disk)
+    with between_writes(asked) if running else contextlib.nullcontext():
+        filler = fill(small_disk)
     asked.ended(120)
     assert asked.records() == [None] and kinds(asked) == (["error"] if running else [])
     assert states(asked) == {"FAILED"}
