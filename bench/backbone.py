@@ -206,12 +206,17 @@ class Backbone(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Outputs: BC for a pooled task, else BTC at the batch's `positions`."""
+        return self.outputs(self.read(batch))
+
+    def read(self, batch: Batch) -> Tensor:
+        """What the head gets: BD for a pooled task, else BTD at the batch's `positions`."""
         x_BLD = self.hidden(batch)
         if self.spec.pooled:
-            return self.head(self.dropout(self.pool(x_BLD, batch["segments"])))
-        at_BTD = batch["positions"][..., None].expand(-1, -1, x_BLD.shape[-1])
-        x_BTD = x_BLD.gather(1, at_BTD)
-        return self.head(x_BTD, self.embedding.tokens.weight) if self.tied else self.head(x_BTD)
+            return self.dropout(self.pool(x_BLD, batch["segments"]))
+        return x_BLD.gather(1, batch["positions"][..., None].expand(-1, -1, x_BLD.shape[-1]))
+
+    def outputs(self, x: Tensor) -> Tensor:
+        return self.head(x, self.embedding.tokens.weight) if self.tied else self.head(x)
 
     def pool(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
         if self.settings.pooling == "first":

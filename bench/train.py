@@ -196,12 +196,16 @@ class Training(lightning.LightningModule):
         """The device's part of a micro-batch: nothing here waits for the device or depends on the step's number."""
         if first:
             self.totals[:2] = 0
-        loss = self.task.loss(self.model(inputs), inputs)
+        loss = self.loss(self.model.read(inputs), inputs)
         self.manual_backward(loss)
         self.totals[0] += loss.detach()
         self.totals[1] += inputs[DIVISOR]
         if last:
             self.optimiser_step()
+
+    def loss(self, x: Tensor, inputs: Batch) -> Tensor:
+        """Of what the head gets; one function, so that compiled no fp32 copy of a vocabulary's outputs is written."""
+        return self.task.loss(self.model.outputs(x), inputs)
 
     def optimiser_step(self) -> None:
         settings, world = self.protocol.optimiser, self.setting.world
@@ -324,6 +328,7 @@ def fit(training: Training) -> None:
         torch._dynamo.reset()  # the limit on recompilations counts per process, and a worker serves many runs
         for layer in training.model.layers:
             layer.compile(dynamic=False)
+        training.loss = torch.compile(training.loss, dynamic=False)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", setting.world))  # ranks of this node
     trainer = lightning.Trainer(
         accelerator="gpu" if setting.device == "cuda" else "cpu",
