@@ -93,3 +93,17 @@ def test_of_sentences_and_images_rows_of_the_training_split_are_held_out(places,
     images.require_disjoint()
     with pytest.raises(Refusal, match="10 examples held out for the selection of trials are in 'validation' too"):
         sentences.require_disjoint()  # this made-up task pins the same rows as both splits
+
+
+def test_of_pairs_no_sentence_of_the_selection_is_trained_on(places):
+    """Ten premises, each in three pairs; every hypothesis stands in two."""
+    rows = [(WORDS[n // 3], f"{WORDS[10 + n // 2]} {WORDS[0]}", n % 3) for n in range(30)]
+    task = test_text_tasks.glue(places, "mnli", rows)
+    task.reserve(4)
+    selection, train = task.origin(SELECTION)[1], task.origin(TRAIN)[1]
+    alone = {
+        n for n in range(30) if all(rows[n][0] != rows[m][0] and rows[n][1] != rows[m][1] for m in selection.tolist())
+    }
+    assert len(selection) == 4 and set(train.tolist()) == alone and 4 < 30 - len(alone) < 30
+    trained = {n for step in range(9) for n in task.order(Streams(0, 0), step, 8).tolist()}
+    assert trained == alone

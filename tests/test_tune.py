@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -269,10 +270,11 @@ def test_a_rerun_waits_for_its_trials_and_is_given_up_with_all_of_them(tmp_path)
 
 # TPE ----------------------------------------------------------------------------------------------------------------
 
+TPE_SPACE = {"sampler": "tpe", "space": [LR | {"values": [0.001, 1.0]}], "trials": 8}
+
 
 def test_optuna_is_asked_once_a_trial_and_its_journal_is_made_again_from_the_records(tmp_path):
-    changes = {"sampler": "tpe", "space": [LR | {"values": [0.001, 1.0]}], "trials": 8}
-    store, run = Store(tmp_path), a_run(**changes)
+    store, run = Store(tmp_path), a_run(**TPE_SPACE)
     assert [t.point for t in run.trials] == [{"trial": n} for n in range(8)]
 
     def go(trial: Run) -> float:
@@ -301,10 +303,39 @@ def test_optuna_is_asked_once_a_trial_and_its_journal_is_made_again_from_the_rec
     study = optuna.load_study(study_name="trials", storage=storage)
     states = {t.user_attrs["trial"]: t.state.name for t in study.trials}
     assert states == {n: "COMPLETE" if n < 4 else "RUNNING" for n in range(7)}
-    other = a_run("low_rank", **changes)
+    other = a_run("low_rank", **TPE_SPACE)
     tune.ask(other.trials[0], store)  # what is drawn before anything is known is the same for every mixer
     first = store.record(run.trials[0].id).chosen.point
     assert tune.settle(other.trials[0], store).values == first
+
+
+def asks(folder: Path, trials: list[int], dies: int | None) -> None:
+    """Values and a record for each of these trials; before trial `dies` killed, with the right to ask in hand."""
+    store, run = Store(folder), a_run(**TPE_SPACE)
+    for number in trials:
+        if number == dies:
+            tune._ask = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        tune.ask(run.trials[number], store)
+        settled = tune.settle(run.trials[number], store)
+        put(store, run.trials[number], abs(settled.values["optimiser.lr"] - 0.01), settled.chosen)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads; ours hold no lock
+def test_several_workers_ask_at_once_and_one_is_killed_meanwhile(tmp_path):
+    """Every trial gets values once; whoever was killed is replaced by another one who goes on."""
+    tasks = [([0, 3, 6], None), ([1, 4, 7], 4), ([2, 5], None)]
+    for several in (tasks, [([4, 7], None)]):
+        workers = [multiprocessing.get_context("fork").Process(target=asks, args=(tmp_path, *task)) for task in several]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+        ends = [worker.exitcode for worker in workers]
+        assert ends == [-signal.SIGKILL if dies else 0 for _, dies in several]
+    store, run = Store(tmp_path), a_run(**TPE_SPACE)
+    rates = [store.record(trial.id).chosen.point["optimiser.lr"] for trial in run.trials]
+    assert len(set(rates)) == 8 and all(0.001 <= rate <= 1 for rate in rates)
+    assert tune.settle(run, store).values["optimiser.lr"] == min(rates, key=lambda rate: abs(rate - 0.01))
 
 
 def test_working_does_not_load_optuna():

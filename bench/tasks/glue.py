@@ -1,9 +1,11 @@
 """GLUE: classification (and for STS-B regression) of one sentence or a pair, with the benchmark's own metrics.
 
 Training examples are shuffled anew each epoch; the released code left them in file order. Test splits have no public
-labels, so the validation splits are what is reported. Axes: B examples, L length, C classes.
+labels, so the validation splits are what is reported. Axes: B examples, L length, C classes, N examples of a split,
+S sentences of an example.
 """
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +163,14 @@ class Glue(Task):
         items = np.arange(n) if held else self.split(n)[part == SELECTION]
         return str(self.args.data.content(self.splits[part if held else TRAIN])), items
 
+    def akin(self, items: np.ndarray) -> np.ndarray:
+        """All examples that have a sentence of these, as far as rows hold it: a premise stands in three pairs of MNLI.
+
+        Parts of a sentence go unnoticed; SST-2 trains on phrases of its sentences.
+        """
+        names_NS = sentences(self.examples[TRAIN])
+        return np.flatnonzero(np.isin(names_NS, names_NS[items]).any(1))
+
     def _batch(self, examples: Examples, items: np.ndarray) -> Batch:
         length, start = self.args.length, examples.offsets[items]
         count_B1 = (examples.offsets[items + 1] - start)[:, None]
@@ -247,6 +257,17 @@ def truncate(a: np.ndarray, b: np.ndarray, room: int) -> list[np.ndarray]:
     """Token counts of pairs after taking tokens off the longer one (b if equal) until both fit into `room`."""
     kept_a = np.minimum(a, np.maximum(room - b, -(-room // 2)))
     return [kept_a, np.minimum(b, room - kept_a)]
+
+
+def sentences(examples: Examples) -> np.ndarray:
+    """A number for each sentence of an example (N, 2), the same for the same tokens; one that is empty is nobody's."""
+    known: dict[bytes, int] = {}
+    names_NS = np.empty((len(examples), 2), np.int64)
+    for i, (start, stop) in enumerate(itertools.pairwise(examples.offsets)):
+        middle = start + examples.first[i]
+        for s, text in enumerate((examples.tokens[start + 1 : middle - 1], examples.tokens[middle : stop - 1])):
+            names_NS[i, s] = known.setdefault(text.tobytes(), len(known)) if len(text) else -1 - i
+    return names_NS
 
 
 def _accuracy(label: np.ndarray, prediction: np.ndarray) -> float:
