@@ -34,7 +34,7 @@ class Column:
 
 
 SPACE = "tune.space"  # a departure may let one mixer tune other keys, its own too, in as many trials
-AGAINST, SAM = "reference", "sam"  # kinds of comparisons; each is a family of its own for Holm
+AGAINST, SAM, PARTS = "reference", "sam", "parts"  # kinds of comparisons; each is a family of its own for Holm
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,16 @@ class Family:
     """What the report tests, declared before the runs. Columns other than `primary` are exploration."""
 
     reference: dict  # `name` and any own keys of the one arm that others are compared with; {} without 'reference'
-    comparisons: tuple[str, ...]  # 'reference': each arm against it; 'sam': SAM against not SAM of each mixer
+    # 'reference': each arm against it; 'sam': SAM against not SAM of each mixer; 'parts': misaligned against not SAM
+    # (data dependence) and SAM against misaligned (alignment)
+    comparisons: tuple[str, ...]
     primary: Column  # written out where a protocol varies: 'x[budget.steps=2]'
     margin: float  # differences within ± margin count as equivalent; in the primary metric's units, 0: no such test
     alpha: float  # family-wise error; intervals have level 1 - alpha
 
     def __post_init__(self):
         for kind in self.comparisons:
-            one_of("sweep.family.comparisons", kind, (AGAINST, SAM))
+            one_of("sweep.family.comparisons", kind, (AGAINST, SAM, PARTS))
         at_least("sweep.family", self, {"margin": 0})
         if not 0 < self.alpha < 1:
             raise Refusal(f"sweep.family.alpha must lie between 0 and 1, got {self.alpha}")

@@ -44,6 +44,10 @@ def test_thirteen_arms_are_tested_against_attention_and_six_gains_and_one_twin(s
     assert len(firsts(suffix)) == 17 and sizes(suffix) == {"reference": 13, "sam": 6, "a_a": 1}
 
 
+def test_both_parts_of_three_gains_are_one_family():
+    assert sizes("_misaligned") == {"parts": 6} and can_test(len(sweep("_misaligned").seeds), 6, 0.05)
+
+
 def test_ten_seeds_can_test_both_families_and_no_seed_is_one_of_tuning():
     assert all(can_test(len(sweep().seeds), size, sweep().family.alpha) for size in (13, 6))
     tuned = make_run("mini_mlm_tuned", "identity", {}, 0, 0).protocol.tune.seeds

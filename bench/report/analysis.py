@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.config import MISALIGNED, digest
 from bench.report import stats
 from bench.report.frame import Arm, Table
 from bench.report.stats_bootstrap import bca, caution, draws
@@ -15,7 +16,7 @@ from bench.report.stats_suite import improvement, iqm_interval, profile, rank_ov
 from bench.report.stats_tests import Equivalence, Interval, benjamini_hochberg, can_test, equivalence, holm, t_interval
 from bench.report.suite import Average, Floor, glue_average
 from bench.report.tables import by_seed, tidy
-from bench.sweep import AGAINST, SAM, Column, matched
+from bench.sweep import AGAINST, PARTS, SAM, Column, matched
 
 A_A = "a_a"  # an arm against itself with other initial values of the mixer: whatever is found there is noise
 RESAMPLES = 2000
@@ -190,6 +191,8 @@ def pairs(table: Table, reference: int | None) -> dict[str, stats.Pairs]:
         found[AGAINST] = [(i, reference) for i in compared if i != reference]
     if SAM in table.sweep.family.comparisons:
         found[SAM] = sam_pairs(arms, compared)
+    if PARTS in table.sweep.family.comparisons:
+        found[PARTS] = part_pairs(arms, compared)
     twins = {}
     for i in plain:
         twins[tuple(sorted((k, str(v)) for k, v in arms[i].mixer.items() if k != "salt"))] = i
@@ -211,12 +214,26 @@ def sam_pairs(arms: tuple[Arm, ...], plain: list[int]) -> stats.Pairs:
     return found
 
 
+def part_pairs(arms: tuple[Arm, ...], plain: list[int]) -> stats.Pairs:
+    """(misaligned, not SAM) and (SAM, misaligned) of each SAM pair that has a misaligned arm: its gain is their sum."""
+    found = []
+    for aligned, free in sam_pairs(arms, plain):
+        between = [i for i in plain if {**arms[i].mixer, "sam": True} == arms[aligned].mixer]
+        for i in between:
+            if arms[i].mixer["sam"] == MISALIGNED:
+                found += [(i, free), (aligned, i)]
+    return found
+
+
 # Over tasks ---------------------------------------------------------------------------------------------------------
 
 
 def overall(table: Table, measured: list[Measured], reference: int | None, alpha: float) -> Overall | None:
-    """None with fewer than two tasks, two seeds or two arms."""
-    first = {m.column.protocol: m for m in reversed(measured) if m.column in table.columns and not m.at_floor}
+    """None with fewer than two tasks, seeds or arms. Protocols that differ in anything but the task are of one."""
+    first = {}
+    for m in reversed(measured):
+        if m.column in table.columns and not m.at_floor:
+            first[digest({"task": table.of(m.column.protocol)[0].record.run["protocol"]["task"]})] = m
     if len(first) < 2 or len(table.seeds) < 2 or len(table.arms) < 2:
         return None
     values_TAS = np.array([m.sign * m.values_AS for m in reversed(first.values())])

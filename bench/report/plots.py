@@ -162,13 +162,14 @@ def looks(names: list[str]) -> dict[str, tuple[str, str]]:
 def arm_looks(table: Table) -> list[Look]:
     """One an arm, in the table's order."""
     style, marks = looks([a.mixer["name"] for a in table.arms]), departure_marks(table)
+    twins = {arm.key for arm in table.arms if arm.mixer.get("salt", 0)}  # A/A arms are the paler ones
     alike: dict[tuple, list[str]] = {}
     for arm in table.arms:
         alike.setdefault((arm.mixer["name"], plain(arm.mixer["sam"])), []).append(arm.key)
     found = []
     for arm in table.arms:
         colour, marker = style[arm.mixer["name"]]
-        keys = alike[arm.mixer["name"], plain(arm.mixer["sam"])]
+        keys = sorted(alike[arm.mixer["name"], plain(arm.mixer["sam"])], key=lambda key: key not in twins)
         share = 1 if len(keys) == 1 else PALEST + (1 - PALEST) * keys.index(arm.key) / (len(keys) - 1)
         colour, level = tinted(colour, share), arm.mixer["sam"]
         dashes = HALF if level == MISALIGNED else FULL if level else EMPTY

@@ -24,6 +24,7 @@ class Response:
 
 def responses(table: Table, analysis: Analysis) -> list[Response]:
     keys = [by_key(table, analysis, key) for key in table.axes]
+    keys = [found for found in keys if any(len(line) > 1 for line in found.lines.values())]  # else it is one of names
     return keys + [by_variation(table, analysis, key) for key in table.sweep.varies]
 
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.config import MISALIGNED
 from bench.report import stats
 from bench.report.analysis import A_A, Analysis, Measured, Result, controls
-from bench.report.frame import Table, plain
+from bench.report.frame import LEVELS, Arm, Table, plain
 from bench.report.responses import Response, responses
 from bench.report.stats_bootstrap import caution
 from bench.report.stats_suite import wins
-from bench.report.stats_tests import Interval, detectable, smallest_flip_p
+from bench.report.stats_tests import Interval, detectable, smallest_flip_p, t_interval
 from bench.report.tables import column_title, decimals
-from bench.sweep import AGAINST, SAM
+from bench.sweep import AGAINST, PARTS, SAM
 
 POWER = 0.8
 
@@ -43,12 +44,22 @@ def sections(table: Table, analysis: Analysis) -> list[Section]:
 def kind_title(table: Table, analysis: Analysis, kind: str) -> str:
     if kind == AGAINST:
         return f"Difference from {table.arms[analysis.reference].label}"
-    return {SAM: "SAM minus not SAM", A_A: "A/A: the same mixer with other initial values"}[kind]
+    titles = {SAM: "SAM minus not SAM", PARTS: "SAM gain in two parts"}
+    return titles.get(kind, "A/A: the same mixer with other initial values")
 
 
 def pair_label(table: Table, kind: str, pair: tuple[int, int]) -> str:
-    first, second = (table.arms[i].label for i in pair)
-    return first if kind == AGAINST else f"{first} - {second}"
+    first, second = (table.arms[i] for i in pair)
+    if kind == PARTS:
+        return part_label(first)
+    return first.label if kind == AGAINST else f"{first.label} - {second.label}"
+
+
+def part_label(first: Arm) -> str:
+    """'low_rank, rank 8: data dependence' of the pair that begins with the misaligned arm, else '…: alignment'."""
+    name, level = first.mixer["name"], LEVELS[first.mixer["sam"]].label
+    rest = first.label.removeprefix(name + level)
+    return f"{name}{rest}: {'data dependence' if first.mixer['sam'] == MISALIGNED else 'alignment'}"
 
 
 # Differences --------------------------------------------------------------------------------------------------------
@@ -100,6 +111,7 @@ def delta_notes(table: Table, analysis: Analysis, results: list[Result]) -> list
     if n < 2:
         return ["One seed: differences have no interval and nothing is tested.", *family_note]
     notes = [f"Mean paired difference over n = {n} seeds [{level} t interval of the pair].", *family_note]
+    notes += part_notes(table, results) if results[0].kind == PARTS else []
     if results[0].kind == A_A:
         wrong = dict.fromkeys(column_title(column) for _, column in analysis.flagged())
         says = f"WARNING: they came out different on {', '.join(wrong)}" if wrong else "nothing came out different"
@@ -118,6 +130,23 @@ def delta_notes(table: Table, analysis: Analysis, results: list[Result]) -> list
     )
     least = detectable(n, size, found.alpha, POWER)
     notes.append(f"A true difference of {least:.2g} SDs of paired differences is found with {percent(POWER)} chance.")
+    return notes
+
+
+def part_notes(table: Table, results: list[Result]) -> list[str]:
+    """What the parts are, and their sums on the primary column."""
+    notes = [
+        "Data dependence: misaligned (each token has the features of another token of its document) minus not SAM. "
+        "Alignment: SAM minus misaligned."
+    ]
+    for result in (r for r in results if r.primary):
+        values_AS, found = stats.finite(result.measured.values_AS), result.found
+        pairs = [(a, f) for (m, f), (a, n) in zip(found.pairs[::2], found.pairs[1::2], strict=True) if m == n]
+        whole_P = t_interval(stats.differences(values_AS, pairs), 1 - found.alpha)
+        digits, names = digits_of(result.measured), (part_label(table.arms[a]).rpartition(":")[0] for a, _ in pairs)
+        texts = [f"{name} {interval_text(whole_P, place, digits)}" for place, name in enumerate(names)]
+        where = column_title(result.measured.column)
+        notes.append(f"The two add up to the whole gain, which is in no family here, on {where}: {', '.join(texts)}.")
     return notes
 
 
@@ -176,7 +205,8 @@ def bca_text(result: Result, place: int) -> str:
 
 
 def kind_name(kind: str) -> str:
-    return {AGAINST: "Tests against the reference", SAM: "Tests of SAM", A_A: "Tests of A/A"}[kind]
+    whats = {AGAINST: "against the reference", SAM: "of SAM", PARTS: "of the parts", A_A: "of A/A"}
+    return f"Tests {whats[kind]}"
 
 
 def p_text(p: float) -> str:
@@ -192,7 +222,13 @@ def declared(table: Table) -> str:
         return f"declared before the first run (`{now}` in all {total} records)"
     if not carried:
         return f"declared after the runs (no record carries `{now}`)"
-    return f"declared `{now}`, which {carried} of {total} records carry: the others ran under another or no declaration"
+    others: dict[str, int] = {}
+    for row in table.rows:
+        if row.record.registration != now:
+            name = f"`{row.record.registration}`" if row.record.registration else "none"
+            others[name] = others.get(name, 0) + 1
+    ran = ", ".join(f"{count} under {name}" for name, count in sorted(others.items()))
+    return f"declared `{now}`, which {carried} of {total} records carry; the others: {ran}"
 
 
 # Responses ----------------------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def analysis_notes(table: Table, analysis) -> list[str]:
         level = f"{analysis.alpha:g}"
         notes.append(f"Arms that share a letter were not declared different (paired t, Holm over all pairs, {level}).")
     elif len(table.seeds) > 1:
-        notes.append(f"No significance groups: {analysis.measured[0].no_letters} (n = {len(table.seeds)}).")
+        notes.append(f"No significance groups: {analysis.measured[0].no_letters} all pairs (n = {len(table.seeds)}).")
     if low := [column_title(m.column) for m in analysis.measured if m.at_floor]:
         name = table.arms[analysis.reference].label
         text = "is not more than 3 standard errors above always saying the most frequent class"

@@ -21,10 +21,10 @@ from bench.report.plots import (
     whiskers,
     window,
 )
-from bench.report.sections import kind_title
-from bench.sweep import SAM
+from bench.report.sections import kind_title, pair_label
+from bench.sweep import PARTS, SAM
 
-NAMES = {SAM: "sam_gain"}
+NAMES = {SAM: "sam_gain", PARTS: "sam_parts"}
 
 
 def figures(table: Table, analysis: Analysis):
@@ -36,6 +36,7 @@ def figures(table: Table, analysis: Analysis):
         results = [r for r in analysis.results if r.kind == kind]
         # The pair's own arm names the row; of SAM against not SAM, the arm that both stem from.
         names = [styles[second if kind == SAM else own].label for own, second in pairs]
+        names = [pair_label(table, kind, pair) for pair in pairs] if kind == PARTS else names
         figure, axes, firsts = panels(len(results), 0.75 + 0.2 * len(pairs), names)
         for ax, result, first in zip(axes, results, firsts, strict=True):
             named_rows(ax, names, first)

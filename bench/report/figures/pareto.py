@@ -58,8 +58,14 @@ def known(place_A: np.ndarray) -> list[float]:
 def speed(table: Table, protocol: str) -> Cost:
     speed_A = np.array([throughput(table, arm, [protocol]) for arm in table.arms])
     place_A = np.log2(np.where(speed_A > 0, speed_A, np.nan))
-    top = 2 ** max(known(place_A), default=0.0)
-    round_numbers = [m * 10**k for k in range(len(str(int(top))) + 1) for m in (1, 2, 5)]
+    from matplotlib.ticker import MaxNLocator
+
+    found = known(place_A) or [0.0]
+    low, high = 2 ** min(found), 2 ** max(found)
+    if high > 5 * low:
+        round_numbers = [m * 10**k for k in range(len(str(int(high))) + 1) for m in (1, 2, 5)]
+    else:
+        round_numbers = [int(v) for v in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if v >= 1]
     ticks = {float(np.log2(v)): count_text(v) for v in round_numbers}
     return Cost("positions a second in training, as the runs ran", place_A, ticks, less_is_better=False)
 
@@ -93,7 +99,7 @@ def panel(ax, measured: Measured, cost: Cost, styles: list[Look]) -> None:
     cost_A = cost.place_A if cost.less_is_better else -cost.place_A
     best = [place for place in front(cost_A, measured.sign * estimate) if there[place]]
     ax.plot(place_A[best], estimate[best], color="0.8", lw=0.8, marker="o", ms=8.5, mew=0, zorder=1)
-    left, right = cost.place_A[there].min() - 0.1 * span, cost.place_A[there].max() + 0.1 * span
+    left, right = place_A[there].min() - 0.1 * span, place_A[there].max() + 0.1 * span
     ax.set_xlim(left, right)
     ticks = {place: text for place, text in cost.ticks.items() if left <= place <= right}
     ax.set_xticks(list(ticks), list(ticks.values()))
