@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import Refusal, plugins
-from bench.config import CHAIN, NEUTRAL, Named, Protocol, Run, Where, build, coerce, listed, with_point
+from bench.config import CHAIN, LENGTH, NEUTRAL, Named, Protocol, Run, Where, build, coerce, listed, with_point
 from bench.space import SELECTED, points, values_of
 from bench.strict import set_key
 
@@ -138,7 +138,8 @@ def make_run(protocol: str, mixer: str, changes: dict[str, object], seed: int, r
     """The run of a named protocol and mixer with `changes` ('protocol.…' and 'mixer.…' keys) applied.
 
     Its parent is the same mixer and seed, replica 0, on the protocol named by `init`; changes of the backbone and the
-    shell go up the chain. On a protocol that is tuned it is the rerun of the point that its `trials` will select.
+    shell go up the chain, and of the length as far as there are fine-tunings. On a protocol that is tuned it is the
+    rerun of the point that its `trials` will select.
     """
     run = _untuned(protocol, mixer, changes, seed, replica)
     if run.protocol.tune is None:
@@ -199,6 +200,8 @@ def _shared(protocol: str, mixer: str, text: str) -> Shared:
     held, own = _below("protocol.", changes), _below("mixer.", changes)
     above = _above(protocol, _init(protocol_text, held))
     up = {k: v for k, v in changes.items() if k.startswith((*CHAIN, "mixer."))}
+    if LENGTH in changes and above and _init(_composed("protocol", above), "{}"):
+        up[LENGTH] = changes[LENGTH]
     parent = make_run(above, mixer, up, 0, 0) if above else None
     built = _protocol(protocol_text, held, parent.protocol_id if parent else "")
     if parent is not None:

@@ -216,6 +216,7 @@ class Run:
         return self.protocol.id
 
 
+LENGTH = "protocol.task.length"  # a mixer's matrices may have it: a fine-tuning goes on from one of its own length
 CHAIN = ("protocol.backbone.", "protocol.shell.")  # what a child shares with its parent, since it takes its weights
 
 # A key added after the first committed record has one neutral value here, at which it is left out of the hashed JSON,

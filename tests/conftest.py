@@ -85,14 +85,15 @@ def forget() -> None:
 
 
 def built(run: Run, device: str = "cpu") -> tuple[backbone.Backbone, object]:
-    """Model with values (none on 'meta') and a task whose every batch is its own example: no data set is needed."""
+    """Model with values and a task whose every batch is its own example: no data set is needed. On 'meta': shapes only,
+    and no example, which at full size takes seconds."""
     task = registry.make_task(run, Places(None, Path()))
     with torch.device(device):
         model = model_of(run, task, registry.mixer_class(run.mixer.name).backends[0])
     if device != "meta":
         backbone.initialise(model, Streams(run.seed, run.replica), registry.salt(run))
-    example = task.example(run.protocol.budget.batch)
-    task.batch = lambda streams, step, size, part: {key: value[part] for key, value in example.items()}
+        example = task.example(run.protocol.budget.batch)
+        task.batch = lambda streams, step, size, part: {key: value[part] for key, value in example.items()}
     return model, task
 
 

@@ -109,15 +109,52 @@ def on_task(task: str):
 
 
 def everything():
-    """One run of each protocol and mixer that the sweeps, protocols and mixers of this checkout can make; fine-tunings
-    have the trunks of their parents, so one arm of each."""
+    """One run of each pretraining protocol and mixer that the sweeps, protocols and mixers of this checkout can make;
+    of fine-tunings, one of each protocol and one of each mixer in each shell at each length: others add no code."""
     runs = [run for path in SWEEPS for run in ordered(grid(load(path)))]
     runs += [an_arm("quick_recall", *arm) for arm in ARMS]
     used = {str(run.protocol.task) for run in runs}
     runs += [run for run in map(on_task, shipped("task")) if str(run.protocol.task) not in used]
-    return list(
-        {run.label.split("[")[0] if run.parent else (run.protocol_id, str(run.mixer)): run for run in runs}.values()
-    )
+    seen, found = set(), []
+    for run in runs:
+        if not (kinds := tried(run)) <= seen:
+            seen |= kinds
+            found.append(run)
+    return found
+
+
+def tried(run) -> set:
+    """What a run tries: what no run before it has tried is worth a training."""
+    if not run.parent:
+        return {(run.protocol_id, str(run.mixer))}
+    protocol = run.protocol
+    return {run.label.split("[")[0], (str(run.mixer), str(protocol.shell), protocol.task.args["length"])}
+
+
+def fitted(run) -> tuple:
+    """All that decides whether a run's trunk has its parent's shapes."""
+    protocol = run.protocol
+    lengths = protocol.task.args["length"], run.parent.protocol_id
+    return str(run.mixer), str(protocol.backbone), str(protocol.shell), *lengths
+
+
+def shapes(run) -> dict[str, torch.Size]:
+    """Of all parameters at full size."""
+    return {name: p.shape for name, p in built(run, "meta")[0].named_parameters()}
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
+def test_every_fine_tuning_builds_at_full_size_around_the_trunk_that_it_starts_from(path):
+    """So its parent's weights fit: a matrix of another length would only be refused once the parent is trained."""
+    runs, trunks = grid(load(path)), {}
+    assert {run.parent.id for run in runs if run.parent} <= {run.id for run in runs}
+    for run in {fitted(run): run for run in runs if run.parent}.values():
+        assert registry.check(run) == ""
+        above = run.parent.protocol_id, str(run.mixer)
+        trunks[above] = trunks.get(above) or shapes(run.parent)
+        own = shapes(run)
+        new = {name for name, shape in own.items() if trunks[above].get(name) != shape}
+        assert new <= {"head.weight", "head.bias", "pooler.weight", "pooler.bias"} and len(own) - len(new) > 10
 
 
 @pytest.mark.parametrize("run", everything(), ids=lambda r: f"{r.label}-{r.mixer.name}-{r.mixer.args['sam']}")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bench import Refusal
 from bench import sweep as sweeps
-from bench.config import CHAIN, MISALIGNED, NEUTRAL, digest, resolved_mixer
+from bench.config import CHAIN, LENGTH, MISALIGNED, NEUTRAL, digest, resolved_mixer
 from bench.record import Record
 from bench.report.values import ABSENT, flattened, same
 from bench.report.values import nested as nested
@@ -219,9 +219,9 @@ def check_protocols(table: Table, column: Column) -> None:
 
 
 def excused(key: str, departed: dict) -> bool:
-    """Whether a departure declares that `key` differs; a child's `init` follows its backbone and shell."""
+    """Whether a departure declares that `key` differs; a child's `init` follows backbone, shell and length."""
     if key == "protocol.init":
-        return any(f"protocol.{k}".startswith(CHAIN) for k in departed)
+        return any(f"protocol.{k}".startswith((*CHAIN, LENGTH)) for k in departed)
     return any(f"{key}.".startswith(f"protocol.{k}.") for k in departed)
 
 
