@@ -1,20 +1,28 @@
-"""One optimiser step of every pretraining of the full-scale sweeps at full size: is the loss finite, what does it need?
+"""One optimiser step of every arm of the full-scale sweeps at full size: is the loss finite, what does it need?
 
 Command: python benchmarks/one_step.py [sweeps/table2_paper.yaml ...] [--out FILE] [--results DIR] [--stop-after 8m]
-Without names: all full-scale sweeps, the most important first, each arm once; --children: fine-tunings after them.
-Prints a line an arm and appends it as JSON to --out: loss, peak device memory, examples and tokens a second, or why it
-failed; the next arm follows. Micro-batches are halved until they fit. With --results, what worked is added to
-DIR/pilots.jsonl, from which `mixerbench plan` reckons: without torch.compile (but for --compile), so too much rather
-than too little. No data set is needed: the batch is the task's own made-up example, so the loss says nothing of a
-mixer; what loading costs is not in it. --shrink tries the same on tiny sizes, on any machine.
+Without names: the paper's tables first, an arm of each in turn, then strict and attribution; of each group first the
+pretrainings, then the fine-tunings, of which those that cost the same are tried once. The next models are built while
+one is measured. Prints a line an arm and appends it as JSON to --out: loss, peak device memory, examples and tokens a
+second, or why it failed; the next arm follows, in a new process where CUDA itself has failed. Arms with a line in --out
+are left out, so the same command goes on where it was stopped. Micro-batches are halved until they fit; after --share
+seconds the rest of a step's examples are left out. With --results, what worked is added to DIR/pilots.jsonl, from which
+`mixerbench plan` reckons: without torch.compile (but for --compile), so too much rather than too little. No data set is
+needed: the batch is the task's own made-up example, so the loss says nothing of a mixer, and loading costs nothing.
+--shrink rehearses with tiny sizes on any machine; its pilots are of a device 'shrunk, ...'.
 """
 
 import argparse
 import dataclasses
 import json
 import math
+import os
 import statistics
+import sys
 import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -23,17 +31,22 @@ from bench import registry, train
 from bench.compose import ROOT
 from bench.config import Run, inner_width, resolved
 from bench.evaluate import to_device
+from bench.plan.arms import Arm, arms
 from bench.plan.evidence import WEIGHT_BYTES, Pilot, append_pilot
 from bench.provenance import model_of
 from bench.speed.training import NOWHERE, made
 from bench.store import utc
-from bench.sweep import cells, load
 from bench.words import duration
 
-SWEEPS = ("table2_paper", "table4", "table5", "table3", "table2_strict", "table10", "attribution")
-HELD_OUT = {"masked_lm": 364_608, "images": 50_000}  # examples that a run evaluates on: C4's and ImageNet's validation
+GROUPS = (("table2_paper", "table4", "table5", "table3", "table10"), ("table2_strict",), ("attribution",))
+# Examples that a run evaluates on: C4's, ImageNet's and GLUE's validation.
+HELD_OUT = {"masked_lm": 364_608, "images": 50_000, "mnli": 19_647, "qnli": 5_463, "qqp": 40_430, "rte": 277}
+HELD_OUT |= {"sst2": 872, "mrpc": 408, "cola": 1_043, "stsb": 1_500}
 BACKEND = "torch"
-FIRST = 512  # examples of a forward pass that is tried first
+FIRST = 256  # examples of a forward pass that is tried first
+PASSES = 8  # timed of each arm, if its share of the time allows it
+AHEAD = 4  # models that are built while one is measured
+DEAD = "AcceleratorError"  # what torch raises once the device's context is lost: nothing works in this process any more
 
 
 def shrunk(run: Run) -> Run:
@@ -51,31 +64,44 @@ def shrunk(run: Run) -> Run:
     return dataclasses.replace(run, mixer=mixer, protocol=dataclasses.replace(protocol, backbone=small, budget=budget))
 
 
-def arms(paths: list[Path], children: bool) -> list[tuple[str, Run]]:
-    """(sweep and arm, run) of each protocol and mixer, seed 0: all pretrainings first, then fine-tunings if wanted."""
-    found: dict[tuple[str, str], tuple[str, Run]] = {}
-    for path in paths:
-        for cell in cells(load(path)):
-            if cell.seed == 0 and cell.replica == 0 and (children or cell.run.parent is None):
-                own = " ".join(f"{k.removeprefix('mixer.')}={v}" for k, v in cell.arm.changes.items())
-                name = f"{path.stem} {cell.protocol} {cell.arm.mixer} {own}"
-                found.setdefault((cell.run.protocol_id, cell.run.mixer.canonical), (name, cell.run))
-    return sorted(found.values(), key=lambda arm: arm[1].parent is not None)  # stable: the sweeps' order stays
+def ahead(todo: list[Arm], shrink: bool) -> Iterator[tuple[Arm, Run, Future]]:
+    """Each arm with the run to try and its model and task, which are built on the host while others are measured."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting: deque[tuple[Arm, Run, Future]] = deque()
+        try:
+            for arm in todo:
+                run = shrunk(arm.run) if shrink else arm.run
+                waiting.append((arm, run, pool.submit(built, run)))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def built(run: Run) -> tuple[torch.nn.Module, object, float]:
+    """Model and task on the host, seconds that it took."""
+    clock = time.perf_counter()
+    return *made(run, BACKEND, "cpu"), time.perf_counter() - clock
+
+
+# One arm ----------------------------------------------------------------------------------------------------------
 
 
 class Step:
-    """A model and one optimiser step of it over the protocol's batch, in micro-batches; seconds of each are kept."""
+    """A model and its optimiser steps over the protocol's batch, in micro-batches; seconds of each are kept."""
 
-    def __init__(self, run: Run, device: str, compiled: bool):
-        self.run, self.device, started = run, device, time.perf_counter()
-        self.model, self.task = made(run, BACKEND, device)
+    def __init__(self, run: Run, model: torch.nn.Module, task, device: str, compiled: bool):
+        self.run, self.device, self.task = run, device, task
+        self.model = model.to(device).train()
         settings = run.protocol.optimiser
         self.optimiser = torch.optim.AdamW(train.optimiser_groups(self.model, settings), lr=settings.lr)
         if compiled:
             for layer in self.model.layers:
                 layer.compile(dynamic=False)
-        self.batch = self.task.example(run.protocol.budget.batch)
-        self.startup = time.perf_counter() - started
+        self.batch = task.example(run.protocol.budget.batch)
+        self.targets = task.count(self.batch)
 
     def parts(self, micro: int):
         for first in range(0, self.run.protocol.budget.batch, micro):
@@ -89,23 +115,50 @@ class Step:
     def precision(self):
         return torch.autocast(self.device, torch.bfloat16, enabled=self.run.protocol.precision == "bf16")
 
-    def take(self, micro: int) -> tuple[float, list[float], float]:
-        """Loss, seconds of each micro-batch, seconds of the optimiser."""
-        total, seconds, targets = 0.0, [], self.task.count(self.batch)
-        self.model.train()
+    def one(self, part: dict) -> tuple[float, float]:
+        """Loss of a micro-batch, a share of the whole batch's; seconds forward and back."""
+        clock = self.now()
+        with self.precision():
+            loss = self.task.loss(self.model(part), part) / self.targets
+        loss.backward()
+        return float(loss.detach()), self.now() - clock
+
+    def fitting(self, micro: int) -> tuple[int, float]:
+        """The largest micro-batch, from `micro` down by halves, that the device has memory for beside the gradients and
+        moments that a step adds; seconds of its first."""
+        added = 3 * sum(p.numel() for p in self.model.parameters())
+        while True:
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            held = None
+            try:
+                held = torch.empty(added, device=self.device)
+                return micro, self.one(next(self.parts(micro)))[1]
+            except torch.OutOfMemoryError:
+                if micro == 1:
+                    raise
+            finally:
+                del held
+                self.optimiser.zero_grad(set_to_none=True)
+            micro //= 2
+
+    def take(self, micro: int, share: float) -> tuple[float, list[float], float]:
+        """Loss of an example seen, seconds of each micro-batch, of the optimiser. After `share` the rest is left out,
+        but not the second micro-batch."""
+        total, seconds, seen = 0.0, [], 0
         for part in self.parts(micro):
-            clock = self.now()
-            with self.precision():
-                loss = self.task.loss(self.model(part), part) / targets
-            loss.backward()
-            total += float(loss.detach())
-            seconds.append(self.now() - clock)
+            if len(seconds) > 1 and sum(seconds) > share:
+                break
+            loss, took = self.one(part)
+            total, seen = total + loss, seen + self.task.count(part)
+            seconds.append(took)
         clock = self.now()
         if clip := self.run.protocol.optimiser.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return total, seconds, self.now() - clock
+        return total * self.targets / seen, seconds, self.now() - clock
 
     def look(self, micro: int) -> float:
         """Seconds of an example when it is only evaluated."""
@@ -118,65 +171,61 @@ class Step:
         return (self.now() - clock) / min(micro, self.run.protocol.budget.batch)
 
 
-def fitting(run: Run, device: str, compiled: bool, micro: int) -> tuple[Step, int, tuple[float, list[float], float]]:
-    """The step taken with the largest micro-batch, from `micro` down by halves, that the device has memory for."""
-    while True:
-        try:
-            one = Step(run, device, compiled)
-            return one, micro, one.take(micro)
-        except torch.OutOfMemoryError:
-            if micro == 1:
-                raise
-        one, micro = None, micro // 2
-        torch.cuda.empty_cache()
-
-
-def measure(run: Run, device: str, compiled: bool, micro: int) -> tuple[dict, Pilot]:
-    """What one arm needs, and the same as a pilot. Two micro-batches or more: the first, a warm-up, is not counted."""
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    size = run.protocol.budget.batch
-    one, micro, (loss, seconds, optimiser) = fitting(run, device, compiled, min(micro, size))
+def measure(arm: Arm, run: Run, future: Future, options) -> tuple[dict, list[Pilot]]:
+    """What one arm needs, and a pilot of every run that it stands for. The first micro-batch, a warm-up, is apart."""
+    device, size = options.device, run.protocol.budget.batch
+    model, task, startup = future.result()
+    one = Step(run, model, task, device, options.compile)
+    micro, first = one.fitting(min(options.micro, size))
+    loss, seconds, optimiser = one.take(micro, options.share)
+    whole, passes = len(seconds), math.ceil(size / micro)
+    while len(seconds) < PASSES and sum(seconds) < options.share:
+        seconds += one.take(micro, options.share - sum(seconds))[1]
+    low, mid, high = (q * passes + optimiser for q in quantiles(seconds))
+    look = one.look(micro)
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    first, passes = sum(seconds) + optimiser, math.ceil(size / micro)
-    warm = seconds[1:] or one.take(micro)[1]
-    low, mid, high = (q * passes + optimiser for q in quantiles(warm))
-    parameters = sum(p.numel() for p in one.model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
     told = {
         "loss": loss,
         "finite": math.isfinite(loss),
         "parameters": parameters,
         "micro": micro,
+        "passes": f"{whole} of {passes}",
         "memory_gib": round(memory / 2**30, 2),
         "examples_per_s": round(size / mid, 1),
-        "tokens_per_s": round(size * one.task.spec().length / mid, 1),
+        "tokens_per_s": round(size * task.spec().length / mid, 1),
         "step_s": round(mid, 4),
     }
-    ema = bool(run.protocol.optimiser.ema)
-    evaluation = HELD_OUT.get(run.protocol.task.name, 0) * (1 + ema) * one.look(micro)
-    weights = WEIGHT_BYTES * parameters
-    pilot = Pilot(
+    known = {
+        "device": model_on(options),
+        "world": 1,
+        "steps": 1,
+        "startup": startup,
+        "first_step": first + low * (passes - 1) / passes + optimiser,
+        "step_p10": low,
+        "step_p50": mid,
+        "step_p90": high,
+        "peak_memory": memory,
+        "weights_bytes": WEIGHT_BYTES * parameters,
+        "torch": torch.__version__,
+        "time": utc(),
+    }
+    return told, [pilot_of(each, look, known) for each in arm.alike]
+
+
+def pilot_of(run: Run, look: float, known: dict) -> Pilot:
+    """`look`: seconds of an example that is evaluated; `known`: the values that like runs share."""
+    task, ema = run.protocol.task, bool(run.protocol.optimiser.ema)
+    held_out = HELD_OUT.get(task.args.get("subset", task.name), 0)
+    return Pilot(
         protocol_id=run.protocol_id,
         label=run.label,
         mixer=resolved(run)["mixer"],
-        device=model_of(device),
-        world=1,
-        steps=1,
-        startup=one.startup,
-        first_step=first,
-        step_p10=low,
-        step_p50=mid,
-        step_p90=high,
-        evaluation=evaluation,
-        peak_memory=memory,
-        weights_bytes=weights,
-        checkpoint_bytes=weights * (3 + ema),
+        evaluation=held_out * (1 + ema) * look,
+        checkpoint_bytes=known["weights_bytes"] * (3 + ema),
         record_bytes=len(json.dumps(resolved(run))),
-        torch=torch.__version__,
-        time=utc(),
+        **known,
     )
-    return told, pilot
 
 
 def quantiles(seconds: list[float]) -> tuple[float, float, float]:
@@ -187,27 +236,60 @@ def quantiles(seconds: list[float]) -> tuple[float, float, float]:
     return tenths[0], tenths[4], tenths[8]
 
 
-def tried(run: Run, device: str, options) -> tuple[dict, Pilot | None]:
+def tried(arm: Arm, run: Run, future: Future, options) -> tuple[dict, list[Pilot]]:
     """`measure`, with a failure as one more result."""
     try:
-        told, pilot = measure(run, device, options.compile, options.micro)
-        return {"outcome": "ok" if told["finite"] else "not finite", **told}, pilot
+        told, pilots = measure(arm, run, future, options)
+        return {"outcome": "ok" if told["finite"] else "not finite", **told}, pilots
     except torch.OutOfMemoryError:
-        return {"outcome": "oom", "reason": "out of memory with one example a pass"}, None
+        return {"outcome": "oom", "reason": "out of memory with one example a pass"}, []
     except Exception as error:  # whatever one arm does wrong: the others are measured nevertheless
-        return {"outcome": "error", "reason": " ".join(f"{type(error).__name__}: {error}".split())[:300]}, None
+        return {"outcome": "error", "reason": " ".join(f"{type(error).__name__}: {error}".split())[:300]}, []
+
+
+# All of them ------------------------------------------------------------------------------------------------------
+
+
+def model_on(options) -> str:
+    return "shrunk, " * options.shrink + model_of(options.device)
+
+
+def done(options) -> set[str]:
+    """Ids of the runs that --out has a line of, from this device. A line that was cut short counts for nothing."""
+    found = set()
+    for line in options.out.read_text().splitlines() if options.out and options.out.exists() else []:
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if values["device"] == model_on(options):
+            found.add(values["run"])
+    return found
+
+
+def keep(arm: Arm, told: dict, pilots: list[Pilot], options) -> None:
+    if options.out:
+        line = {"arm": arm.name, "run": arm.run.id, "protocol": arm.run.protocol_id, **told}
+        line |= {"also": sorted({r.label for r in arm.alike[1:]})}
+        line |= {"device": model_on(options), "torch": torch.__version__}
+        torn = options.out.exists() and not options.out.read_bytes().endswith(b"\n")
+        with options.out.open("a") as file:
+            file.write("\n" * torn + json.dumps(line) + "\n")
+    if options.results and told["outcome"] == "ok":
+        for pilot in pilots:
+            append_pilot(options.results / "pilots.jsonl", pilot)
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sweeps", type=Path, nargs="*", help="sweep files; none: all full-scale ones")
-    parser.add_argument("--children", action="store_true", help="fine-tunings too, after all pretrainings")
     parser.add_argument("--micro", type=int, default=FIRST, help="examples of a forward pass to begin with")
+    parser.add_argument("--share", type=duration, default=2.0, help="of an arm's passes, like 2s; 10m: whole steps")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--compile", action="store_true", help="torch.compile of each layer, as training does")
-    parser.add_argument("--shrink", action="store_true", help="tiny sizes; nothing is added to --results")
+    parser.add_argument("--shrink", action="store_true", help="tiny sizes")
     parser.add_argument("--stop-after", type=duration, default=math.inf, help="start no arm after this time, like 8m")
-    parser.add_argument("--out", type=Path, help="JSON lines are appended to this file")
+    parser.add_argument("--out", type=Path, help="JSON lines are appended to this file; arms that it has are left out")
     parser.add_argument("--results", type=Path, help="folder whose pilots.jsonl gets the costs")
     return parser.parse_args(arguments)
 
@@ -215,22 +297,25 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """0 if every arm that was started gave a finite loss."""
     options, begun = parsed(arguments), time.monotonic()
-    todo = arms(options.sweeps or [ROOT / "sweeps" / f"{name}.yaml" for name in SWEEPS], options.children)
-    bad = 0
-    for number, (name, run) in enumerate(todo, 1):
-        if time.monotonic() - begun > options.stop_after:
-            print(f"stopped before arm {number} of {len(todo)}: {name}", flush=True)
+    groups = [options.sweeps] if options.sweeps else [[ROOT / "sweeps" / f"{n}.yaml" for n in g] for g in GROUPS]
+    before, every = done(options), arms(groups)
+    todo, bad = [arm for arm in every if arm.run.id not in before], 0
+    stand_for = sum(len(arm.alike) for arm in every)
+    print(f"{len(every)} arms for {stand_for} protocols and mixers, {len(todo)} to try", flush=True)
+    for number, (arm, run, future) in enumerate(ahead(todo, options.shrink), 1):
+        past = time.monotonic() - begun
+        if past > options.stop_after:
+            print(f"stopped before arm {number} of {len(todo)}: {arm.name}; the same command goes on", flush=True)
             break
-        told, pilot = tried(shrunk(run) if options.shrink else run, options.device, options)
+        told, pilots = tried(arm, run, future, options)
         bad += told["outcome"] != "ok"
-        print(f"[{number}/{len(todo)}] {name}: " + ", ".join(f"{k} {v}" for k, v in told.items()), flush=True)
-        if options.out:
-            line = {"arm": name, "run": run.id, "protocol": run.protocol_id, **told}
-            line |= {"device": model_of(options.device), "torch": torch.__version__, "shrunk": options.shrink}
-            with options.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        if options.results and pilot and not options.shrink and told["outcome"] == "ok":
-            append_pilot(options.results / "pilots.jsonl", pilot)
+        text = ", ".join(f"{k} {v}" for k, v in told.items())
+        print(f"[{number}/{len(todo)}, {past:.0f} s] {arm.name}: {text}", flush=True)
+        keep(arm, told, pilots, options)
+        if options.out and told.get("reason", "").startswith(DEAD):
+            left = max(0.0, options.stop_after - (time.monotonic() - begun))
+            again = [] if math.isinf(left) else ["--stop-after", f"{left:.0f}s"]
+            os.execv(sys.executable, [sys.executable, *sys.argv, *again])
     return int(bad > 0)
 
 

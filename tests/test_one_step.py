@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from bench.compose import ROOT, make_run
+from bench.plan.arms import arms
 from bench.plan.evidence import read_pilots
-from bench.sweep import grid, load
+from bench.plan.verb import plan
+from bench.store import Store
+from bench.sweep import cells, grid, load, ordered
 from benchmarks import one_step
 from tests.conftest import shrunk
 
 FIELDS = {"arm", "run", "protocol", "outcome", "loss", "finite", "parameters", "micro", "memory_gib", "examples_per_s"}
-FIELDS |= {"tokens_per_s", "step_s", "device", "torch", "shrunk"}
+FIELDS |= {"tokens_per_s", "step_s", "device", "torch", "also", "passes"}
 SMALL = """question: Does it run?
 protocols: [quick_recall]
 mixers: [{name: dense, heads: 2}, {name: low_rank, heads: 2}]
@@ -36,33 +39,50 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_pretraining_of_the_full_scale_sweeps_is_tried_once_and_the_most_important_first():
-    paths = [ROOT / "sweeps" / f"{name}.yaml" for name in one_step.SWEEPS]
-    found = one_step.arms(paths, children=False)
-    wanted = {(r.protocol_id, r.mixer.canonical) for p in paths for r in grid(load(p)) if r.parent is None}
-    assert {(run.protocol_id, run.mixer.canonical) for _, run in found} == wanted and len(found) == len(wanted)
-    order = list(dict.fromkeys(name.split()[0] for name, _ in found))
-    assert order == [name for name in one_step.SWEEPS if name in order] and order[:3] == [
-        "table2_paper",
-        "table4",
-        "table5",
-    ]
-    assert not any(run.parent for _, run in found)
+@pytest.fixture(scope="module")
+def every():
+    return arms([[ROOT / "sweeps" / f"{name}.yaml" for name in group] for group in one_step.GROUPS])
 
 
-def test_fine_tunings_come_after_all_pretrainings():
-    with_children = one_step.arms([ROOT / "sweeps" / "table10.yaml"], children=True)
-    kinds = [run.parent is not None for _, run in with_children]
-    assert kinds == sorted(kinds) and len(kinds) == 4 * 9
+def pair(run) -> tuple[str, str]:
+    return run.protocol_id, run.mixer.canonical
 
 
-def test_every_arm_of_table_4_takes_a_shrunk_step_and_no_pilot_is_made_of_it(tmp_path, capsys):
-    out = tmp_path / "out.jsonl"
-    words = ["--device", "cpu", "--shrink", "--out", str(out), "--results", str(tmp_path)]
-    assert one_step.main([str(ROOT / "sweeps" / "table4.yaml"), *words]) == 0
-    assert [line["outcome"] for line in lines(out)] == ["ok"] * 5 and all(set(line) == FIELDS for line in lines(out))
-    assert capsys.readouterr().out.count("outcome ok") == 5
-    assert not (tmp_path / "pilots.jsonl").exists()
+def test_every_protocol_and_mixer_of_the_full_scale_sweeps_is_tried_or_stood_for_once(every):
+    paths = [ROOT / "sweeps" / f"{name}.yaml" for group in one_step.GROUPS for name in group]
+    wanted = {pair(r): r for p in paths for r in ordered(grid(load(p)))}
+    found = [pair(run) for arm in every for run in arm.alike]
+    assert sorted(found) == sorted(wanted)  # each once, parents too
+    assert all(arm.run in arm.alike and (arm.run.parent is None) <= (len(arm.alike) == 1) for arm in every)
+    for arm in every:  # what stands for others computes the same
+        for run in arm.alike:
+            one, two = arm.run.protocol, run.protocol
+            assert (one.budget.batch, one.backbone, one.shell) == (two.budget.batch, two.backbone, two.shell)
+            assert one.task.args["length"] == two.task.args["length"] if run.parent else one == two
+
+
+def test_a_run_that_is_cut_short_has_something_of_every_table_and_pretrainings_first(every):
+    names = [arm.name.split()[0] for arm in every]
+    assert names[:5] == list(one_step.GROUPS[0])
+    pretrainings = [arm for arm in every if arm.run.parent is None and arm.name.split()[0] in one_step.GROUPS[0]]
+    assert every[: len(pretrainings)] == pretrainings and len(pretrainings) == 31
+    assert names[-1] == "attribution" and names.index("table2_strict") > max(names.index(n) for n in one_step.GROUPS[0])
+
+
+def test_every_arm_of_table_4_takes_a_shrunk_step_and_its_pilots_price_the_table_but_on_no_real_device(
+    tmp_path, capsys
+):
+    out, path = tmp_path / "out.jsonl", ROOT / "sweeps" / "table4.yaml"
+    words = ["--device", "cpu", "--shrink", "--share", "0s", "--out", str(out), "--results", str(tmp_path)]
+    assert one_step.main([str(path), *words]) == 0
+    said = lines(out)
+    assert [line["outcome"] for line in said] == ["ok"] * 25 and all(set(line) == FIELDS for line in said)
+    assert capsys.readouterr().out.count("outcome ok") == 25  # a pretraining and four kinds of fine-tuning of five arms
+    pilots, sweep = read_pilots(tmp_path / "pilots.jsonl"), load(path)
+    assert len(pilots) == 5 * 9 and all(p.device.startswith("shrunk, ") and p.evaluation > 0 for p in pilots)
+    made = plan(sweep, Store(tmp_path), 0, 1, "")
+    assert made.totals.unknown == () and 0 < made.totals.device_seconds.low <= made.totals.device_seconds.high
+    assert made.states["missing"] == len(cells(sweep))
 
 
 def test_an_arm_that_fails_is_said_and_the_next_one_follows(sweep, tmp_path, monkeypatch, capsys):
@@ -87,27 +107,74 @@ def test_an_arm_that_fails_is_said_and_the_next_one_follows(sweep, tmp_path, mon
 
 @pytest.mark.parametrize(("fits", "outcome", "micro"), [(16, "ok", 16), (0, "oom", None)])
 def test_micro_batches_are_halved_until_they_fit(sweep, tmp_path, monkeypatch, fits, outcome, micro):
-    take, out, tried = one_step.Step.take, tmp_path / "out.jsonl", []
+    one, out, tried = one_step.Step.one, tmp_path / "out.jsonl", []
 
-    def limited(self, size):
-        tried.append(size)
-        if size > fits:
+    def limited(self, part):
+        tried.append(len(part["labels"]))
+        if tried[-1] > fits:
             raise torch.OutOfMemoryError("no room")
-        return take(self, size)
+        return one(self, part)
 
-    monkeypatch.setattr(one_step.Step, "take", limited)
+    monkeypatch.setattr(one_step.Step, "one", limited)
     one_step.main([str(sweep), "--device", "cpu", "--out", str(out)])
     assert [line["outcome"] for line in lines(out)] == [outcome] * 2
     assert lines(out)[0].get("micro") == micro
     assert tried[:3] == [64, 32, 16]  # the protocol has 64 examples, fewer than the benchmark begins with
 
 
-def test_the_loss_and_the_weights_do_not_depend_on_the_micro_batch():
-    run = shrunk(make_run("quick_recall", "low_rank", {"mixer.heads": 2, "protocol.budget.batch": 8}, 0, 0))
-    whole, cut = (one_step.Step(run, "cpu", False) for _ in range(2))
-    assert whole.take(2)[0] == pytest.approx(cut.take(1)[0], rel=1e-5)
+def a_step(batch: int = 8) -> one_step.Step:
+    run = shrunk(make_run("quick_recall", "low_rank", {"mixer.heads": 2, "protocol.budget.batch": batch}, 0, 0))
+    return one_step.Step(run, *one_step.built(run)[:2], "cpu", False)
+
+
+def test_the_loss_and_the_weights_do_not_depend_on_the_micro_batch_nor_on_the_search_for_it():
+    whole, cut = a_step(), a_step()
+    assert cut.fitting(2)[0] == 2
+    assert whole.take(2, 60.0)[0] == pytest.approx(cut.take(1, 60.0)[0], rel=1e-5)
     for one, two in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_that_has_used_its_share_leaves_the_rest_out_and_keeps_the_scale_of_its_loss(sweep, tmp_path):
+    words = [str(sweep), "--device", "cpu", "--micro", "8"]
+    for share in ("0s", "60s"):
+        one_step.main([*words, "--share", share, "--out", str(tmp_path / share)])
+    for cut, whole in zip(lines(tmp_path / "0s"), lines(tmp_path / "60s"), strict=True):
+        assert (cut["passes"], whole["passes"]) == ("2 of 8", "8 of 8")
+        assert cut["loss"] == pytest.approx(whole["loss"], rel=0.1)
+
+
+def test_the_same_command_goes_on_with_what_is_not_done_on_this_device(sweep, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    words = [str(sweep), "--device", "cpu", "--out", str(out)]
+    assert one_step.main(words) == 0
+    first, second = out.read_text().splitlines(keepends=True)
+    out.write_text(first + second[:40])  # the second was being written when the machine went away
+    capsys.readouterr()
+    assert one_step.main(words) == 0
+    assert "1 to try" in capsys.readouterr().out
+    assert json.loads(out.read_text().splitlines()[-1])["arm"] == json.loads(second)["arm"]
+    other = [json.dumps(json.loads(line) | {"device": "another"}) + "\n" for line in (first, second)]
+    out.write_text("".join(other))
+    assert one_step.main(words) == 0 and "2 to try" in capsys.readouterr().out
+
+
+def test_where_the_device_is_lost_a_new_process_goes_on_with_the_next_arm(sweep, tmp_path, monkeypatch):
+    started, out = [], tmp_path / "out.jsonl"
+
+    def lost(self, part):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def replaced(path, words):
+        started.append(words)
+        raise SystemExit(9)
+
+    monkeypatch.setattr(one_step.Step, "one", lost)
+    monkeypatch.setattr(one_step.os, "execv", replaced)
+    with pytest.raises(SystemExit):
+        one_step.main([str(sweep), "--device", "cpu", "--out", str(out), "--stop-after", "5m"])
+    assert [line["outcome"] for line in lines(out)] == ["error"] and started[0][-2] == "--stop-after"
+    assert 250 < float(started[0][-1].removesuffix("s")) <= 300
 
 
 def test_no_arm_is_started_when_the_time_is_over(sweep, capsys):
