@@ -17,8 +17,9 @@ from bench.check import subject_of
 from bench.check.backends import errors, plain
 from bench.check.verb import of
 from bench.compose import make_run, make_where
-from bench.kernels import conv, cosine_sums, exponential_features, grid_sums, low_rank, scan
+from bench.kernels import conv, cosine_sums, exponential_features, grid_sums, low_rank, scan, toeplitz
 from bench.kernels.gated_norm import gated_norm
+from bench.mixers import lags
 from bench.shells.base import short_conv
 from tests.conftest import built, shrunk
 
@@ -166,6 +167,35 @@ def one_grid(length, spacing, weight, width):
         return torch.cat([u, torch.einsum("jk,bkhp->bjhp", matrix, u)], 1)
 
     compare(f"grid {length=} {spacing=} {reach=}", fast, exact, random(2, length, 2, width + 4))
+
+
+def tiles():
+    """Several tiles both ways and a last one that is cut, rows that end early, shared filters, channels beside others
+    in memory; then rows that are halved twice."""
+    if INTERPRETED:
+        toeplitz.READ, toeplitz.WRITTEN, toeplitz.PLACES, toeplitz.CHANNELS = 32, 16, 16, 16
+    for length, filters, causal, width in ((75, 2, False, 20), (75, 1, True, 5), (9, 2, False, 3)):
+        one_toeplitz(length, filters, causal, width, None)
+    for filters in (1, 2):
+        one_toeplitz(44, filters, False, 5, 22)
+
+
+def one_toeplitz(length, filters, causal, width, halved):
+    toeplitz.HALVED = halved or length + 1
+    count, at = torch.tensor([length, length * 2 // 3], device=DEVICE), torch.arange(length, device=DEVICE)
+    seen = (at < count[:, None]).float()
+
+    def fast(v, w):
+        if causal:
+            return toeplitz.toeplitz_product(v[..., 3:], w, count, True, False)
+        return toeplitz.toeplitz(v[..., 3:], w, count)
+
+    def exact(v, w):
+        matrix = lags.spread(w * (torch.arange(1 - length, length, device=DEVICE) >= 0) if causal else w)
+        return lags.apply(matrix * seen[:, None, :, None] * seen[:, None, None], v[..., 3:])
+
+    inputs = random(2, length, 2, width + 3), random(filters, 2, 2 * length - 1)
+    compare(f"toeplitz {length=} {filters=} {causal=} {halved=}", fast, exact, *inputs)
 
 
 def model():

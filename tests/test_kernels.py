@@ -25,6 +25,7 @@ CALLS = {
         ["mixer", "low_rank", {"sam": True, "rank": 4, "feature_map": "elu1", "normalise": True}],
     ],
     "features and grids": [["exponentials"], ["cosines"], ["grid"]],
+    "toeplitz": [["tiles"], ["mixer", "toeplitz", {}]],
     "both directions": [["mixer", "quasiseparable", {"sam": True}], ["mixer", "add", {"sam": False, "heads": 2}]],
     "groups": [["mixer", "quasiseparable", {"sam": True, "groups": 2}], ["mixer", "semiseparable", {}]],
     "decay": [["mixer", "decay_attention", {"normalise": True, "feature_map": "elu1"}]],

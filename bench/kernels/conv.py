@@ -2,8 +2,8 @@
 
     pre_i = bias + sum over w of weight_w x_{i + w - left};  y = silu(pre) or pre
 over places of the token's own document only. Sums in fp32 whatever the dtype of x. A program walks along a stretch of
-tokens and keeps those that its taps reach in registers, so that each is read once. The gradient needs x alone: pre is
-computed again on the way, and g = gy silu'(pre) is kept for as many tokens as x is.
+tokens and keeps those that its taps reach in registers, so that each is read once, some tokens ahead of its use. The
+gradient needs x alone: pre is computed again on the way, and g = gy silu'(pre) is kept for as many tokens as x is.
 Axes: B batch, L length, C channels, W taps, T tokens of a stretch, S stretches of all rows.
 """
 
@@ -14,33 +14,61 @@ from torch import Tensor
 
 TOKENS, CHANNELS = 64, 256
 """Of a stretch: a longer one reads less twice, a shorter one keeps more programs busy."""
+FOUR = 128
+"""Channels that a warp takes, four a thread."""
+UNROLLED = 7
+"""Tokens of one turn of the loop: after seven the window is another, so that no register need be moved."""
 REACH = 7
 """Taps that a program keeps; fewer are as good as 7 with zeros."""
+AHEAD = tl.constexpr(4)  # tokens on their way from memory while one is worked on; converted later, so as not to wait
 
 
 @triton.jit
-def _token(x_ptr, segments_ptr, row, place, length, c_C, channels, stride_b, stride_l):
-    """A token's channels, zero outside the row and on padding, and its segment (-1 outside)."""
+def _token(x_ptr, place, length, c_C, channels, stride_l):
+    """A token's channels as they are in memory, zero outside the row."""
     inside = (place >= 0) & (place < length)
-    at = tl.where(inside, place, 0)
-    segment = tl.load(segments_ptr + row * length + at)
-    seen = tl.where(inside & (segment > 0), channels, 0)
-    x_at = x_ptr + row.to(tl.int64) * stride_b + at.to(tl.int64) * stride_l
-    return tl.load(x_at + c_C, mask=c_C < seen, other=0.0).to(tl.float32), tl.where(inside, segment, -1)
+    x_at = x_ptr + tl.where(inside, place, 0).to(tl.int64) * stride_l
+    return tl.load(x_at + c_C, mask=c_C < tl.where(inside, channels, 0), other=0.0)
 
 
 @triton.jit
-def _window(x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l):
-    """Eight tokens from place `at` on, and their segments."""
-    x0, s0 = _token(x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l)
-    x1, s1 = _token(x_ptr, segments_ptr, row, at + 1, length, c_C, channels, stride_b, stride_l)
-    x2, s2 = _token(x_ptr, segments_ptr, row, at + 2, length, c_C, channels, stride_b, stride_l)
-    x3, s3 = _token(x_ptr, segments_ptr, row, at + 3, length, c_C, channels, stride_b, stride_l)
-    x4, s4 = _token(x_ptr, segments_ptr, row, at + 4, length, c_C, channels, stride_b, stride_l)
-    x5, s5 = _token(x_ptr, segments_ptr, row, at + 5, length, c_C, channels, stride_b, stride_l)
-    x6, s6 = _token(x_ptr, segments_ptr, row, at + 6, length, c_C, channels, stride_b, stride_l)
-    x7, s7 = _token(x_ptr, segments_ptr, row, at + 7, length, c_C, channels, stride_b, stride_l)
-    return x0, x1, x2, x3, x4, x5, x6, x7, s0, s1, s2, s3, s4, s5, s6, s7
+def _segment(segments_ptr, place, length):
+    """A token's segment, -1 outside the row."""
+    return tl.load(segments_ptr + place, mask=(place >= 0) & (place < length), other=-1)
+
+
+@triton.jit
+def _read(x_ptr, segments_ptr, at, length, c_C, channels, stride_l):
+    """Four tokens from place `at` on, and their segments, none of which waits for another."""
+    x0, x1 = (
+        _token(x_ptr, at, length, c_C, channels, stride_l),
+        _token(x_ptr, at + 1, length, c_C, channels, stride_l),
+    )
+    x2, x3 = (
+        _token(x_ptr, at + 2, length, c_C, channels, stride_l),
+        _token(x_ptr, at + 3, length, c_C, channels, stride_l),
+    )
+    s0, s1 = _segment(segments_ptr, at, length), _segment(segments_ptr, at + 1, length)
+    s2, s3 = _segment(segments_ptr, at + 2, length), _segment(segments_ptr, at + 3, length)
+    return x0, x1, x2, x3, s0, s1, s2, s3
+
+
+@triton.jit
+def _real(x_C, segment):
+    """In fp32, zero on padding, whatever stands there."""
+    return tl.where(segment > 0, x_C.to(tl.float32), 0.0)
+
+
+@triton.jit
+def _window(x_ptr, segments_ptr, at, length, c_C, channels, stride_l):
+    """Seven tokens from place `at` on, ready, and their segments; then the four tokens ahead of them and theirs."""
+    x0, x1, x2, x3, s0, s1, s2, s3 = _read(x_ptr, segments_ptr, at, length, c_C, channels, stride_l)
+    x4, x5, x6, a0, s4, s5, s6, b0 = _read(x_ptr, segments_ptr, at + 4, length, c_C, channels, stride_l)
+    a1, a2, a3, _, b1, b2, b3, _ = _read(x_ptr, segments_ptr, at + 8, length, c_C, channels, stride_l)
+    return (
+        _real(x0, s0), _real(x1, s1), _real(x2, s2), _real(x3, s3), _real(x4, s4), _real(x5, s5), _real(x6, s6),
+        s0, s1, s2, s3, s4, s5, s6, a0, a1, a2, a3, b0, b1, b2, b3,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -66,30 +94,56 @@ def _own(x_C, segment, own, PACKED: tl.constexpr):
 
 
 @triton.jit
+def _reader(s0, s1, s2, s3, s4, s5, s6, LEFT: tl.constexpr):
+    """The segment of the token whose taps reach the window."""
+    s012, s345 = s0 if LEFT == 0 else s1 if LEFT == 1 else s2, s3 if LEFT == 3 else s4 if LEFT == 4 else s5
+    return s012 if LEFT < 3 else s345 if LEFT < 6 else s6
+
+
+@triton.jit
+def _pre(bias_C, k0, k1, k2, k3, k4, k5, k6, w0, w1, w2, w3, w4, w5, w6):
+    """One sum after another: each is a fused multiply-add."""
+    pre_C = bias_C + k0 * w0
+    pre_C += k1 * w1
+    pre_C += k2 * w2
+    pre_C += k3 * w3
+    pre_C += k4 * w4
+    pre_C += k5 * w5
+    pre_C += k6 * w6
+    return pre_C
+
+
+@triton.jit
 def _forward(
     x_ptr, segments_ptr, weight_ptr, bias_ptr, y_ptr, length, channels, stride_b, stride_l,
     W: tl.constexpr, LEFT: tl.constexpr, PACKED: tl.constexpr, SILU: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
+    U: tl.constexpr,
 ):  # fmt: skip
-    row, first, c_C = tl.program_id(2), tl.program_id(0) * T, tl.program_id(1) * C + tl.arange(0, C)
+    row, first, c_C = tl.program_id(2).to(tl.int64), tl.program_id(0) * T, tl.program_id(1) * C + tl.arange(0, C)
     w0, w1, w2, w3, w4, w5, w6 = _taps(weight_ptr, c_C, channels, W)
     bias_C = tl.load(bias_ptr + c_C, mask=c_C < channels, other=0.0).to(tl.float32)
-    at = first - LEFT
-    x0, x1, x2, x3, x4, x5, x6, x7, s0, s1, s2, s3, s4, s5, s6, s7 = _window(
-        x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l
+    x_ptr, segments_ptr, y_ptr = x_ptr + row * stride_b, segments_ptr + row * length, y_ptr + row * length * channels
+    x0, x1, x2, x3, x4, x5, x6, s0, s1, s2, s3, s4, s5, s6, a0, a1, a2, a3, b0, b1, b2, b3 = _window(
+        x_ptr, segments_ptr, first - LEFT, length, c_C, channels, stride_l
     )
-    for n in range(T):
-        x8, s8 = _token(x_ptr, segments_ptr, row, at + n + 8, length, c_C, channels, stride_b, stride_l)  # two ahead
-        t = first + n
-        own = tl.load(segments_ptr + row * length + t, mask=t < length, other=0)
-        y_C = bias_C + _own(x0, s0, own, PACKED) * w0 + _own(x1, s1, own, PACKED) * w1
-        y_C += _own(x2, s2, own, PACKED) * w2 + _own(x3, s3, own, PACKED) * w3
-        y_C += _own(x4, s4, own, PACKED) * w4 + _own(x5, s5, own, PACKED) * w5 + _own(x6, s6, own, PACKED) * w6
-        if SILU:
-            y_C = y_C * tl.sigmoid(y_C)
-        y_at = y_ptr + (row.to(tl.int64) * length + t) * channels
-        tl.store(y_at + c_C, y_C, mask=c_C < tl.where(t < length, channels, 0))
-        x0, x1, x2, x3, x4, x5, x6, x7 = x1, x2, x3, x4, x5, x6, x7, x8
-        s0, s1, s2, s3, s4, s5, s6, s7 = s1, s2, s3, s4, s5, s6, s7, s8
+    for n in range(0, T, U):
+        for u in tl.static_range(U):
+            t = first + n + u
+            ahead = t - LEFT + 7 + AHEAD
+            a4 = _token(x_ptr, ahead, length, c_C, channels, stride_l)
+            b4 = _segment(segments_ptr, ahead, length)
+            own = _reader(s0, s1, s2, s3, s4, s5, s6, LEFT)
+            k0, k1, k2 = _own(x0, s0, own, PACKED), _own(x1, s1, own, PACKED), _own(x2, s2, own, PACKED)
+            k3, k4, k5 = _own(x3, s3, own, PACKED), _own(x4, s4, own, PACKED), _own(x5, s5, own, PACKED)
+            k6 = _own(x6, s6, own, PACKED)
+            y_C = _pre(bias_C, k0, k1, k2, k3, k4, k5, k6, w0, w1, w2, w3, w4, w5, w6)
+            if SILU:
+                y_C = y_C * tl.sigmoid(y_C)
+            kept_C = c_C < tl.where((t < length) & (t < first + T), channels, 0)
+            tl.store(y_ptr + t.to(tl.int64) * channels + c_C, y_C, mask=kept_C)
+            x0, x1, x2, x3, x4, x5, x6 = x1, x2, x3, x4, x5, x6, _real(a0, b0)
+            s0, s1, s2, s3, s4, s5, s6 = s1, s2, s3, s4, s5, s6, b0
+            a0, a1, a2, a3, b0, b1, b2, b3 = a1, a2, a3, a4, b1, b2, b3, b4
 
 
 @triton.jit
@@ -107,67 +161,68 @@ def _share(part_ptr, d0, d1, d2, d3, d4, d5, d6, db, c_C, channels):
 
 
 @triton.jit
-def _incoming(gy_ptr, row, place, length, c_C, channels, stride_b, stride_l):
-    inside = (place >= 0) & (place < length)
-    at = row.to(tl.int64) * stride_b + tl.where(inside, place, 0).to(tl.int64) * stride_l
-    return tl.load(gy_ptr + at + c_C, mask=c_C < tl.where(inside, channels, 0), other=0.0).to(tl.float32)
-
-
-@triton.jit
 def _backward(
     x_ptr, segments_ptr, weight_ptr, bias_ptr, gy_ptr, gx_ptr, part_ptr, length, channels, stride_b, stride_l, gy_b,
     gy_l,
     W: tl.constexpr, LEFT: tl.constexpr, PACKED: tl.constexpr, SILU: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
+    U: tl.constexpr,
 ):  # fmt: skip
     """gx of the stretch, and the stretch's share of the gradients of the taps and (last row) the bias.
 
     Step n meets reader r = first - 6 + LEFT + n, whose taps reach places r - LEFT .. r - LEFT + 6, and ends with gx of
     place r - LEFT, the last reader of which is r.
     """
-    row, first, c_C = tl.program_id(2), tl.program_id(0) * T, tl.program_id(1) * C + tl.arange(0, C)
+    row, first, c_C = tl.program_id(2).to(tl.int64), tl.program_id(0) * T, tl.program_id(1) * C + tl.arange(0, C)
     w0, w1, w2, w3, w4, w5, w6 = _taps(weight_ptr, c_C, channels, W)
     bias_C = tl.load(bias_ptr + c_C, mask=c_C < channels, other=0.0).to(tl.float32)
     at, reader = first - 6, first - 6 + LEFT
-    x0, x1, x2, x3, x4, x5, x6, x7, s0, s1, s2, s3, s4, s5, s6, s7 = _window(
-        x_ptr, segments_ptr, row, at, length, c_C, channels, stride_b, stride_l
+    x_ptr, segments_ptr, gy_ptr = x_ptr + row * stride_b, segments_ptr + row * length, gy_ptr + row * gy_b
+    x0, x1, x2, x3, x4, x5, x6, s0, s1, s2, s3, s4, s5, s6, a0, a1, a2, a3, b0, b1, b2, b3 = _window(
+        x_ptr, segments_ptr, at, length, c_C, channels, stride_l
     )
-    gy_C = _incoming(gy_ptr, row, reader, length, c_C, channels, gy_b, gy_l)
-    next_C = _incoming(gy_ptr, row, reader + 1, length, c_C, channels, gy_b, gy_l)
+    y0, y1 = (
+        _token(gy_ptr, reader, length, c_C, channels, gy_l),
+        _token(gy_ptr, reader + 1, length, c_C, channels, gy_l),
+    )
+    y2, y3 = (
+        _token(gy_ptr, reader + 2, length, c_C, channels, gy_l),
+        _token(gy_ptr, reader + 3, length, c_C, channels, gy_l),
+    )
     zero_C = tl.zeros((C,), tl.float32)
     g0, g1, g2, g3, g4, g5 = zero_C, zero_C, zero_C, zero_C, zero_C, zero_C
     d0, d1, d2, d3, d4, d5, d6, db = zero_C, zero_C, zero_C, zero_C, zero_C, zero_C, zero_C, zero_C
-    r0 = tl.load(segments_ptr + row * length) * 0 - 1  # segments of the last readers; none yet
+    r0 = s0 * 0 - 1  # segments of the last readers; none yet
     r1, r2, r3, r4, r5 = r0, r0, r0, r0, r0
-    for n in range(T + 6):
-        x8, s8 = _token(x_ptr, segments_ptr, row, at + n + 8, length, c_C, channels, stride_b, stride_l)  # two ahead
-        after_C = _incoming(gy_ptr, row, reader + n + 2, length, c_C, channels, gy_b, gy_l)
-        r = reader + n
-        inside = (r >= 0) & (r < length)
-        r6 = tl.load(segments_ptr + row * length + tl.where(inside, r, 0))
-        r6 = tl.where(inside, r6, -1)
-        k0, k1, k2 = _own(x0, s0, r6, PACKED), _own(x1, s1, r6, PACKED), _own(x2, s2, r6, PACKED)
-        k3, k4, k5 = _own(x3, s3, r6, PACKED), _own(x4, s4, r6, PACKED), _own(x5, s5, r6, PACKED)
-        k6, g6 = _own(x6, s6, r6, PACKED), gy_C
-        if SILU:
-            pre_C = bias_C + k0 * w0 + k1 * w1 + k2 * w2 + k3 * w3 + k4 * w4 + k5 * w5 + k6 * w6
-            sigmoid_C = tl.sigmoid(pre_C)
-            g6 = g6 * sigmoid_C * (1 + pre_C * (1 - sigmoid_C))
-        mine_C = g6 * ((r >= first) & (r < first + T)).to(tl.float32)
-        d0, d1, d2, d3 = d0 + mine_C * k0, d1 + mine_C * k1, d2 + mine_C * k2, d3 + mine_C * k3
-        d4, d5, d6, db = d4 + mine_C * k4, d5 + mine_C * k5, d6 + mine_C * k6, db + mine_C
-        gx_C = _own(g6, r6, s0, PACKED) * w0 + _own(g5, r5, s0, PACKED) * w1 + _own(g4, r4, s0, PACKED) * w2
-        gx_C += _own(g3, r3, s0, PACKED) * w3 + _own(g2, r2, s0, PACKED) * w4
-        gx_C += _own(g1, r1, s0, PACKED) * w5 + _own(g0, r0, s0, PACKED) * w6
-        place = at + n
-        kept = (place >= first) & (place < length)
-        gx_at = gx_ptr + (row.to(tl.int64) * length + place) * channels
-        tl.store(gx_at + c_C, tl.where(s0 > 0, gx_C, 0.0), mask=c_C < tl.where(kept, channels, 0))
-        x0, x1, x2, x3, x4, x5, x6, x7 = x1, x2, x3, x4, x5, x6, x7, x8
-        s0, s1, s2, s3, s4, s5, s6, s7 = s1, s2, s3, s4, s5, s6, s7, s8
-        g0, g1, g2, g3, g4, g5 = g1, g2, g3, g4, g5, g6
-        r0, r1, r2, r3, r4, r5 = r1, r2, r3, r4, r5, r6
-        gy_C, next_C = next_C, after_C
-    part = part_ptr + (row.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * 8 * channels
+    for n in range(0, T + 6, U):
+        for u in tl.static_range(U):
+            place, r = at + n + u, reader + n + u
+            a4 = _token(x_ptr, place + 7 + AHEAD, length, c_C, channels, stride_l)
+            b4 = _segment(segments_ptr, place + 7 + AHEAD, length)
+            y4 = _token(gy_ptr, r + AHEAD, length, c_C, channels, gy_l)
+            r6 = _reader(s0, s1, s2, s3, s4, s5, s6, LEFT)
+            k0, k1, k2 = _own(x0, s0, r6, PACKED), _own(x1, s1, r6, PACKED), _own(x2, s2, r6, PACKED)
+            k3, k4, k5 = _own(x3, s3, r6, PACKED), _own(x4, s4, r6, PACKED), _own(x5, s5, r6, PACKED)
+            k6, g6 = _own(x6, s6, r6, PACKED), y0.to(tl.float32)
+            if SILU:
+                pre_C = _pre(bias_C, k0, k1, k2, k3, k4, k5, k6, w0, w1, w2, w3, w4, w5, w6)
+                sigmoid_C = tl.sigmoid(pre_C)
+                g6 = g6 * (sigmoid_C + pre_C * (sigmoid_C - sigmoid_C * sigmoid_C))
+            mine_C = tl.where((r >= first) & (r < first + T), g6, 0.0)
+            d0, d1, d2, d3 = d0 + mine_C * k0, d1 + mine_C * k1, d2 + mine_C * k2, d3 + mine_C * k3
+            d4, d5, d6, db = d4 + mine_C * k4, d5 + mine_C * k5, d6 + mine_C * k6, db + mine_C
+            n6, n5, n4 = _own(g6, r6, s0, PACKED), _own(g5, r5, s0, PACKED), _own(g4, r4, s0, PACKED)
+            n3, n2, n1 = _own(g3, r3, s0, PACKED), _own(g2, r2, s0, PACKED), _own(g1, r1, s0, PACKED)
+            n0 = _own(g0, r0, s0, PACKED)
+            gx_C = _pre(zero_C, n6, n5, n4, n3, n2, n1, n0, w0, w1, w2, w3, w4, w5, w6)
+            kept = (place >= first) & (place < length) & (place < first + T)
+            gx_at = gx_ptr + (row * length + place) * channels
+            tl.store(gx_at + c_C, tl.where(s0 > 0, gx_C, 0.0), mask=c_C < tl.where(kept, channels, 0))
+            x0, x1, x2, x3, x4, x5, x6 = x1, x2, x3, x4, x5, x6, _real(a0, b0)
+            s0, s1, s2, s3, s4, s5, s6 = s1, s2, s3, s4, s5, s6, b0
+            a0, a1, a2, a3, b0, b1, b2, b3 = a1, a2, a3, a4, b1, b2, b3, b4
+            g0, g1, g2, g3, g4, g5, r0, r1, r2, r3, r4, r5 = g1, g2, g3, g4, g5, g6, r1, r2, r3, r4, r5, r6
+            y0, y1, y2, y3 = y1, y2, y3, y4
+    part = part_ptr + (row * tl.num_programs(0) + tl.program_id(0)) * 8 * channels
     _share(part, d0, d1, d2, d3, d4, d5, d6, db, c_C, channels)
 
 
@@ -176,7 +231,7 @@ def _shape(x_BLC: Tensor) -> tuple[tuple[int, int, int], dict]:
     batch, length, channels = x_BLC.shape
     tile = min(CHANNELS, max(128, triton.next_power_of_2(channels)))
     grid = triton.cdiv(length, TOKENS), triton.cdiv(channels, tile), batch
-    return grid, {"T": TOKENS, "C": tile, "num_warps": tile // 128}
+    return grid, {"T": TOKENS, "C": tile, "U": UNROLLED, "num_warps": tile // FOUR}
 
 
 def _rows(x_BLC: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ from bench.mixers.base import same_segment
 SHORT = 1024
 """Up to this length the L x L matrix is faster than Fourier transforms on a GPU (sam: equal near 1,700 on an H200)."""
 
+TILED = 8192
+"""Up to this length tiles on the tensor cores (kernels/toeplitz.py) are taken for faster than them. To be measured."""
+
 
 def product(w_BHK: Tensor, v_BLHP: Tensor, segments_BL: Tensor, packed: bool) -> Tensor:
     """M v inside each document, BLHP; v is zero on padding already, rows of padding are for the caller."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.kernels import require_triton
 from bench.mixers import lags
 from bench.mixers.base import (
     Features,
@@ -42,9 +43,15 @@ class Toeplitz(Mixer):
 
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
+    backends: ClassVar = ("torch", "triton")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
+        if backend == "triton":
+            require_triton()
+            from bench.kernels.toeplitz import toeplitz
+
+            self.tiles = toeplitz
         self.sam = args.sam
         if not self.sam:
             self.t_HK = nn.Parameter(torch.empty(grant.heads, 2 * grant.length - 1))  # lag i - j at i - j + L - 1
@@ -59,6 +66,8 @@ class Toeplitz(Mixer):
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         length = v_BLHP.shape[1]
+        if self.backend == "triton" and not self.grant.packed and length <= lags.TILED:
+            return self.tiled(v_BLHP, features, segments_BL)
         real_BL11 = real(segments_BL, v_BLHP.dtype)
         v_BLHP = v_BLHP * real_BL11
         if self.sam and self.grant.packed:
@@ -70,6 +79,13 @@ class Toeplitz(Mixer):
             n_BL = segment_lengths(segments_BL, self.grant.packed)
             real_BL11 = real_BL11 * n_BL[:, :, None, None].to(real_BL11.dtype).rsqrt()
         return y_BLHP * real_BL11
+
+    def tiled(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        """By tiles of M, which read only the row's one document and so need no mask on v."""
+        w_BHK, count_B = self.lags(features, v_BLHP.shape[1]), (segments_BL > 0).sum(1)
+        if self.sam:
+            w_BHK = w_BHK * count_B.clamp(min=1).to(w_BHK.dtype).rsqrt()[:, None, None]
+        return self.tiles(v_BLHP, w_BHK, count_B)
 
     def emitted(self, features: Features) -> tuple[Tensor, Tensor]:
         """The weights f, r that the tokens emit, each BHL, at least fp32."""
