@@ -1,15 +1,18 @@
 """The paper's numbers: complete, true to its printed averages, and shown without a claim that they cannot bear."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from bench.compose import ROOT
+from bench.config import resolved
 from bench.report import analysis, published, suite
-from bench.report.frame import controlled
+from bench.report.frame import Row, controlled
 from bench.report.published import numbers
-from bench.sweep import Column, Family
-from tests.test_report import a_row, a_sweep
+from bench.sweep import Column, Family, cells, load
+from tests.test_report import a_record, a_row, a_sweep
 
 TABLE2 = [p for p in numbers() if p.table == "2"]
 ROWS = list(dict.fromkeys((p.row, p.mixer, p.sam) for p in TABLE2))
@@ -90,6 +93,64 @@ def test_a_partial_average_is_compared_with_the_same_tasks():
     average = suite.glue_average(table, ["cola"])
     column = published.ours(table, replace(found, average=average))[-1]
     assert len(column.keys) == 7 and "glue.cola" not in column.keys
-    values = {(p.mixer, p.sam, p.key): p.value for p in TABLE2}
-    theirs = [published.printed(arm, column, values) for arm in table.arms]
+    values = {(p.row, p.key): p.value for p in TABLE2}
+    theirs = [published.printed(row, column, values) for row, *_ in ROWS]
     assert np.allclose(theirs, column.values_AS[:, 0])
+
+
+ARMS = {
+    "table3": ["Mamba", "Add", "Mult", "Concat", "Quasiseparable"],
+    "table4": ["BERT", "MLP-Mixer", "FNet", "M2", "Hydra (23 layers)"],
+    "table5": ["ViT-B", "S4-ViT-B", "Hyena-ViT-B", "Mamba-ViT-B", "Hydra-ViT-B"],
+    "table10": ["Add", "Add + Diag", "Add + Shift", "Quasi (both)"],
+}
+
+
+def reported(name: str, own: list[str]):
+    """Table and sections of a shipped sweep whose every run, of two seeds, got what the paper prints for its row."""
+    sweep = replace(load(ROOT / "sweeps" / f"{name}.yaml"), seeds=(0, 1), replicas=(0,))
+    known = {(p.row, p.key): p for p in numbers() if p.table == name.removeprefix("table")}
+    places = {arm: place for place, arm in enumerate(dict.fromkeys(str(cell.arm) for cell in cells(sweep)))}
+    rows = []
+    for cell in cells(sweep):
+        task, row = cell.run.protocol.task, own[places[str(cell.arm)]]
+        subset = task.args.get("subset", "")
+        keys = {
+            m: f"glue.{subset}" if subset else f"{task.name}.{m}"
+            for m in METRICS.get(task.name) or suite.SCORES[subset]
+        }
+        found = {m: known.get((row, key), known.get((row, "glue"))) for m, key in keys.items()}
+        metrics = {m: 0.5 if p is None else p.value / (1 if p.unit == "nats" else 100) for m, p in found.items()}
+        record = a_record(json.loads(json.dumps(resolved(cell.run))), {"loss": 1.0} | metrics, label=cell.protocol)
+        rows.append(Row(cell.protocol, record.run["mixer"], cell.seed, cell.replica, record.id, record))
+    table = controlled(rows, sweep)
+    return table, published.beside(table, analysis.analyse(table, {}))
+
+
+METRICS = {"masked_lm": ("loss", "accuracy"), "images": ("top1", "ema_top1", "top5", "ema_top5")}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_each_arm_of_a_sweep_of_the_paper_stands_beside_its_own_row_and_beside_no_other_table(name):
+    table, shown = reported(name, ARMS[name])
+    number = name.removeprefix("table")
+    assert [published.row_of(table, number, arm) for arm in table.arms] == ARMS[name]
+    both, agreement = (s for s in shown if s.title.endswith(f"Table {number}"))
+    assert len(both.lines) == len(ARMS[name])
+    for line in both.lines:
+        pairs = [(a, b) for a, b in zip(line[1::2], line[2::2], strict=True) if b != "-"]
+        assert pairs and all(abs(float(a) - float(b)) < 0.11 for a, b in pairs), line
+    assert agreement.lines[0][2] == "+1.00"
+    named = [n for n in both.notes if n.startswith("Arms by their published names: ")]
+    assert len(named) == (number in "45") and all(row in named[0] for row in ARMS[name] if named)
+    assert any("five fine-tuning runs" in n for n in both.notes) == (number != "5")
+    beside = {s.title.split()[-1] for s in shown}
+    assert beside - {number} <= {"3": {"10"}, "10": {"3"}}.get(number, set())  # two arms are in both
+
+
+def test_an_arm_in_another_shell_is_not_the_row_that_has_its_mixer():
+    """Attention in the block of Table 2 is not BERT, and BERT is not attention in the block of Table 2."""
+    table, _ = reported("table4", ARMS["table4"])
+    assert [published.row_of(table, "2", arm) for arm in table.arms] == ["", "", "", "", "Quasisep. SAM"]
+    small = as_records(ROWS)
+    assert {published.row_of(small, "4", arm) for arm in small.arms} == {"", "Hydra (23 layers)"}

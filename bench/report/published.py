@@ -18,22 +18,29 @@ from bench.report.sections import Section
 from bench.report.stats_suite import kendall
 
 HOME = Path(__file__).parent
+COMMON = "shell.name=gated"  # the block of the mixer ablation
 SILENT = (
     "Published: means of five fine-tuning runs of one pretraining seed; no standard deviation is printed anywhere. So "
     "no interval, test or letter can be given for a published number or for its distance from ours, nor can it be said "
     "which published arms differ; of 14 equal arms with one pretraining seed each, the best and the worst lie 3.4 "
     "standard deviations apart on average."
 )
+SILENT_IMAGES = (
+    "Published: said to be means of five runs, three of the rows taken from the literature; no standard deviation is "
+    "printed anywhere. So no interval, test or letter can be given for a published number or its distance from ours."
+)
 
 
 @dataclass(frozen=True)
 class Published:
-    """One printed number. `mixer` and `sam` ('true', 'false') name the arm, '' where none of ours is meant."""
+    """One printed number. `mixer` and `sam` ('true', 'false') name the arm, '' where none of ours is meant; `also` what
+    tells it from others with this mixer: 'shell.name=plain mixer.shift=false', of the protocol or the mixer."""
 
     table: str
     row: str
     mixer: str
     sam: str
+    also: str
     key: str
     value: float  # percent, nats, millions
     unit: str
@@ -70,16 +77,31 @@ def beside(table: Table, analysis: Analysis) -> list[Section]:
     """For each published table that has two or more of our arms: both values, recipes, agreement of orders."""
     found = []
     for name in dict.fromkeys(p.table for p in numbers()):
-        values = {(p.mixer, p.sam, p.key): p.value for p in numbers() if p.table == name and p.mixer}
-        arms = [(i, a) for i, a in enumerate(table.arms) if not salted(a) and (*level(a), "parameters") in values]
-        columns = [c for c in ours(table, analysis) if any((*level(a), k) in values for _, a in arms for k in c.keys)]
+        values = {(p.row, p.key): p.value for p in numbers() if p.table == name}
+        rows = [row_of(table, name, a) for a in table.arms]
+        arms = [(i, a, row) for i, (a, row) in enumerate(zip(table.arms, rows, strict=True)) if row]
+        columns = [c for c in ours(table, analysis) if any((row, k) in values for *_, row in arms for k in c.keys)]
         if len(arms) >= 2 and columns:
             found += [both(name, arms, columns, values, table), agreement(name, arms, columns, values, analysis.alpha)]
     return found
 
 
-def level(arm: Arm) -> tuple[str, str]:
-    return arm.mixer["name"], plain(arm.mixer["sam"])
+def row_of(table: Table, name: str, arm: Arm) -> str:
+    """The row of a published table that one of our arms is, '' if none: by mixer, level of SAM and its `also`."""
+    run = next((r.record.run for r in table.rows if r.arm == arm.key and r.record), None)
+    if salted(arm) or run is None:
+        return ""
+    for p in numbers():
+        if (p.table, p.mixer, p.sam) == (name, arm.mixer["name"], plain(arm.mixer["sam"])):
+            pairs = [text.split("=") for text in p.also.split()]
+            if all(plain(value_of(run, arm.mixer, key)) == value for key, value in pairs):
+                return p.row
+    return ""
+
+
+def value_of(run: dict, mixer: dict, key: str):
+    group, _, rest = key.partition(".")
+    return mixer.get(rest) if group == "mixer" else protocol_value(run, key)
 
 
 def ours(table: Table, analysis: Analysis) -> list[Ours]:
@@ -103,9 +125,9 @@ def ours(table: Table, analysis: Analysis) -> list[Ours]:
     return found
 
 
-def printed(arm: Arm, column: Ours, values: dict[tuple, float]) -> float:
+def printed(row: str, column: Ours, values: dict[tuple, float]) -> float:
     """The published counterpart, NaN if the paper has none."""
-    return float(np.mean([values.get((*level(arm), key), np.nan) for key in column.keys]))
+    return float(np.mean([values.get((row, key), np.nan) for key in column.keys]))
 
 
 def both(name: str, arms: list, columns: list[Ours], values: dict, table: Table) -> Section:
@@ -113,16 +135,19 @@ def both(name: str, arms: list, columns: list[Ours], values: dict, table: Table)
     for column in columns:
         head += [f"{column.title}: ours", "published"]
     lines = []
-    for place, arm in arms:
+    for place, arm, row in arms:
         line = [arm.label]
         for column in columns:
             digits = 2 if lower_is_better(column.key.split(".")[-1]) else 1
-            values_S, theirs = column.values_AS[place], printed(arm, column, values)
+            values_S, theirs = column.values_AS[place], printed(row, column, values)
             failed = stats.failed_text(int(stats.failures(values_S)), len(values_S))
             line += [failed or f"{values_S.mean():.{digits}f}", "-" if np.isnan(theirs) else f"{theirs:.{digits}f}"]
         lines.append(line)
     source = next(p.source for p in numbers() if p.table == name)
-    notes = [f"Published: {source}; scores in percent, losses in nats.", SILENT]
+    images = all(column.task == "images" for column in columns)
+    notes = [f"Published: {source}; scores in percent, losses in nats.", SILENT_IMAGES if images else SILENT]
+    if any(p.table == name and p.mixer and COMMON not in p.also for p in numbers()):  # its rows are models, not mixers
+        notes.append("Arms by their published names: " + ", ".join(f"{a.label}: {row}" for _, a, row in arms) + ".")
     differing: dict[str, dict[str, None]] = {}
     for column in (c for c in columns if c.protocol):
         differing.setdefault(recipe_text(name, column, table), {})[column.protocol] = None
@@ -142,8 +167,8 @@ def agreement(name: str, arms: list, columns: list[Ours], values: dict, alpha: f
     """Kendall's tau-b of our order of the arms and the published one, column by column."""
     lines, notes = [], {}
     for column in columns:
-        mine_A = np.array([column.values_AS[place].mean() for place, _ in arms])
-        theirs_A = np.array([printed(arm, column, values) for _, arm in arms])
+        mine_A = np.array([column.values_AS[place].mean() for place, *_ in arms])
+        theirs_A = np.array([printed(row, column, values) for *_, row in arms])
         found = kendall(mine_A, theirs_A, 1 - alpha)
         interval = "-" if np.isnan(found.low) else f"[{found.low:+.2f}, {found.high:+.2f}]"
         tau = "-" if np.isnan(found.tau) else f"{found.tau:+.2f}"
