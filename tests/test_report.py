@@ -431,7 +431,16 @@ def test_the_rows_are_the_runs_of_the_grid(tmp_path):
 def test_report_writes_its_files_and_a_whole_certificate(tmp_path):
     paths = report(*fill(tmp_path), tmp_path / "out", None)
     figures = [f"{name}{suffix}" for name in ("seeds", "differences", "sam_gain") for suffix in (".png", ".pdf")]
-    names = ["table.md", "table.csv", *figures, "comparisons.csv", "table.tex", "page.tex", "certificate.json"]
+    names = [
+        "table.md",
+        "summary.md",
+        "table.csv",
+        *figures,
+        "comparisons.csv",
+        "table.tex",
+        "page.tex",
+        "certificate.json",
+    ]
     assert [p.name for p in paths] == names and all(p.stat().st_size for p in paths)
     text = paths[0].read_text()
     assert text.startswith("# way\n\nDoes the whole way work?\n") and "identity [1]" in text and "low_rank" in text

@@ -9,12 +9,16 @@ from bench.record import uncollected
 from bench.report import (
     analysis,
     certificate,
+    contrasts,
+    cost,
     frame,
     items,
     latex,
+    orders,
     plots,
     published,
     suite,
+    summary,
     tables,
     terminal,
     tuning,
@@ -28,7 +32,7 @@ from bench.sweep import Sweep
 
 @uncollected()
 def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False) -> list[Path]:
-    """Write the sweep's tables (.md, .csv, .tex), figures/ (.png, .pdf) and certificate.json into the folder `target`.
+    """Write tables (.md, .csv, .tex), summary.md, figures/ (.png, .pdf) and certificate.json into the folder `target`.
 
     `console`: a rich console to print the tables on, or None. `html`: write page.html too. Refuses (bench.Refusal)
     what is not a controlled comparison, and a sweep without one complete seed.
@@ -38,10 +42,12 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
     table = tuning_text.marked(table, tuned)
     proof = certificate.certificate(table) | ({"tuning": tuning_text.proof(tuned)} if tuned else {})
     found = analysis.analyse(table, suite.floors(table, store))
-    more = [*sections(table, found), *tuning_text.sections(tuned), *items.sections(table, found, store)]
-    more += published.beside(table, found)
+    more = [*sections(table, found), *contrasts.sections(table, found), *tuning_text.sections(tuned)]
+    more += [*items.sections(table, found, store), *published.beside(table, found), *orders.sections(table, found)]
+    more.append(cost.section(table))
     texts = {
         "table.md": tables.markdown(table, found, more, [*certificate.short(proof), *tuning_text.short(tuned)]),
+        "summary.md": summary.markdown(table, found, more),
         "table.csv": tables.csv(table, found),
         "comparisons.csv": tables.comparisons_csv(table, found),
         "table.tex": latex.fragment(table, found, more),
@@ -60,4 +66,5 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
         path.write_text(page(table, found, more, proof, figures), encoding="utf-8")
     if console is not None:
         terminal.show(table, found, more, console)
-    return [target / "table.md", target / "table.csv", *figures, *(target / name for name in list(texts)[2:]), *pages]
+    first = [target / name for name in list(texts)[:3]]
+    return [*first, *figures, *(target / name for name in list(texts)[3:]), *pages]

@@ -1,0 +1,91 @@
+"""What a table cost: device time of its runs by arm, from the records alone.
+
+Runs that shared a device stretched each other, so their seconds do not add up to the device's. Each moment is split
+evenly between the runs that were at work on the node at that moment; the shares add up to the time in which any was.
+"""
+
+from datetime import datetime
+
+import numpy as np
+
+from bench.report import stats
+from bench.report.frame import Row, Table
+from bench.report.sections import Section
+
+# Axes: R runs, K moments at which a run begins or ends.
+PARTS = ("start-up", "compilation", "evaluation")  # what of a run is not training
+NONE = np.zeros(1 + len(PARTS))
+
+
+def section(table: Table) -> Section:
+    """Arms as rows, minutes of a device: all, training, and what is apart; then the step and the memory of one run."""
+    rows = [r for r in {r.run_id: r for r in table.rows}.values() if r.trained]
+    minutes = dict(zip([r.run_id for r in rows], parted(rows), strict=True))
+    head = ["arm", "runs", "minutes", "training", *PARTS, "step (ms)", "peak memory (GB)"]
+    lines = []
+    for arm in table.arms:
+        own = [r for r in rows if r.arm == arm.key]
+        lines.append([arm.label, *line(own, minutes), *alone([r for r in own if r.protocol == table.protocols()[0]])])
+    lines.append(["all", *line(rows, minutes), "-", "-"])
+    return Section("Cost", head, lines, 1, notes(table, rows, minutes))
+
+
+def shared(begin_R: np.ndarray, end_R: np.ndarray) -> np.ndarray:
+    """Each run's share of one device's time, in seconds: a moment belongs to all runs of that moment alike."""
+    cuts_K = np.unique(np.concatenate([begin_R, end_R]))
+    begun_K, ended_K = (np.searchsorted(np.sort(ends), cuts_K[:-1], "right") for ends in (begin_R, end_R))
+    at_work_K = np.maximum(begun_K - ended_K, 1)
+    until_K = np.concatenate([[0.0], np.cumsum(np.diff(cuts_K) / at_work_K)])
+    return until_K[np.searchsorted(cuts_K, end_R)] - until_K[np.searchsorted(cuts_K, begin_R)]
+
+
+def parted(rows: list[Row]) -> list[np.ndarray]:
+    """Minutes of each run: training, then PARTS. All devices of a run on several count."""
+    nodes: dict[tuple, list[int]] = {}
+    for place, row in enumerate(rows):
+        nodes.setdefault((row.record.environment.node, row.record.environment.device), []).append(place)
+    share_R = np.zeros(len(rows))
+    for places in nodes.values():
+        end_R = np.array([datetime.fromisoformat(rows[i].record.finished).timestamp() for i in places])
+        wall_R = np.array([rows[i].record.cost.wall for i in places])
+        share_R[places] = shared(end_R - wall_R, end_R)
+    found = []
+    for share, row in zip(share_R, rows, strict=True):
+        cost = row.record.cost
+        apart = np.array([cost.startup, cost.first_step, cost.evaluation])
+        rest = max(cost.wall - apart.sum(), 0.0)
+        parts = np.array([rest, *apart])
+        found.append(parts / max(parts.sum(), 1e-9) * share * row.record.environment.world / 60)
+    return found
+
+
+def line(rows: list[Row], minutes: dict[str, np.ndarray]) -> list[str]:
+    parts = sum((minutes[r.run_id] for r in rows), NONE)
+    return [str(len(rows)), *(f"{value:.1f}" for value in (parts.sum(), *parts))]
+
+
+def alone(rows: list[Row]) -> list[str]:
+    """Median step and the most memory of an arm's runs that came out ok, as they ran."""
+    whole = [r.record.cost for r in rows if r.record.outcome == "ok"]
+    if not whole:
+        return ["-", "-"]
+    step, memory = np.median([c.step_p50 for c in whole]), max(c.peak_memory for c in whole)
+    return [f"{1000 * step:.1f}", f"{memory / 1e9:.2f}"]
+
+
+def notes(table: Table, rows: list[Row], minutes: dict[str, np.ndarray]) -> list[str]:
+    devices = dict.fromkeys(r.record.environment.device for r in rows)
+    walls = sum(r.record.cost.wall * r.record.environment.world for r in rows) / 60
+    found = [
+        f"Minutes of one device ({', '.join(devices)}). Where runs of the table shared it, each moment is split evenly "
+        f"between them; the runs' own clocks add up to {walls:.1f}.",
+        "Training: all that is neither start-up (data, model), compilation (the first step with it) nor evaluation. "
+        f"Step and memory: median and most of a run on {table.protocols()[0]}, as it ran beside others.",
+    ]
+    if len(table.protocols()) > 1:
+        sums = {p: sum((minutes[r.run_id].sum() for r in rows if r.protocol == p), 0.0) for p in table.protocols()}
+        found.append(f"By protocol: {', '.join(f'{p} {value:.1f}' for p, value in sums.items())}.")
+    if any(r.record.chosen for r in rows):
+        found.append("Trials of the tuning are not counted here.")
+    lost = sum(r.record.outcome != "ok" for r in table.rows)
+    return [*found, f"{stats.failed_text(lost, len(table.rows))}; they count as far as they ran."] if lost else found

@@ -1,0 +1,68 @@
+"""Whether our order of the arms is the published one within the SAM arms and within the others. Descriptive.
+
+Over all arms most of the agreement is the split between the two groups, which any order shares that puts SAM first: so
+each group is looked at by itself, beside what that split alone would give. Two published rows are left out.
+"""
+
+import numpy as np
+
+from bench.report.analysis import Analysis, lower_is_better
+from bench.report.frame import Table
+from bench.report.published import Ours, numbers, ours, printed, row_of
+from bench.report.sections import Section
+from bench.report.stats_suite import kendall
+
+BROKEN = "broken: "  # begins the note of a published row that is not what it is called
+LEAST = 3  # arms of a group whose order says anything
+TITLE = "Orders with SAM and without, beside Table"
+
+
+def sections(table: Table, analysis: Analysis) -> list[Section]:
+    """For each published table that has enough of our arms with SAM and without; a line a column."""
+    found = []
+    for name in dict.fromkeys(p.table for p in numbers()):
+        values = {(p.row, p.key): p.value for p in numbers() if p.table == name}
+        rows = {i: row for i, arm in enumerate(table.arms) if (row := row_of(table, name, arm))}
+        broken = {p.row: p.note for p in numbers() if p.table == name and p.note.startswith(BROKEN)}
+        kept = [i for i, row in rows.items() if row not in broken]
+        sam_A = np.array([table.arms[i].mixer["sam"] is True for i in kept], bool)
+        if min(sam_A.sum(), (~sam_A).sum()) < LEAST:
+            continue
+        lines = []
+        for column in ours(table, analysis):
+            theirs_A = np.array([printed(rows[i], column, values) for i in kept])
+            if not np.isnan(theirs_A).all():
+                lines.append(agreement(column, column.values_AS[kept].mean(-1), theirs_A, sam_A))
+        why = {table.arms[i].label: broken[row].removeprefix(BROKEN) for i, row in rows.items() if row in broken}
+        if lines:
+            head = ["column", "all arms", "SAM arms", "not SAM arms", "SAM split alone"]
+            found.append(Section(f"{TITLE} {name}", head, lines, 1, notes(why)))
+    return found
+
+
+def agreement(column: Ours, mine_A: np.ndarray, theirs_A: np.ndarray, sam_A: np.ndarray) -> list[str]:
+    cells = []
+    for group_A in (np.ones_like(sam_A), sam_A, ~sam_A):
+        found = kendall(mine_A[group_A], theirs_A[group_A], 0.95)
+        cells.append("-" if np.isnan(found.tau) else f"{found.tau:+.2f} ({found.arms} arms)")
+    sign = -1 if lower_is_better(column.key.split(".")[-1]) else 1
+    alone = split(sign * theirs_A, sam_A)
+    return [column.title, *cells, "-" if np.isnan(alone) else f"{alone:+.2f}"]
+
+
+def split(theirs_A: np.ndarray, sam_A: np.ndarray) -> float:
+    """Mean tau-b of the published order with all orders that put every SAM arm before all others; larger is better."""
+    theirs_A, sam_A = theirs_A[~np.isnan(theirs_A)], sam_A[~np.isnan(theirs_A)]
+    across = np.sign(theirs_A[sam_A][:, None] - theirs_A[~sam_A]).sum()
+    pairs = len(theirs_A) * (len(theirs_A) - 1) / 2
+    untied = np.abs(np.sign(theirs_A[:, None] - theirs_A)).sum() / 2
+    return float(across / np.sqrt(pairs * untied)) if untied else np.nan
+
+
+def notes(left_out: dict[str, str]) -> list[str]:
+    found = [
+        "Kendall's tau-b of the two orders; descriptive: data, scale and recipe differ, few arms agree by chance.",
+        "SAM split alone: what an order gives on average that puts all SAM arms first and is blind inside the groups.",
+    ]
+    texts = [f"{arm} ({why})" for arm, why in left_out.items()]
+    return [*found, f"Left out, of the published rows: {', '.join(texts)}."] if texts else found

@@ -1,0 +1,174 @@
+"""What a report says beside its tables: cost, protocols compared, orders in groups, the summary. Fabricated records."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from bench.report import analysis, contrasts, cost, orders, summary
+from bench.report.published import numbers
+from bench.sweep import Column
+from tests.test_report import ARMS, ATTENTION, DENSE, GOLDEN, LOW, LOW_SAM, a_sweep
+from tests.test_report_statistics import a_table, noisy_rows
+
+TWIN = {**ATTENTION, "salt": 1}
+BOTH = (Column("quick", "accuracy"), Column("rough", "accuracy"))
+
+
+# Cost ---------------------------------------------------------------------------------------------------------------
+
+
+def timed(row, begin: float, wall: float, node: str = "n", world: int = 1):
+    """A run at work from `begin` for `wall` seconds, of which 1 is start-up, 2 the first step, 3 evaluation."""
+    seconds = int(begin + wall)
+    finished = f"2026-01-01T00:{seconds // 60:02d}:{seconds % 60:02d}+00:00"
+    times = replace(row.record.cost, wall=wall, startup=1.0, first_step=2.0, evaluation=3.0)
+    where = replace(row.record.environment, node=node, world=world)
+    return replace(row, record=replace(row.record, cost=times, finished=finished, environment=where))
+
+
+def minutes(rows) -> dict[str, list[float]]:
+    found = cost.section(a_table(rows))
+    return {line[0]: [float(text) for text in line[2:7]] for line in found.lines}
+
+
+def test_runs_that_share_a_device_share_its_time_and_the_parts_add_up():
+    dense, low = noisy_rows({}, 1, (DENSE, LOW))
+    alone = minutes([timed(dense, 0, 60), timed(low, 60, 120)])
+    assert alone["dense"][0] == 1 and alone["low_rank"][0] == 2 and alone["all"][0] == 3
+    together = minutes([timed(dense, 0, 60), timed(low, 0, 120)])
+    assert together["dense"][0] == 0.5 and together["low_rank"][0] == 1.5 and together["all"][0] == 2
+    apart = minutes([timed(dense, 0, 60), timed(low, 0, 120, node="another")])
+    assert apart["all"][0] == 3
+    assert minutes([timed(dense, 0, 60, world=2), timed(low, 60, 60)])["dense"][0] == 2
+    for values in (*alone.values(), *together.values()):
+        assert values[0] == pytest.approx(sum(values[1:]), abs=0.21)
+    assert alone["all"][1:] == [2.8, 0.0, 0.1, 0.1]
+
+
+def test_a_failed_run_costs_what_it_ran():
+    rows = [timed(r, 60 * i, 60) for i, r in enumerate(noisy_rows({}, 2, (DENSE, LOW)))]
+    rows[3] = replace(rows[3], record=replace(rows[3].record, outcome="diverged", metrics={}))
+    assert minutes(rows)["all"][0] == 4
+    assert any("1 of 4 failed" in note for note in cost.section(a_table(rows)).notes)
+
+
+def test_shares_are_a_sum_over_moments_by_brute_force():
+    draw = np.random.default_rng(3)
+    begin_R = draw.integers(0, 50, 20).astype(float)
+    end_R = begin_R + draw.integers(1, 30, 20)
+    expected_R = np.zeros(20)
+    for second in range(80):
+        here_R = (begin_R <= second) & (second < end_R)
+        expected_R += here_R / max(here_R.sum(), 1)
+    assert np.allclose(cost.shared(begin_R, end_R), expected_R)
+
+
+# Protocols compared -------------------------------------------------------------------------------------------------
+
+
+def two_protocols(changes: dict, means: dict, other: dict):
+    rows = noisy_rows(means, 6, ARMS) + noisy_rows(other, 6, ARMS, label="rough", changes=changes)
+    return a_table(rows, columns=BOTH)
+
+
+def test_a_change_of_the_protocol_is_shown_for_each_arm_and_each_declared_difference():
+    table = two_protocols({"shell.conv_width": 0}, {0: 0.6, 3: 0.6}, {0: 0.5, 3: 0.8})
+    (found,) = contrasts.sections(table, analysis.analyse(table, {}))
+    assert found.title == "Protocols compared: rough less quick"
+    cells = {line[0]: float(line[1].split()[0]) for line in found.lines}
+    assert cells["dense"] == pytest.approx(-0.1, abs=0.03) and cells["attention SAM"] == pytest.approx(0.2, abs=0.03)
+    assert cells["attention SAM - dense"] == pytest.approx(cells["attention SAM"] - cells["dense"], abs=0.0011)
+    assert "low_rank SAM - low_rank" in cells
+    assert any(note == "The protocols differ in shell.conv_width: 0 and 3." for note in found.notes)
+
+
+def test_protocols_of_two_tasks_and_variations_are_not_compared():
+    table = two_protocols({"task.patch": 4}, {}, {})
+    assert contrasts.sections(table, analysis.analyse(table, {})) == []
+    table = two_protocols({"shell.conv_width": 0}, {}, {})
+    varied = replace(table, sweep=replace(table.sweep, varies={"shell.conv_width": [3, 0]}))
+    assert contrasts.sections(varied, analysis.analyse(table, {})) == []
+
+
+# Orders -------------------------------------------------------------------------------------------------------------
+
+PRINTED = {(p.mixer, p.sam): p.value for p in numbers() if (p.table, p.key) == ("2", "masked_lm.loss")}
+
+
+def of_table_2(losses: dict):
+    arms = [{"name": mixer, "sam": sam == "true", "heads": 2} for mixer, sam in losses]
+    rows = noisy_rows({}, 2, arms, label="text", changes={"task": {"name": "masked_lm"}})
+    rows = [
+        replace(r, record=replace(r.record, metrics={"loss": losses[r.mixer["name"], str(r.mixer["sam"]).lower()]}))
+        for r in rows
+    ]
+    column = Column("text", "loss")
+    return a_table(rows, columns=(column,), family=replace(a_sweep().family, primary=column))
+
+
+def orders_of(losses: dict) -> tuple[list[str], list[str]]:
+    table = of_table_2(losses)
+    (found,) = orders.sections(table, analysis.analyse(table, {}))
+    return found.lines[0], found.notes
+
+
+def test_the_order_is_compared_within_the_groups_without_the_two_broken_rows():
+    line, notes = orders_of(PRINTED)
+    assert line == ["text loss", "+1.00 (12 arms)", "+1.00 (6 arms)", "+1.00 (6 arms)", "+0.48"]
+    assert any("dft (printed with" in note and "vandermonde (as released it mixes no tokens)" in note for note in notes)
+    reversed_inside = {arm: (0 if arm[1] == "true" else 10) - value for arm, value in PRINTED.items()}
+    line, _ = orders_of(reversed_inside)
+    assert line[2:4] == ["-1.00 (6 arms)", "-1.00 (6 arms)"]
+
+
+def test_the_split_alone_is_the_mean_over_orders_that_are_blind_inside_the_groups():
+    kept = [arm for arm in PRINTED if arm not in (("dft", "false"), ("vandermonde", "false"))]
+    sam_A, theirs_A = np.array([arm[1] == "true" for arm in kept]), -np.array([PRINTED[arm] for arm in kept])
+    draw, taus = np.random.default_rng(0), []
+    for _ in range(2000):
+        taus.append(scipy_stats.kendalltau(sam_A + draw.random(len(kept)), theirs_A).statistic)
+    assert orders.split(theirs_A, sam_A) == pytest.approx(np.mean(taus), abs=0.01) == pytest.approx(0.485, abs=0.01)
+
+
+def test_few_arms_of_a_group_have_no_order():
+    table = of_table_2({arm: loss for arm, loss in PRINTED.items() if arm[0] in ("attention", "low_rank")})
+    assert orders.sections(table, analysis.analyse(table, {})) == []
+
+
+# Summary ------------------------------------------------------------------------------------------------------------
+
+
+def a_summary(table) -> str:
+    found = analysis.analyse(table, {})
+    more = [*contrasts.sections(table, found), *orders.sections(table, found)]
+    return summary.markdown(table, found, more)
+
+
+def golden_table():
+    """Two protocols of one task, an A/A arm, a control, one arm that is better and one that is not separable."""
+    arms, means = (DENSE, LOW, LOW_SAM, ATTENTION, TWIN), {3: 0.55, 4: 0.55}
+    rows = noisy_rows(means, 10, arms)
+    rows += noisy_rows({0: 0.47, 3: 0.6, 4: 0.6}, 10, arms, label="rough", changes={"shell.conv_width": 0})
+    return a_table(rows, columns=BOTH, controls=(LOW_SAM,))
+
+
+def test_the_summary_reads_as_the_golden_text():
+    assert a_summary(golden_table()) == (GOLDEN / "report_summary.md").read_text()
+
+
+def test_the_summary_claims_a_difference_only_where_the_tests_do():
+    text = a_summary(a_table(noisy_rows({3: 0.9}, 5)))
+    assert "better" not in text.replace("larger is better", "") and "worse" not in text
+    assert "too few seeds to test: low_rank" in text
+    text = a_summary(a_table(noisy_rows({}, 10)))
+    assert "- not separable: low_rank" in text and "\n- better: " not in text
+    one = a_summary(a_table(noisy_rows({}, 1)))
+    assert "[" not in one.split("## Cost")[0].replace("[declared", "")
+
+
+def test_a_loss_that_falls_is_better():
+    columns, family = (Column("quick", "loss"),), replace(a_sweep().family, primary=Column("quick", "loss"))
+    text = a_summary(a_table(noisy_rows({3: 0.55}, 10), columns=columns, family=family))
+    assert "(smaller is better)" in text and "- better: attention SAM -0.1" in text
