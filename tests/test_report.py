@@ -433,9 +433,9 @@ def test_report_writes_its_files_and_a_whole_certificate(tmp_path):
     figures = [f"{name}{suffix}" for name in ("seeds", "differences", "sam_gain") for suffix in (".png", ".pdf")]
     names = [
         "table.md",
-        "summary.md",
         "table.csv",
         *figures,
+        "summary.md",
         "comparisons.csv",
         "table.tex",
         "page.tex",

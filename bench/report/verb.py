@@ -47,8 +47,8 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
     more.append(cost.section(table))
     texts = {
         "table.md": tables.markdown(table, found, more, [*certificate.short(proof), *tuning_text.short(tuned)]),
-        "summary.md": summary.markdown(table, found, more),
         "table.csv": tables.csv(table, found),
+        "summary.md": summary.markdown(table, found, more),
         "comparisons.csv": tables.comparisons_csv(table, found),
         "table.tex": latex.fragment(table, found, more),
         "page.tex": latex.PAGE,
@@ -66,5 +66,4 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
         path.write_text(page(table, found, more, proof, figures), encoding="utf-8")
     if console is not None:
         terminal.show(table, found, more, console)
-    first = [target / name for name in list(texts)[:3]]
-    return [*first, *figures, *(target / name for name in list(texts)[3:]), *pages]
+    return [target / "table.md", target / "table.csv", *figures, *(target / name for name in list(texts)[2:]), *pages]

@@ -1,0 +1,64 @@
+"""Every committed table is what `report` makes of the committed records, byte for byte, and so is every figure.
+
+Figures are compared under the matplotlib that pyproject pins: another one may set a letter elsewhere.
+"""
+
+import importlib.metadata
+import re
+import tomllib
+from functools import lru_cache
+
+import pytest
+
+from bench.compose import ROOT
+from bench.report.verb import report
+from bench.store import Store
+from bench.sweep import load
+
+GIVEN = ("records.jsonl", "items.parquet", "README.md")  # what the report reads, and what people write
+TABLES = sorted(path.parent.name for path in (ROOT / "results").glob("*/certificate.json"))
+DEV = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
+(PINNED,) = (m[1] for m in map(re.compile(r"matplotlib==(.+)").fullmatch, DEV) if m)
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory):
+    """Name of a table -> (what is committed, what the report makes now of committed runs alone), file by file."""
+    folder = tmp_path_factory.mktemp("rebuilt")
+    (folder / "results").mkdir()
+    for path in (ROOT / "results").glob("*/records.jsonl"):
+        (folder / "results" / path.parent.name).symlink_to(path.parent)
+
+    @lru_cache
+    def made(name: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        committed = ROOT / "results" / name
+        html = (committed / "page.html").exists()
+        report(load(ROOT / "sweeps" / f"{name}.yaml"), Store(folder / "results"), folder / name, None, html)
+        return files(committed), files(folder / name)
+
+    return made
+
+
+def files(folder) -> dict[str, bytes]:
+    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if name not in GIVEN}
+
+
+def differing(rebuilt, name: str, figures: bool) -> list[str]:
+    here, there = rebuilt(name)
+    names = [n for n in {**here, **there} if n.startswith(("figures/", "page.html")) == figures]  # the page holds them
+    assert names
+    return [n for n in names if here.get(n) != there.get(n)]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_committed_table_is_what_its_records_give(name, rebuilt):
+    cure = f"mixerbench report sweeps/{name}.yaml and commit what it writes"
+    assert differing(rebuilt, name, figures=False) == [], cure
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_committed_figure_is_what_its_records_give(name, rebuilt):
+    if importlib.metadata.version("matplotlib") != PINNED:
+        pytest.skip(f"figures are compared under matplotlib {PINNED}")
+    assert differing(rebuilt, name, figures=True) == []
