@@ -65,7 +65,7 @@ def test_an_arm_has_the_parameters_that_the_paper_prints(row):
 
 
 def released_hydra(state: int, pairs: int) -> int:
-    """Parameters of a released layer of width 768: 24 heads of 64, 7 taps, `pairs` of B and C for the two directions."""
+    """Parameters of a released layer of width 768: 24 heads of 64, 7 taps, `pairs` of B and C for two directions."""
     width, inner, heads, scanned = 768, 1536, 24, 2 * pairs * state
     maps = width * (2 * inner + scanned + 2 * heads) + inner * heads + inner * width
     return maps + (inner + scanned) * (7 + 1) + 3 * heads + inner + 2 * width
