@@ -9,7 +9,7 @@ from scipy import stats as scipy_stats
 from bench.report import analysis, contrasts, cost, orders, summary
 from bench.report.published import numbers
 from bench.sweep import Column
-from tests.test_report import ARMS, ATTENTION, DENSE, GOLDEN, LOW, LOW_SAM, a_sweep
+from tests.test_report import ARMS, ATTENTION, DENSE, GOLDEN, LOW, LOW_SAM, a_sweep, text_of
 from tests.test_report_statistics import a_table, noisy_rows
 
 TWIN = {**ATTENTION, "salt": 1}
@@ -166,6 +166,14 @@ def test_the_summary_claims_a_difference_only_where_the_tests_do():
     assert "- not separable: low_rank" in text and "\n- better: " not in text
     one = a_summary(a_table(noisy_rows({}, 1)))
     assert "[" not in one.split("## Cost")[0].replace("[declared", "")
+
+
+def test_an_a_a_arm_that_cannot_be_tested_is_not_said_to_be_alike():
+    table = a_table(noisy_rows({}, 5, (DENSE, ATTENTION, TWIN)))
+    assert "; too few seeds to test them on all columns." in a_summary(table)
+    assert "; too few seeds to test them on all columns." in text_of(table, [])
+    table = a_table(noisy_rows({}, 8, (DENSE, ATTENTION, TWIN)))
+    assert "nothing differs." in a_summary(table) and "nothing came out different" in text_of(table, [])
 
 
 def test_a_loss_that_falls_is_better():

@@ -89,11 +89,17 @@ class Analysis:
     def result(self, kind: str, column: Column) -> Result:
         return next(r for r in self.results if r.kind == kind and r.measured.column == column)
 
+    @property
+    def a_a_tested(self) -> bool:
+        """Whether there are A/A arms and seeds enough to test them on all columns at once."""
+        found = [r.found for r in self.results if r.kind == A_A]
+        return bool(found) and can_test(found[0].seeds, sum(len(f.pairs) for f in found), self.alpha)
+
     def flagged(self) -> list[tuple[int, Column]]:
         """(A/A arm, column) that came out different: paired t, Holm over all A/A pairs and columns of the table."""
         results = [r for r in self.results if r.kind == A_A]
         places = [(pair[0], r.measured.column) for r in results for pair in r.found.pairs]
-        if not places or not can_test(results[0].found.seeds, len(places), self.alpha):
+        if not self.a_a_tested:
             return []
         adjusted = holm(np.concatenate([r.found.p_P for r in results]))
         return [place for place, p in zip(places, adjusted, strict=True) if p <= self.alpha]

@@ -267,7 +267,7 @@ def metric_text(measured) -> str:
 def few_ticks(axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+    axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], min_n_ticks=2))
 
 
 def failed(ax, height: float, text: str) -> None:

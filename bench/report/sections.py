@@ -116,7 +116,7 @@ def delta_notes(table: Table, analysis: Analysis, results: list[Result]) -> list
         wrong = dict.fromkeys(column_title(column) for _, column in analysis.flagged())
         says = f"WARNING: they came out different on {', '.join(wrong)}" if wrong else "nothing came out different"
         text = f"Arms that differ in nothing but the mixer's draws; {says} (paired t, Holm over all pairs and columns)."
-        return [*notes, text if found.tested else text.split(";")[0] + "."]
+        return [*notes, text if analysis.a_a_tested else f"{text.split(';')[0]}; {stats.FEW} them on all columns."]
     if not found.tested:
         notes.append(
             f"{stats.FEW.capitalize()}: the smallest p that sign-flips of n = {n} can reach is "

@@ -86,6 +86,7 @@ def limits(table: Table, analysis: Analysis) -> list[str]:
     if A_A in analysis.families:
         wrong = [column_title(c) for _, c in analysis.flagged()]
         text = f"came out different on {', '.join(wrong)}: noise passes for an effect" if wrong else "nothing differs"
+        text = text if analysis.a_a_tested else f"{stats.FEW} them on all columns"
         result = analysis.result(A_A, primary(table, analysis).column)
         gaps = [
             interval_text(result.found.difference_P, i, digits_of(result.measured))
