@@ -1,176 +1,200 @@
 """Each Triton operator alone, forward and backward, at the shapes of a layer, under several settings of its constants.
 
-Command: python benchmarks/kernels.py [--only convolution,scan] [--tokens 16384] [--length 128] [--out kernels.json]
-For each setting: the error against plain torch in fp32 (values and gradients), the median of CUDA graph replays in
-milliseconds, and the least by bytes at the bandwidth that a copy reaches in the same run. A setting is a change of the
-constants at the head of the operator's file; what wins is written there. Needs a CUDA device.
+Command: python benchmarks/kernels.py --out kernels.jsonl [--only scan,toeplitz] [--tokens 16384] [--seconds 220]
+First all settings are compiled and checked side by side, by processes that take a few each: the error is that against
+plain torch in fp32, values and gradients, at fewer tokens and heads. Then they are timed one after another, all usual
+settings first: the median of CUDA graph replays, and the least by bytes at the bandwidth that a copy reaches in the
+same run, or by products at the rate of a large one. Rows are written as they come, so that a run that is cut keeps what
+it has; a setting that fails says why and costs no other. A setting is a change of the constants at the head of the
+operator's file; what wins is written there. The cases are in operators.py. Without a CUDA device, with
+TRITON_INTERPRET=1 and --tokens 64, it shows only that it runs.
 """
 
 import argparse
-import itertools
 import json
+import os
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import torch
-import torch.nn.functional as F
 import triton
-from torch import Tensor
+from operators import CASES, Case, Size, step
 
-from bench.kernels import conv, gated_norm, low_rank, scan
-from bench.shells.base import short_conv
-from bench.speed.clock import copying
+from bench.speed.clock import copying, multiplying
 
-INNER, EPS = 1536, 1e-5
-DTYPE = torch.bfloat16
-
-
-class Case:
-    """An operator: `fast` and `exact` take the same leaves; `moved`: bytes of leaves and value, twice for backward."""
-
-    def __init__(self, name: str, module, settings: dict[str, tuple], fast: Callable, exact: Callable, leaves: list):
-        self.name, self.module, self.settings = name, module, settings
-        self.fast, self.exact, self.leaves = fast, exact, leaves
-
-    def variants(self) -> Iterator[dict]:
-        for values in itertools.product(*self.settings.values()):
-            yield dict(zip(self.settings, values, strict=True))
-
-    def step(self, way: Callable, leaves: list[Tensor], gradient: Tensor) -> list[Tensor]:
-        y = way(*leaves)
-        return [y, *torch.autograd.grad(y, leaves, gradient)]
-
-    def moved(self) -> int:
-        big = sum(x.numel() * x.element_size() for x in self.leaves)
-        y = self.fast(*self.leaves)
-        return 3 * (big + y.numel() * y.element_size())
+PROCESSES, EACH = 14, 3
+"""That compile side by side, and the settings that one of them takes."""
+COMPILING = 0.6  # of the time there is, at most
+SMALL_TOKENS, SMALL_HEADS = 2048, 2  # of the check against plain torch
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
 
 
-def draw(*shape: int, dtype=DTYPE) -> Tensor:
-    return torch.randn(shape, device="cuda", dtype=dtype).requires_grad_()
+# One process: what it is given on its input, a line of JSON for each ------------------------------------------------
 
 
-def convolution(batch: int, length: int, channels: int) -> Case:
-    segments_BL = torch.ones(batch, length, dtype=torch.int64, device="cuda")
-
-    def exact(x, weight, bias):
-        return F.silu(short_conv(x, segments_BL, weight, bias, False, False))
-
-    leaves = [
-        draw(batch, length, channels),
-        draw(channels, 7, dtype=torch.float32),
-        draw(channels, dtype=torch.float32),
-    ]
-    settings = {"TOKENS": (32, 64, 128), "CHANNELS": (128, 256, 512)}
-    fast = lambda x, weight, bias: conv.short_conv(x, segments_BL, weight, bias, 3, False, True)  # noqa: E731
-    return Case(f"convolution {channels}", conv, settings, fast, exact, leaves)
+def build(name: str, tokens: int, heads: int) -> Case:
+    length = CASES[name].length if CUDA else min(CASES[name].length, tokens)
+    return CASES[name].make(Size(max(tokens // length, 1), length, heads, DEVICE))
 
 
-def norm(batch: int, length: int) -> Case:
-    scale = torch.tensor(1.3, device="cuda")
-
-    def exact(y, v, z, w):
-        return F.rms_norm(y * scale + v, (INNER,), w, EPS) * F.silu(z)
-
-    leaves = [*(draw(batch, length, INNER) for _ in range(3)), draw(INNER, dtype=torch.float32)]
-    fast = lambda y, v, z, w: gated_norm.gated_norm(y, v, z, scale, w, EPS, True)  # noqa: E731
-    return Case("gated norm", gated_norm, {"PROGRAMS": (528, 1056, 2048)}, fast, exact, leaves)
-
-
-def product(batch: int, length: int, rank: int) -> Case:
-    def exact(q, k, v):
-        return torch.einsum("bihr,bhrp->bihp", q, torch.einsum("bjhr,bjhp->bhrp", k, v))
-
-    leaves = [draw(batch, length, 12, rank), draw(batch, length, 12, rank), draw(batch, length, 12, 128)]
-    settings = {"TOKENS": (64, 128), "TILE": (64, 128), "WARPS": (4, 8)}
-    fast = lambda q, k, v: low_rank.low_rank_product(q, k, v)[0]  # noqa: E731
-    return Case(f"low rank {rank}", low_rank, settings, fast, exact, leaves)
+def prepared(name: str, values: dict, tokens: int) -> dict:
+    """Compiled at the full size, and its error at a small one."""
+    case = build(name, tokens, 12 if CUDA else SMALL_HEADS)
+    with case.under(values):
+        step(case.ways[values.get("way", "")], case.leaves)
+        case = build(name, min(tokens, SMALL_TOKENS), SMALL_HEADS)
+        wide = [x.detach().float().requires_grad_() for x in case.leaves]
+        found, exact = step(case.ways[values.get("way", "")], case.leaves), step(case.exact, wide)
+    pairs = zip(found, exact, strict=True)
+    return {"error": max(float((a.float() - b).norm() / b.norm().clamp(min=1e-20)) for a, b in pairs)}
 
 
-def both_ways(batch: int, length: int, heads: int, state: int) -> Case:
-    from bench.mixers.scan import Terms, chunked_scan
-
-    segments_BL = torch.ones(batch, length, dtype=torch.int64, device="cuda")
-
-    def terms(c, b, raw, delta):
-        dt = F.softplus(raw.float() - 3)
-        return c, b, dt, -dt, delta.float()
-
-    def exact(v, c, b, raw, delta):
-        return chunked_scan(v, Terms(*terms(c, b, raw, delta)), segments_BL, False)
-
-    def fast(v, c, b, raw, delta):
-        return scan.scan(v, *terms(c, b, raw, delta), segments_BL, False)
-
-    pair = [draw(batch, length, 2, 1, state) for _ in range(2)]
-    leaves = [
-        draw(batch, length, heads, INNER // heads),
-        *pair,
-        draw(batch, length, 2, heads),
-        draw(batch, length, heads),
-    ]
-    settings = {"WARPS": (2, 4, 8), "WARPS_BACK": (2, 4)}
-    return Case(f"scan {heads} heads of state {state}", scan, settings, fast, exact, leaves)
+def replayed(work: Callable[[], object]) -> float:
+    """Median milliseconds of a CUDA graph of it; on a CPU of the one time that it is done."""
+    if CUDA:
+        return triton.testing.do_bench_cudagraph(work, rep=40, return_mode="median")
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1e3
 
 
-def error(case: Case) -> float:
-    """The largest norm of a difference over the norm, of the value and of every gradient."""
-    wide = [x.detach().float().requires_grad_() for x in case.leaves]
-    gradient = torch.randn_like(case.fast(*case.leaves))
-    exact = case.step(case.exact, wide, gradient.float())
-    fast = case.step(case.fast, case.leaves, gradient)
-    return max(float((a.float() - b).norm() / b.norm()) for a, b in zip(fast, exact, strict=True))
+def timed(name: str, values: dict, tokens: int, bandwidth: float, rate: float) -> dict:
+    case = build(name, tokens, 12 if CUDA else SMALL_HEADS)
+    with case.under(values):
+        way = case.ways[values.get("way", "")]
+        with torch.no_grad():
+            y = way(*case.leaves)
+            forward = replayed(lambda: way(*case.leaves))
+        gradient = torch.randn_like(y)
+        both = replayed(lambda: step(way, case.leaves, gradient))
+    leaves = sum(x.numel() * x.element_size() for x in case.leaves)
+    moved = 3 * leaves + 2 * y.numel() * y.element_size()  # read, read again, written; y written, its gradient read
+    floor = max(moved / bandwidth, case.flops / rate) * 1e3
+    return {"forward_ms": forward, "ms": both, "floor_ms": floor, "ratio": both / floor}
 
 
-def replayed(step: Callable[[], object]) -> float:
-    """Median milliseconds of a CUDA graph of the step."""
-    return triton.testing.do_bench_cudagraph(step, rep=60, return_mode="median")
+def ceilings() -> tuple[float, float]:
+    """Bytes and FLOPs a second that this device reaches."""
+    if not CUDA:
+        return 1e10, 1e11
+    copy, moved = copying(1 << 30, DEVICE)
+    product, flops = multiplying(8192, "bf16", DEVICE)
+    return tuple(
+        n / statistics.median(replayed(x) for _ in range(3)) * 1e3 for x, n in ((copy, moved), (product, flops))
+    )
+
+
+def child(tokens: int) -> None:
+    """Reads [what, [[case, setting], ..]] and answers each in its order."""
+    what, tasks = json.loads(sys.stdin.read())
+    reached = ceilings() if what == "time" else ()
+    for name, index in tasks:
+        values = CASES[name].settings[index]
+        try:
+            row = prepared(name, values, tokens) if what == "prepare" else timed(name, values, tokens, *reached)
+        except Exception as failure:  # too much shared memory, say
+            row = {"failed": " ".join(f"{type(failure).__name__}: {failure}".split())[:160]}
+        print(json.dumps(row), flush=True)
+        if "failed" in row and "CUDA error" in row["failed"]:
+            sys.exit(1)  # nothing that this process still did would be right
+
+
+# The process that gives out work ------------------------------------------------------------------------------------
+
+
+def answers(what: str, tasks: list, tokens: int, until: float) -> Iterator[tuple]:
+    """Each task with its row; after a process that died on one, the next goes on with those behind it."""
+    while tasks and time.time() < until:
+        command = [sys.executable, "-W", "ignore", __file__, "--child", "--tokens", str(tokens)]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process, ThreadPoolExecutor(1) as killer:  # fmt: skip
+            killer.submit(end_at, process, until)
+            process.stdin.write(json.dumps([what, tasks]))
+            process.stdin.close()
+            done = 0
+            for line in process.stdout:
+                yield tasks[done], json.loads(line)
+                done += 1
+        if done < len(tasks) and time.time() < until and process.returncode not in (0, 1):
+            yield tasks[done], {"failed": f"its process ended with {process.returncode}"}
+            done += 1
+        if done == 0:
+            return
+        tasks = tasks[done:]
+
+
+def end_at(process: subprocess.Popen, until: float) -> None:
+    try:
+        process.wait(max(0, until - time.time()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def prepare(tasks: list, tokens: int, until: float, keep: Callable[[tuple, dict], None]) -> dict:
+    """Rows of all settings that were compiled in time, by (case, setting)."""
+    found, lock = {}, Lock()
+    groups = [tasks[i : i + EACH] for i in range(0, len(tasks), EACH)]
+
+    def work(group: list) -> None:
+        for task, row in answers("prepare", group, tokens, until):
+            with lock:
+                found[task] = row
+                if "failed" in row:
+                    keep(task, row)
+
+    with ThreadPoolExecutor(PROCESSES if CUDA else 1) as pool:
+        list(pool.map(work, groups))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="words that the name of a case begins with")
     parser.add_argument("--tokens", type=int, default=16384)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=220)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", action="store_true", help="for its own use")
     asked = parser.parse_args()
-    size = asked.tokens // asked.length, asked.length
-    copy, moved = copying(1 << 30, "cuda")
-    bandwidth = moved / statistics.median(replayed(copy) for _ in range(3)) * 1e3
-    cases = [convolution(*size, INNER), convolution(*size, 384), norm(*size), product(*size, 16), product(*size, 192)]
-    cases += [both_ways(*size, 12, 16), both_ways(*size, 24, 64)]
-    rows = []
-    for case in cases:
-        if asked.only and not case.name.startswith(tuple(asked.only.split(","))):
-            continue
-        floor = case.moved() / bandwidth * 1e3
-        for values in case.variants():
-            rows.append(row := {"case": case.name, **values, "floor_ms": floor, **measured(case, values)})
-            print(
-                "  ".join(
-                    f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
-                ),
-                flush=True,
-            )
-    if asked.out:
-        asked.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=1) + "\n")
+    if asked.child:
+        return child(asked.tokens)
+    start, rows = time.time(), []
+    names = [name for name in CASES if name.startswith(tuple(asked.only.split(",")))]
+    tasks = [(n, i) for n in names for i in range(len(CASES[n].settings))]
+    file = (asked.out or Path(os.devnull)).open("w")
+
+    def keep(task: tuple, row: dict) -> None:
+        rows.append(row := {"case": task[0], "setting": CASES[task[0]].settings[task[1]], **row})
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        print(line(row), flush=True)
+
+    found = prepare(tasks, asked.tokens, start + COMPILING * asked.seconds, keep)
+    print(f"{len(found)} of {len(tasks)} settings compiled and checked in {time.time() - start:.0f} s", flush=True)
+    ready = sorted((task for task in found if "failed" not in found[task]), key=lambda task: task[1])
+    for task, row in answers("time", ready, asked.tokens, start + asked.seconds):
+        keep(task, {**found[task], **row})
+    device = torch.cuda.get_device_name() if CUDA else "cpu"
+    print(f"\n{device}, {asked.tokens} tokens, {time.time() - start:.0f} s in all; ms of forward and backward\n")
+    for row in sorted((row for row in rows if "ms" in row), key=lambda row: (names.index(row["case"]), row["ms"])):
+        print(line(row))
 
 
-def measured(case: Case, values: dict) -> dict:
-    """Error and time under these constants; a setting that cannot run says why."""
-    usual = {key: getattr(case.module, key) for key in values}
-    for key, value in values.items():
-        setattr(case.module, key, value)
-    try:
-        wrong = error(case)
-        gradient = torch.randn_like(case.fast(*case.leaves))
-        return {"error": wrong, "ms": replayed(lambda: case.step(case.fast, case.leaves, gradient))}
-    except Exception as failure:  # too much shared memory, say
-        return {"failed": " ".join(str(failure).split())[:120]}
-    finally:
-        for key, value in usual.items():
-            setattr(case.module, key, value)
+def line(row: dict) -> str:
+    setting = " ".join(f"{key}={value}" for key, value in row["setting"].items()) or "as it is"
+    if "failed" in row:
+        return f"{row['case']:26} {setting:44} {row['failed']}"
+    figures = (
+        f"{row['ms']:8.3f} ms  floor {row['floor_ms']:6.3f}  x {row['ratio']:5.1f}  forward {row['forward_ms']:7.3f}"
+    )
+    return f"{row['case']:26} {setting:44} {figures}  error {row['error']:.1e}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from torch import Tensor
 
 PROGRAMS = 2048
 """Of the gradient: each sums its share of the rows into one row of the weight's gradient."""
+PER_WARP = 256
+"""Channels of a row that a warp takes."""
 
 
 @triton.jit
@@ -66,7 +68,7 @@ def _backward(
 
 
 def _warps(channels: int) -> int:
-    return max(1, min(8, triton.next_power_of_2(channels) // 256))
+    return max(1, min(8, triton.next_power_of_2(channels) // PER_WARP))
 
 
 @torch.library.custom_op("mixerbench::gated_norm", mutates_args=())

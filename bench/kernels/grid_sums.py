@@ -14,6 +14,7 @@ from torch import Tensor
 
 PLACES, POINTS, SEEN, CHANNELS = 64, 32, 64, 128
 """Of a tile, at most: places, points that are summed up at, points that are seen by places at a time, channels."""
+WARPS = 8
 
 
 @triton.jit
@@ -79,7 +80,7 @@ def to_grid(v_BLHP: Tensor, weight_O: Tensor, spacing: int, size: int) -> Tensor
     steps = triton.cdiv(min((k - 1) * spacing + 2 * reach - 1, length), j)
     _to_grid[batch * heads, triton.cdiv(size, k), triton.cdiv(width, c)](
         v_BLHP, weight_O, u_BHKP, length, heads, size, width, reach, spacing, *v_BLHP.stride()[:3],
-        STEPS=steps, J=j, K=k, C=c, PRECISION=_precision(v_BLHP), num_warps=8,
+        STEPS=steps, J=j, K=k, C=c, PRECISION=_precision(v_BLHP), num_warps=WARPS,
     )  # fmt: skip
     return u_BHKP
 
@@ -95,7 +96,7 @@ def from_grid(u_BHKP: Tensor, weight_O: Tensor, spacing: int, length: int) -> Te
     k = _tile(seen, SEEN)
     _from_grid[batch * heads, triton.cdiv(length, j), triton.cdiv(width, c)](
         u_BHKP, weight_O, y_BLHP, length, heads, size, width, reach, spacing,
-        STEPS=triton.cdiv(seen, k), J=j, K=k, C=c, PRECISION=_precision(u_BHKP), num_warps=8,
+        STEPS=triton.cdiv(seen, k), J=j, K=k, C=c, PRECISION=_precision(u_BHKP), num_warps=WARPS,
     )  # fmt: skip
     return y_BLHP
 

@@ -197,7 +197,7 @@ def toeplitz_filter_gradient(
     """gw_FHK, the sums of gy_i . v_j over i - j = lag, in fp32."""
     gy_BLHP, v_BLHP = _last(gy_BLHP), _last(v_BLHP)
     batch, length, heads, width = v_BLHP.shape
-    t, c = _tile(length, PLACES), _tile(width, CHANNELS)
+    t, c = _tile(length, PLACES), _tile(width, 2 * CHANNELS // v_BLHP.element_size())  # as many bytes in fp32
     tiles = triton.cdiv(length, t)
     part_BHSW = v_BLHP.new_empty(batch, heads, 2, 2 * tiles * t, dtype=torch.float32)
     _filter_gradient[tiles, batch * heads](
@@ -206,7 +206,8 @@ def toeplitz_filter_gradient(
         num_warps=WARPS_BACK, num_stages=STAGES_BACK,
     )  # fmt: skip
     gw_FHW = part_BHSW.unflatten(0, (-1, filters)).sum((0, 3))
-    gw_FHW[..., : tiles * t] *= not causal
+    if causal:
+        gw_FHW[..., : tiles * t].zero_()
     return gw_FHW[..., tiles * t - length + 1 : tiles * t + length].contiguous()
 
 

@@ -1,0 +1,236 @@
+"""What benchmarks/kernels.py times: each operator at the shapes of a layer, and the settings that are worth a try.
+
+A setting changes constants at the head of the operator's file; the key `way` instead names another way to compute the
+same, such as by Fourier transforms. The first setting is the operator as it is.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.kernels import conv, cosine_sums, exponential_features, gated_norm, grid_sums, low_rank, scan, toeplitz
+from bench.mixers import lags
+from bench.mixers.exponentials import exponentials
+from bench.mixers.interpolation import grid
+from bench.mixers.scan import Terms, chunked_scan
+from bench.shells.base import short_conv
+
+WIDTH, EPS, BOUND = 128, 1e-5, 0.05  # of a head; of the norm; of Vandermonde's frequencies
+
+
+@dataclass(frozen=True)
+class Size:
+    batch: int
+    length: int
+    heads: int
+    device: str
+
+    def draw(self, *shape: int, wide: bool = False) -> Tensor:
+        dtype = torch.bfloat16 if self.device == "cuda" and not wide else torch.float32
+        return torch.randn(shape, device=self.device, dtype=dtype).requires_grad_()
+
+    def rows(self, *rest: int, wide: bool = False) -> Tensor:
+        return self.draw(self.batch, self.length, *rest, wide=wide)
+
+    @property
+    def segments(self) -> Tensor:
+        return torch.ones(self.batch, self.length, dtype=torch.int64, device=self.device)
+
+
+@dataclass
+class Case:
+    """`ways` and `exact` take the same leaves, which all have gradients."""
+
+    module: ModuleType
+    leaves: list[Tensor]
+    exact: Callable
+    ways: dict[str, Callable]
+    flops: int = 0  # of tensor cores, forward and backward
+
+    @contextmanager
+    def under(self, values: dict) -> Iterator[None]:
+        usual = {key: getattr(self.module, key) for key in values if key != "way"}
+        for key in usual:
+            setattr(self.module, key, values[key])
+        try:
+            yield
+        finally:
+            for key, value in usual.items():
+                setattr(self.module, key, value)
+
+
+@dataclass(frozen=True)
+class Entry:
+    make: Callable[[Size], Case]
+    length: int
+    settings: list[dict] = field(default_factory=list)
+
+
+def step(way: Callable, leaves: list[Tensor], gradient: Tensor | None = None) -> list[Tensor]:
+    """The value and all gradients for a gradient that comes in: by default waves that are the same in every dtype."""
+    y = way(*leaves)
+    if gradient is None:
+        gradient = torch.arange(y.numel(), device=y.device).remainder(97).sub(48).div(32).view(y.shape).to(y.dtype)
+    return [y, *torch.autograd.grad(y, leaves, gradient)]
+
+
+def convolution(heads: int, size: Size) -> Case:
+    channels, segments_BL = max(1, heads * size.heads // 12) * WIDTH, size.segments
+
+    def exact(x, weight, bias):
+        return F.silu(short_conv(x, segments_BL, weight, bias, False, False))
+
+    def fast(x, weight, bias):
+        return conv.short_conv(x, segments_BL, weight, bias, 3, False, True)
+
+    taps = size.draw(channels, 7, wide=True), size.draw(channels, wide=True)
+    return Case(conv, [size.rows(channels), *taps], exact, {"": fast})
+
+
+def norm(size: Size) -> Case:
+    scale, channels = torch.tensor(1.3, device=size.device), size.heads * WIDTH
+
+    def exact(y, v, z, w):
+        return F.rms_norm(y * scale + v, (channels,), w, EPS) * F.silu(z)
+
+    def fast(y, v, z, w):
+        return gated_norm.gated_norm(y, v, z, scale, w, EPS, True)
+
+    return Case(
+        gated_norm, [*(size.rows(channels) for _ in range(3)), size.draw(channels, wide=True)], exact, {"": fast}
+    )
+
+
+def product(rank: int, size: Size) -> Case:
+    def exact(q, k, v):
+        return torch.einsum("bihr,bhrp->bihp", q, torch.einsum("bjhr,bjhp->bhrp", k, v))
+
+    leaves = [size.rows(size.heads, rank), size.rows(size.heads, rank), size.rows(size.heads, WIDTH)]
+    return Case(low_rank, leaves, exact, {"": low_rank.low_rank_product})
+
+
+def gathered(rank: int, size: Size) -> Case:
+    leaves = [size.rows(size.heads, rank), size.rows(size.heads, WIDTH)]
+    return Case(low_rank, leaves, partial(torch.einsum, "bjhr,bjhp->bhrp"), {"": low_rank.gather_rows})
+
+
+def applied(rank: int, size: Size) -> Case:
+    leaves = [size.rows(size.heads, rank), size.draw(size.batch, size.heads, rank, WIDTH)]
+    return Case(low_rank, leaves, partial(torch.einsum, "bihr,bhrp->bihp"), {"": low_rank.apply_states})
+
+
+def both_ways(width: int, state: int, size: Size) -> Case:
+    segments_BL, heads = size.segments, size.heads * WIDTH // width
+
+    def terms(c, b, raw, delta):
+        dt = F.softplus(raw.float() - 3)
+        return c, b, dt, -dt, delta.float()
+
+    def exact(v, c, b, raw, delta):
+        return chunked_scan(v, Terms(*terms(c, b, raw, delta)), segments_BL, False)
+
+    def fast(v, c, b, raw, delta):
+        return scan.scan(v, *terms(c, b, raw, delta), segments_BL, False)
+
+    pair = [size.rows(2, 1, state) for _ in range(2)]
+    return Case(scan, [size.rows(heads, width), *pair, size.rows(2, heads), size.rows(heads)], exact, {"": fast})
+
+
+def tiles(size: Size) -> Case:
+    """Beside tiles: by Fourier transforms, and by the matrix itself where it is short."""
+    count_B = torch.full((size.batch,), size.length, device=size.device)
+    w = size.draw(size.batch, size.heads, 2 * size.length - 1, wide=True)
+    ways = {
+        "": lambda v, w: toeplitz.toeplitz(v, w, count_B),
+        "fourier": lambda v, w: lags.convolve(w, v),
+        "matrix": lambda v, w: lags.apply(lags.spread(w.to(v.dtype)), v),
+    }
+    exact = ways["matrix" if size.length < 4096 else "fourier"]
+    flops = 6 * size.batch * size.heads * WIDTH * size.length**2
+    return Case(toeplitz, [size.rows(size.heads, WIDTH), w], lambda v, w: exact(v, w), ways, flops)
+
+
+def cosines(size: Size) -> Case:
+    points, found = grid(BOUND), size.rows(size.heads, 16, wide=True)
+    spacing, places = points.spacing, points.size(size.length)
+
+    def exact(x):
+        at = 2 * math.pi * spacing * torch.arange(places, device=x.device)
+        f = (BOUND * x.tanh()).double()
+        return sum(torch.cos(f[..., d, None] * at).float() for d in range(16))
+
+    def fast(x):
+        return cosine_sums.cosine_sums(BOUND * x.tanh(), spacing, places, size.draw(1).dtype)
+
+    return Case(cosine_sums, [found], exact, {"": fast})
+
+
+def grids(size: Size) -> Case:
+    points = grid(BOUND)
+    weight_O, places = points.weights(torch.device(size.device)), points.size(size.length)
+
+    def exact(v):
+        j = torch.arange(1, size.length + 1, device=v.device)[:, None]
+        k = torch.arange(places, device=v.device) * points.spacing
+        table = F.pad(weight_O, (0, int(size.length + places * points.spacing)))
+        m = table[(j - k).abs()] + table[j + k] * (k > 0)
+        return torch.einsum("jk,bkhp->bjhp", m, torch.einsum("jk,bjhp->bkhp", m, v))
+
+    def fast(v):
+        u = grid_sums.to_grid(v, weight_O, points.spacing, places)
+        return grid_sums.from_grid(u, weight_O, points.spacing, size.length)
+
+    return Case(grid_sums, [size.rows(size.heads, WIDTH)], exact, {"": fast})
+
+
+def exponential(size: Size) -> Case:
+    rates, weights = (list(x) for x in zip(*exponentials(4.0), strict=True))
+    ones_BL = size.segments.float()
+
+    def exact(x):
+        return torch.cat([w * torch.exp(-t * x.abs()) for t, w in zip(rates, weights, strict=True)], -1)
+
+    def fast(x):
+        dtype = size.draw(1).dtype
+        return exponential_features.exponential_features(x.abs(), ones_BL, rates, weights, dtype)
+
+    return Case(exponential_features, [size.rows(size.heads, 16, wide=True)], exact, {"": fast})
+
+
+def each(**values: tuple) -> list[dict]:
+    """The operator as it is, then one change at a time."""
+    return [{}, *({key: value} for key, tried in values.items() for value in tried)]
+
+
+ROWS = [*each(TOKENS=(128,), TILE=(128,), WARPS=(8,)), {"TOKENS": 128, "TILE": 128, "WARPS": 8}]
+SCANS = each(CHUNK=(32,), STAGES_BACK=(2,), WARPS=(8,), STAGES=(1,), BLOCK=(512, 4096))
+TILES = each(READ=(256,), WRITTEN=(128,), WARPS=(4,), STAGES=(4,), PLACES=(64,), WARPS_BACK=(4,))
+CASES = {
+    "convolution 1536": Entry(partial(convolution, 12), 128, each(
+        TOKENS=(32, 128), CHANNELS=(128, 512), UNROLLED=(1,), FOUR=(256,)
+    )),
+    "convolution 384": Entry(partial(convolution, 3), 128, each(TOKENS=(32, 128), CHANNELS=(128,))),
+    "gated norm": Entry(norm, 128, each(PROGRAMS=(1056, 4096, 16384), PER_WARP=(512,))),
+    "scan state 16": Entry(partial(both_ways, 128, 16), 2048, SCANS),
+    "scan state 64": Entry(partial(both_ways, 64, 64), 2048, SCANS),
+    "toeplitz 128": Entry(tiles, 128, [*TILES, {"way": "matrix"}]),
+    "toeplitz 2048": Entry(tiles, 2048, [*TILES, {"HALVED": 2048}, {"way": "fourier"}]),
+    "toeplitz 8192": Entry(tiles, 8192, [
+        {}, {"HALVED": 16384}, {"HALVED": 8192}, {"HALVED": 2048}, {"READ": 256}, {"WARPS": 4}, {"way": "fourier"}
+    ]),
+    "low rank 16": Entry(partial(product, 16), 128, ROWS),
+    "low rank 192": Entry(partial(product, 192), 128, [*ROWS, {"PROGRAMS": 2048}]),
+    "rows gathered 192": Entry(partial(gathered, 192), 128, ROWS),
+    "states applied 192": Entry(partial(applied, 192), 128, ROWS),
+    "cosine sums 2048": Entry(cosines, 2048, each(TOKENS=(2, 8))),
+    "cosine sums 8192": Entry(cosines, 8192, each(TOKENS=(2, 8))),
+    "grid sums 2048": Entry(grids, 2048, each(PLACES=(128,), POINTS=(16,), SEEN=(32,), WARPS=(4,))),
+    "exponential features": Entry(exponential, 128, each(TOKENS=(16, 32, 128))),
+}  # fmt: skip
