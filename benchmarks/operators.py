@@ -209,7 +209,11 @@ def each(**values: tuple) -> list[dict]:
     return [{}, *({key: value} for key, tried in values.items() for value in tried)]
 
 
-ROWS = [*each(TOKENS=(128,), TILE=(128,), WARPS=(8,)), {"TOKENS": 128, "TILE": 128, "WARPS": 8}]
+ROWS = [
+    *each(TOKENS=(128,), TILE=(128,), WIDE=(128,), WARPS=(8,)),
+    {"WIDE": 128, "WARPS": 8},
+    {"TOKENS": 128, "TILE": 128, "WIDE": 128, "WARPS": 8},
+]
 SCANS = each(CHUNK=(32,), STAGES_BACK=(2,), WARPS=(8,), STAGES=(1,), BLOCK=(512, 4096))
 TILES = each(READ=(256,), WRITTEN=(128,), WARPS=(4,), STAGES=(4,), PLACES=(64,), WARPS_BACK=(4,))
 CASES = {

@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS, TILE, WARPS = 64, 64, 4
-"""Of a program: tokens of a step, the widest tile of each factor, and its warps."""
+TOKENS, TILE, WIDE, WARPS = 64, 64, 64, 4
+"""Of a program: tokens of a step, the widest tile of the first factor and of the second, and its warps. What lies
+beyond a tile is another program's, which reads the other factor again."""
 PROGRAMS = 512
 """Rows are cut into shares until so many programs gather: a long row alone would leave most of a GPU idle."""
 
@@ -61,8 +62,8 @@ def _apply(
     tl.store(y_at, y_TC, mask=known_T[:, None] & known_C[None, :])
 
 
-def _tile(size: int) -> int:
-    return min(TILE, max(16, triton.next_power_of_2(size)))
+def _tile(size: int, most: int) -> int:
+    return min(most, max(16, triton.next_power_of_2(size)))
 
 
 def _precision(x: Tensor) -> str:
@@ -72,7 +73,7 @@ def _precision(x: Tensor) -> str:
 def gathered(x_BLHA: Tensor, y_BLHC: Tensor) -> Tensor:
     """sum over L of x y^T for each head, BHAC in the dtype of y, added up in fp32."""
     (batch, length, heads, a_size), c_size = x_BLHA.shape, y_BLHC.shape[-1]
-    a, c = _tile(a_size), _tile(c_size)
+    a, c = _tile(a_size, TILE), _tile(c_size, WIDE)
     tiles, steps = triton.cdiv(a_size, a) * triton.cdiv(c_size, c), triton.cdiv(length, TOKENS)
     share = triton.cdiv(steps, max(1, PROGRAMS // (batch * heads * tiles)))
     shares = triton.cdiv(steps, share)
@@ -88,7 +89,7 @@ def gathered(x_BLHA: Tensor, y_BLHC: Tensor) -> Tensor:
 def applied(x_BLHA: Tensor, s_BHAC: Tensor) -> Tensor:
     """x s for each row and head, BLHC; s may be a transposed view of contiguous states."""
     (batch, length, heads, a_size), c_size = x_BLHA.shape, s_BHAC.shape[-1]
-    a, c = _tile(a_size), _tile(c_size)
+    a, c = _tile(a_size, TILE), _tile(c_size, WIDE)
     y_BLHC = x_BLHA.new_empty(batch, length, heads, c_size)
     _apply[batch * heads, triton.cdiv(length, TOKENS), triton.cdiv(c_size, c)](
         x_BLHA, s_BHAC, y_BLHC, length, heads, a_size, c_size, *x_BLHA.stride()[:3], *s_BHAC.stride()[2:],

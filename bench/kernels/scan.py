@@ -21,6 +21,8 @@ BLOCK = 1024
 """Numbers of a state that one program carries from chunk to chunk."""
 WARPS, WARPS_BACK = 4, 4
 """Of `products` and `products_back`; with eight the latter took twice as long on an H200."""
+STAGES, STAGES_BACK = 3, 1
+"""Loads in flight; the loop over two directions of `products_back` has no registers for more than its own."""
 
 
 def scan(
@@ -38,38 +40,36 @@ def scan(
     With one direction M is the strict lower triangle and the diagonal.
     """
     batch = len(v_BLHP)
-    rate_BKTDH = _cut(rate_BLDH.expand(batch, -1, -1, -1))
-    sum_BKTDH = rate_BKTDH.cumsum(2)
-    total_BK1DH = sum_BKTDH[:, :, -1:]
-    forward_BKTH = sum_BKTDH[..., 0, :]
-    dt_BKTDH = _cut(dt_BLDH.expand(batch, -1, -1, -1))
-    sums, reads = [forward_BKTH], [forward_BKTH]
-    writes = [total_BK1DH[..., 0, :] - forward_BKTH]
+    rate_BKDHT, dt_BKDHT = (_cut(x.expand(batch, -1, -1, -1)) for x in (rate_BLDH, dt_BLDH))
+    sum_BKDHT = rate_BKDHT.cumsum(-1)
+    total_BKDH1 = sum_BKDHT[..., -1:]
+    forward_BKHT, total_BKH1 = sum_BKDHT[:, :, 0], total_BKDH1[:, :, 0]
+    sums, reads, writes = [forward_BKHT], [forward_BKHT], [total_BKH1 - forward_BKHT]
     if rate_BLDH.shape[2] == 2:
-        backward_BKTH = (sum_BKTDH - rate_BKTDH)[..., 1, :]
-        sums.append(backward_BKTH)
-        reads.append(total_BK1DH[..., 1, :] - backward_BKTH)
-        writes.append(backward_BKTH)
-    read_BKTDH, write_BKTDH = torch.stack(reads, 3).exp(), torch.stack(writes, 3).exp() * dt_BKTDH
-    decay_BKDH = total_BK1DH[:, :, 0].exp()
+        backward_BKHT = (sum_BKDHT - rate_BKDHT)[:, :, 1]
+        sums.append(backward_BKHT)
+        reads.append(total_BKDH1[:, :, 1] - backward_BKHT)
+        writes.append(backward_BKHT)
+    read_BKDHT, write_BKDHT = torch.stack(reads, 2).exp(), torch.stack(writes, 2).exp() * dt_BKDHT
+    decay_BKDH = total_BKDH1[..., 0].exp()
     if packed:
-        enters_BKTD, leaves_BKTD, through_BKD = _borders(_cut(segments_BL), rate_BLDH.shape[2])
-        read_BKTDH, write_BKTDH = read_BKTDH * enters_BKTD[..., None], write_BKTDH * leaves_BKTD[..., None]
+        enters_BKDT, leaves_BKDT, through_BKD = _borders(_cut(segments_BL), rate_BLDH.shape[2])
+        read_BKDHT, write_BKDHT = read_BKDHT * enters_BKDT[..., None, :], write_BKDHT * leaves_BKDT[..., None, :]
         decay_BKDH = decay_BKDH * through_BKD[..., None]
     c_BLDGN, b_BLDGN = (x.to(v_BLHP.dtype).expand(batch, *x.shape[1:]) for x in (c_BLDGN, b_BLDGN))
-    delta_BLH = delta_BLH.expand(batch, -1, -1)
-    flat = (x.flatten(1, 2) for x in (dt_BKTDH, torch.stack(sums, 3), write_BKTDH, read_BKTDH))
-    return chunk_products(v_BLHP, c_BLDGN, b_BLDGN, *flat, delta_BLH, decay_BKDH, segments_BL, packed)[0]
+    small = dt_BKDHT, torch.stack(sums, 2), write_BKDHT, read_BKDHT, _cut(delta_BLH.expand(batch, -1, -1))
+    return chunk_products(v_BLHP, c_BLDGN, b_BLDGN, *small, decay_BKDH, segments_BL, packed)[0]
 
 
 def _cut(x_BL: Tensor) -> Tensor:
-    """BL... into chunks BKT..., the last filled up with zeros."""
-    return F.pad(x_BL, (0, 0) * (x_BL.ndim - 2) + (0, -x_BL.shape[1] % CHUNK)).unflatten(1, (-1, CHUNK))
+    """BL... into chunks BK...T, the last filled up with zeros: what a program reads of them lies side by side."""
+    filled_BL = F.pad(x_BL, (0, 0) * (x_BL.ndim - 2) + (0, -x_BL.shape[1] % CHUNK))
+    return filled_BL.unflatten(1, (-1, CHUNK)).movedim(2, -1).contiguous()
 
 
 def _borders(segments_BKT: Tensor, directions: int) -> tuple[Tensor, Tensor, Tensor]:
     """Whether a token reads what enters its chunk, whether it writes what the next chunk reads, whether a state goes on
-    through the chunk to the next one: BKTD, BKTD, BKD. What enters a chunk is of its first token's document."""
+    through the chunk to the next one: BKDT, BKDT, BKD. What enters a chunk is of its first token's document."""
     first_BK1, last_BK1 = segments_BKT[..., :1], segments_BKT[..., -1:]
     next_BK1 = F.pad(first_BK1[:, 1:], (0, 0, 0, 1), value=-1)
     before_BK1 = F.pad(last_BK1[:, :-1], (0, 0, 1, 0), value=-1)
@@ -78,7 +78,7 @@ def _borders(segments_BKT: Tensor, directions: int) -> tuple[Tensor, Tensor, Ten
     whole_BK1 = first_BK1 == last_BK1
     enters, leaves = [first_BKT, final_BKT], [final_BKT & onward_BK1, first_BKT & back_BK1]
     through = [(whole_BK1 & onward_BK1)[..., 0], (whole_BK1 & back_BK1)[..., 0]]
-    return tuple(torch.stack(x[:directions], -1) for x in (enters, leaves, through))
+    return tuple(torch.stack(x[:directions], 2) for x in (enters, leaves, through))
 
 
 def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> dict:
@@ -95,13 +95,13 @@ def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> dict:
     }
 
 
-def _states_of(x_BLDGN: Tensor, weight_BLDH: Tensor, v_BLHP: Tensor, decay_BKDH: Tensor) -> Tensor:
+def _states_of(x_BLDGN: Tensor, weight_BKDHT: Tensor, v_BLHP: Tensor, decay_BKDH: Tensor) -> Tensor:
     sizes = _sizes(v_BLHP, x_BLDGN, decay_BKDH)
     batch, chunks, directions, heads = decay_BKDH.shape
     s_BKDHNP = v_BLHP.new_empty(*decay_BKDH.shape, x_BLDGN.shape[-1], v_BLHP.shape[-1])
     ints = sizes.pop("ints")
     states[chunks, batch * heads, directions](
-        x_BLDGN, weight_BLDH, v_BLHP, s_BKDHNP, *ints, *x_BLDGN.stride()[:4], **sizes
+        x_BLDGN, weight_BKDHT, v_BLHP, s_BKDHNP, *ints, *x_BLDGN.stride()[:4], **sizes
     )
     return s_BKDHNP
 
@@ -117,31 +117,31 @@ def chunk_products(
     v_BLHP: Tensor,
     c_BLDGN: Tensor,
     b_BLDGN: Tensor,
-    dt_BLDH: Tensor,
-    sum_BLDH: Tensor,
-    write_BLDH: Tensor,
-    read_BLDH: Tensor,
-    delta_BLH: Tensor,
+    dt_BKDHT: Tensor,
+    sum_BKDHT: Tensor,
+    write_BKDHT: Tensor,
+    read_BKDHT: Tensor,
+    delta_BKHT: Tensor,
     decay_BKDH: Tensor,
     segments_BL: Tensor,
     packed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y_BLHP, and the states that enter the chunks, BKDHNP. dt, sum, write and read are of whole chunks, fp32."""
-    small = (dt_BLDH, sum_BLDH, write_BLDH, read_BLDH)
-    v_BLHP, c_BLDGN, b_BLDGN, delta_BLH, decay_BKDH, segments_BL, *small = _laid_out(
-        v_BLHP, c_BLDGN, b_BLDGN, delta_BLH, decay_BKDH, segments_BL, *small
+    """y_BLHP, and what enters the chunks, BKDHNP. dt, sum, write, read and delta are of whole chunks and fp32."""
+    small = (dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT)
+    v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small = _laid_out(
+        v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small
     )
-    dt_BLDH, sum_BLDH, write_BLDH, read_BLDH = small
+    dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT = small
     batch, chunks, directions, heads = decay_BKDH.shape
-    s_BKDHNP = _states_of(b_BLDGN, write_BLDH, v_BLHP, decay_BKDH)
+    s_BKDHNP = _states_of(b_BLDGN, write_BKDHT, v_BLHP, decay_BKDH)
     h_BKDHNP, (size, blocks) = torch.empty_like(s_BKDHNP), _blocks(s_BKDHNP)
     carry[batch * heads, directions, blocks](s_BKDHNP, decay_BKDH, h_BKDHNP, heads, size, K=chunks, BLOCK=BLOCK)
     y_BLHP, sizes = torch.empty_like(v_BLHP), _sizes(v_BLHP, c_BLDGN, decay_BKDH)
     ints = sizes.pop("ints")
     products[chunks, batch * heads](
-        v_BLHP, c_BLDGN, b_BLDGN, dt_BLDH, sum_BLDH, read_BLDH, delta_BLH, h_BKDHNP, segments_BL, y_BLHP,
+        v_BLHP, c_BLDGN, b_BLDGN, dt_BKDHT, sum_BKDHT, read_BKDHT, delta_BKHT, h_BKDHNP, segments_BL, y_BLHP,
         *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4],
-        BOTH=directions == 2, PACKED=packed, num_warps=WARPS, **sizes,
+        BOTH=directions == 2, PACKED=packed, num_warps=WARPS, num_stages=STAGES, **sizes,
     )  # fmt: skip
     return y_BLHP, h_BKDHNP
 
@@ -152,20 +152,20 @@ def chunk_products_backward(
     v_BLHP: Tensor,
     c_BLDGN: Tensor,
     b_BLDGN: Tensor,
-    dt_BLDH: Tensor,
-    sum_BLDH: Tensor,
-    write_BLDH: Tensor,
-    read_BLDH: Tensor,
-    delta_BLH: Tensor,
+    dt_BKDHT: Tensor,
+    sum_BKDHT: Tensor,
+    write_BKDHT: Tensor,
+    read_BKDHT: Tensor,
+    delta_BKHT: Tensor,
     decay_BKDH: Tensor,
     segments_BL: Tensor,
     h_BKDHNP: Tensor,
     packed: bool,
 ) -> list[Tensor]:
     """Gradients of v, c, b, dt, sum, write, read, delta and decay."""
-    gy_BLHP, small = gy_BLHP.contiguous(), (dt_BLDH, sum_BLDH, write_BLDH, read_BLDH)
-    v_BLHP, c_BLDGN, b_BLDGN, delta_BLH, decay_BKDH, segments_BL, *small = _laid_out(
-        v_BLHP, c_BLDGN, b_BLDGN, delta_BLH, decay_BKDH, segments_BL, *small
+    gy_BLHP, small = gy_BLHP.contiguous(), (dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT)
+    v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small = _laid_out(
+        v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small
     )
     batch, chunks, directions, heads = decay_BKDH.shape
     r_BKDHNP = _states_of(c_BLDGN, small[-1], gy_BLHP, decay_BKDH)
@@ -174,21 +174,21 @@ def chunk_products_backward(
     carry_back[batch * heads, directions, blocks](
         r_BKDHNP, h_BKDHNP, decay_BKDH, gs_BKDHNP, part_BKDHI, heads, size, K=chunks, BLOCK=BLOCK
     )
-    gv_BLHP, gdelta_BLH = torch.empty_like(v_BLHP), torch.empty_like(delta_BLH)
+    gv_BLHP, gdelta_BKHT = torch.empty_like(v_BLHP), torch.empty_like(delta_BKHT)
     gsmall = [torch.empty_like(x) for x in small]
     shape = (*v_BLHP.shape[:2], directions, heads, c_BLDGN.shape[-1])
     gc_BLDHN, gb_BLDHN = v_BLHP.new_empty(shape), v_BLHP.new_empty(shape)
     sizes = _sizes(v_BLHP, c_BLDGN, decay_BKDH)
     ints = sizes.pop("ints")
-    gdt_BLDH, gsum_BLDH, gwrite_BLDH, gread_BLDH = gsmall
+    gdt_BKDHT, gsum_BKDHT, gwrite_BKDHT, gread_BKDHT = gsmall
     products_back[chunks, batch * heads](
-        gy_BLHP, v_BLHP, c_BLDGN, b_BLDGN, *small, delta_BLH, h_BKDHNP, gs_BKDHNP, segments_BL,
-        gv_BLHP, gc_BLDHN, gb_BLDHN, gdt_BLDH, gsum_BLDH, gwrite_BLDH, gread_BLDH, gdelta_BLH,
+        gy_BLHP, v_BLHP, c_BLDGN, b_BLDGN, *small, delta_BKHT, h_BKDHNP, gs_BKDHNP, segments_BL,
+        gv_BLHP, gc_BLDHN, gb_BLDHN, gdt_BKDHT, gsum_BKDHT, gwrite_BKDHT, gread_BKDHT, gdelta_BKHT,
         *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4],
-        BOTH=directions == 2, PACKED=packed, num_warps=WARPS_BACK, **sizes,
+        BOTH=directions == 2, PACKED=packed, num_warps=WARPS_BACK, num_stages=STAGES_BACK, **sizes,
     )  # fmt: skip
     grouped = (_grouped(x, c_BLDGN) for x in (gc_BLDHN, gb_BLDHN))
-    return [gv_BLHP, *grouped, *gsmall, gdelta_BLH, part_BKDHI.sum(-1)]
+    return [gv_BLHP, *grouped, *gsmall, gdelta_BKHT, part_BKDHI.sum(-1)]
 
 
 def _laid_out(v_BLHP: Tensor, c_BLDGN: Tensor, b_BLDGN: Tensor, *others: Tensor) -> list[Tensor]:

@@ -29,8 +29,8 @@ def states(
     known_T = t_T < length
     x_d = 0 if SHARED else d * x_d
     x_TN = _matrix(x_ptr + row.to(tl.int64) * x_b + x_d + h // each * x_g, t_T * x_l, known_T, n_N, state)
-    at = (row.to(tl.int64) * chunks * T + t_T) * directions * heads + d * heads + h
-    x_TN = x_TN.to(tl.float32) * tl.load(weight_ptr + at)[:, None]
+    at = (((row.to(tl.int64) * chunks + k) * directions + d) * heads + h) * T
+    x_TN = x_TN.to(tl.float32) * tl.load(weight_ptr + at + tl.arange(0, T))[:, None]
     v_TP = _matrix(v_ptr, ((row.to(tl.int64) * length + t_T) * heads + h) * width, known_T, p_P, width)
     s_NP = tl.dot(tl.trans(x_TN).to(v_TP.dtype), v_TP, input_precision=PRECISION)
     s_at = (((row.to(tl.int64) * chunks + k) * directions + d) * heads + h) * state * width
@@ -70,13 +70,13 @@ def carry_back(
 
 @triton.jit
 def _of_direction(
-    d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, h, t_T, known_T, n_N, heads, each, state, length, chunks,
+    d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, k, h, t_T, known_T, n_N, heads, each, state, chunks,
     c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g, DIRECTIONS: tl.constexpr, SHARED: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     c_d, b_d = (0, 0) if SHARED else (d * c_d, d * b_d)
     c_TN = _matrix(c_ptr + row.to(tl.int64) * c_b + c_d + h // each * c_g, t_T * c_l, known_T, n_N, state)
     b_TN = _matrix(b_ptr + row.to(tl.int64) * b_b + b_d + h // each * b_g, t_T * b_l, known_T, n_N, state)
-    at_T = ((row.to(tl.int64) * chunks * T + t_T) * DIRECTIONS + d) * heads + h
+    at_T = (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * T + tl.arange(0, T)
     return c_TN, b_TN, tl.load(dt_ptr + at_T), tl.load(sum_ptr + at_T), tl.load(read_ptr + at_T), at_T
 
 
@@ -84,6 +84,14 @@ def _of_direction(
 def _state(ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS: tl.constexpr):
     at = (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * state * width
     return _matrix(ptr + at, n_N * width, n_N < state, p_P, width)
+
+
+@triton.jit
+def _decay(sum_T, d, T: tl.constexpr):
+    """Products of A between a read place (rows) and the written places before it, for direction 1 after it; else 0."""
+    s_T, sign = tl.arange(0, T), 1 - 2 * d
+    kept_ST = (s_T[:, None] - s_T[None, :]) * sign > 0
+    return tl.where(kept_ST, tl.exp(tl.where(kept_ST, (sum_T[:, None] - sum_T[None, :]) * sign, 0.0)), 0.0)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -98,23 +106,18 @@ def products(
     t_T = k * T + tl.arange(0, T)
     n_N, p_P, known_T = tl.arange(0, N), tl.arange(0, P), t_T < length
     DIRECTIONS: tl.constexpr = 2 if BOTH else 1
-    s_T = tl.arange(0, T)
-    below_ST, above_ST = s_T[:, None] > s_T[None, :], s_T[:, None] < s_T[None, :]
     v_at_T = ((row.to(tl.int64) * length + t_T) * heads + h) * width
     v_TP = _matrix(v_ptr, v_at_T, known_T, p_P, width)
-    delta_T = tl.load(delta_ptr + (row.to(tl.int64) * length + t_T) * heads + h, mask=known_T, other=0.0)
+    delta_T = tl.load(delta_ptr + ((row.to(tl.int64) * chunks + k) * heads + h) * T + tl.arange(0, T))
     y_TP = v_TP.to(tl.float32) * delta_T[:, None]
     m_ST = tl.zeros((T, T), tl.float32)
     for d in tl.static_range(DIRECTIONS):
         c_TN, b_TN, dt_T, sum_T, read_T, _ = _of_direction(
-            d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, h, t_T, known_T, n_N, heads, each, state, length, chunks,
+            d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, k, h, t_T, known_T, n_N, heads, each, state, chunks,
             c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g, DIRECTIONS, SHARED, T,
         )  # fmt: skip
-        kept_ST = above_ST if d else below_ST
-        log_ST = (sum_T[None, :] - sum_T[:, None]) if d else (sum_T[:, None] - sum_T[None, :])
-        decay_ST = tl.exp(tl.where(kept_ST, log_ST, 0.0)) * dt_T[None, :]
         cb_ST = tl.dot(c_TN, tl.trans(b_TN), input_precision=PRECISION)
-        m_ST += tl.where(kept_ST, cb_ST * decay_ST, 0.0)
+        m_ST += cb_ST * _decay(sum_T, d, T) * dt_T[None, :]
         h_NP = _state(h_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
         y_TP += tl.dot((c_TN * read_T[:, None]).to(v_TP.dtype), h_NP, input_precision=PRECISION)
     if PACKED:
@@ -132,56 +135,63 @@ def products_back(
     BOTH: tl.constexpr, SHARED: tl.constexpr, PACKED: tl.constexpr,
     T: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of one chunk and head; those of c and b are per head and direction, summed by the caller."""
+    """All gradients of one chunk and head; those of c and b are per head and direction, summed by the caller.
+
+    Registers do not suffice for both directions at once, hence a loop that is not unrolled; and the gradient of v comes
+    last, when little else is held, from rows of gy that are read again.
+    """
     k, row, h = tl.program_id(0), tl.program_id(1) // heads, tl.program_id(1) % heads
     t_T = k * T + tl.arange(0, T)
     n_N, p_P, known_T = tl.arange(0, N), tl.arange(0, P), t_T < length
     DIRECTIONS: tl.constexpr = 2 if BOTH else 1
-    s_T = tl.arange(0, T)
-    below_ST, above_ST = s_T[:, None] > s_T[None, :], s_T[:, None] < s_T[None, :]
     v_at_T = ((row.to(tl.int64) * length + t_T) * heads + h) * width
     v_TP = _matrix(v_ptr, v_at_T, known_T, p_P, width)
     gy_TP = _matrix(gy_ptr, v_at_T, known_T, p_P, width)
-    delta_at_T = (row.to(tl.int64) * length + t_T) * heads + h
-    delta_T = tl.load(delta_ptr + delta_at_T, mask=known_T, other=0.0)
-    gv_TP = gy_TP.to(tl.float32) * delta_T[:, None]
-    tl.store(gdelta_ptr + delta_at_T, tl.sum(gy_TP.to(tl.float32) * v_TP.to(tl.float32), axis=1), mask=known_T)
+    delta_at_T = ((row.to(tl.int64) * chunks + k) * heads + h) * T + tl.arange(0, T)
     gm_ST = tl.dot(gy_TP, tl.trans(v_TP), input_precision=PRECISION)
+    s_T = tl.arange(0, T)
+    tl.store(gdelta_ptr + delta_at_T, tl.sum(tl.where(s_T[:, None] == s_T[None, :], gm_ST, 0.0), axis=1))
     if PACKED:
         own_T = tl.load(segments_ptr + row * length + t_T, mask=known_T, other=0)
         gm_ST = tl.where(own_T[:, None] == own_T[None, :], gm_ST, 0.0)
     m_ST = tl.zeros((T, T), tl.float32)
-    for d in tl.static_range(DIRECTIONS):
+    for d in range(DIRECTIONS):
         c_TN, b_TN, dt_T, sum_T, read_T, at_T = _of_direction(
-            d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, h, t_T, known_T, n_N, heads, each, state, length, chunks,
+            d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, k, h, t_T, known_T, n_N, heads, each, state, chunks,
             c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g, DIRECTIONS, SHARED, T,
         )  # fmt: skip
-        write_T = tl.load(write_ptr + at_T)
-        kept_ST = above_ST if d else below_ST
-        log_ST = (sum_T[None, :] - sum_T[:, None]) if d else (sum_T[:, None] - sum_T[None, :])
-        decay_ST = tl.where(kept_ST, tl.exp(tl.where(kept_ST, log_ST, 0.0)), 0.0)
-        cb_ST = tl.dot(c_TN, tl.trans(b_TN), input_precision=PRECISION)
-        m_ST += cb_ST * decay_ST * dt_T[None, :]
-        gdt_T = tl.sum(gm_ST * decay_ST * cb_ST, axis=0)
-        row_T = tl.sum(gm_ST * decay_ST * cb_ST * dt_T[None, :], axis=1)
+        decay_ST = _decay(sum_T, d, T)
+        cb_ST = tl.dot(c_TN, tl.trans(b_TN), input_precision=PRECISION) * decay_ST
+        m_ST += cb_ST * dt_T[None, :]
+        cb_ST *= gm_ST
+        gdt_T, row_T = tl.sum(cb_ST, axis=0), tl.sum(cb_ST * dt_T[None, :], axis=1)
         tl.store(gdt_ptr + at_T, gdt_T)
-        tl.store(gsum_ptr + at_T, (gdt_T * dt_T - row_T) if d else (row_T - gdt_T * dt_T))
-        gcb_ST = gm_ST * decay_ST * dt_T[None, :]
-        h_NP = _state(h_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
-        gs_NP = _state(gs_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
-        seen_TN = tl.dot(gy_TP, tl.trans(h_NP), input_precision=PRECISION)
-        said_TN = tl.dot(v_TP, tl.trans(gs_NP), input_precision=PRECISION)
-        tl.store(gread_ptr + at_T, tl.sum(seen_TN * c_TN, axis=1))
-        tl.store(gwrite_ptr + at_T, tl.sum(said_TN * b_TN, axis=1))
-        gc_TN = tl.dot(gcb_ST.to(c_TN.dtype), b_TN, input_precision=PRECISION) + seen_TN * read_T[:, None]
-        gb_TN = tl.dot(tl.trans(gcb_ST).to(c_TN.dtype), c_TN, input_precision=PRECISION) + said_TN * write_T[:, None]
+        tl.store(gsum_ptr + at_T, (row_T - gdt_T * dt_T) * (1 - 2 * d))
+        gcb_ST = (gm_ST * decay_ST * dt_T[None, :]).to(c_TN.dtype)
         own_at_T = (((row.to(tl.int64) * length + t_T) * DIRECTIONS + d) * heads + h) * state
         own_TN = known_T[:, None] & (n_N < state)[None, :]
+        h_NP = _state(h_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        seen_TN = tl.dot(gy_TP, tl.trans(h_NP), input_precision=PRECISION)
+        tl.store(gread_ptr + at_T, tl.sum(seen_TN * c_TN, axis=1))
+        gc_TN = tl.dot(gcb_ST, b_TN, input_precision=PRECISION) + seen_TN * read_T[:, None]
         tl.store(gc_ptr + own_at_T[:, None] + n_N[None, :], gc_TN, mask=own_TN)
+        gs_NP = _state(gs_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        said_TN = tl.dot(v_TP, tl.trans(gs_NP), input_precision=PRECISION)
+        tl.store(gwrite_ptr + at_T, tl.sum(said_TN * b_TN, axis=1))
+        gb_TN = tl.dot(tl.trans(gcb_ST), c_TN, input_precision=PRECISION)
+        gb_TN += said_TN * tl.load(write_ptr + at_T)[:, None]
         tl.store(gb_ptr + own_at_T[:, None] + n_N[None, :], gb_TN, mask=own_TN)
-        gv_TP += tl.dot((b_TN * write_T[:, None]).to(v_TP.dtype), gs_NP, input_precision=PRECISION)
     if PACKED:
         own_T = tl.load(segments_ptr + row * length + t_T, mask=known_T, other=0)
         m_ST = tl.where(own_T[:, None] == own_T[None, :], m_ST, 0.0)
-    gv_TP += tl.dot(tl.trans(m_ST).to(v_TP.dtype), gy_TP, input_precision=PRECISION)
+    gv_TP = tl.dot(tl.trans(m_ST).to(v_TP.dtype), gy_TP, input_precision=PRECISION)
+    delta_T = tl.load(delta_ptr + delta_at_T)
+    gv_TP += _matrix(gy_ptr, v_at_T, known_T, p_P, width).to(tl.float32) * delta_T[:, None]
+    for d in range(DIRECTIONS):
+        b_ptr_d = b_ptr + row.to(tl.int64) * b_b + h // each * b_g + (0 if SHARED else d * b_d)
+        b_TN = _matrix(b_ptr_d, t_T * b_l, known_T, n_N, state)
+        at = (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * T
+        write_T = tl.load(write_ptr + at + tl.arange(0, T))
+        gs_NP = _state(gs_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        gv_TP += tl.dot((b_TN * write_T[:, None]).to(v_TP.dtype), gs_NP, input_precision=PRECISION)
     tl.store(gv_ptr + v_at_T[:, None] + p_P[None, :], gv_TP, mask=known_T[:, None] & (p_P < width)[None, :])
