@@ -32,9 +32,7 @@ def merge(paths: list[Path], target: Path) -> tuple[int, int]:
     table = _merged_items(paths, items, set(united))
     Store(target).writable(target)
     if table is not None:
-        import pyarrow.parquet as pq
-
-        replace_whole(items, lambda path: pq.write_table(table, path, compression="zstd"))
+        replace_whole(items, lambda path: _write_items(table, path))
     if len(united) > len(before):
         text = "".join(dump(united[i]) + "\n" for i in sorted(united))
         replace_whole(records, lambda path: path.write_text(text))
@@ -62,6 +60,17 @@ def _merged_items(paths: list[Path], target: Path, wanted: set[str]):
     keys = ["run", "part", "item"]
     columns = [*keys, *sorted(set(table.column_names) - set(keys))]
     return table.select(columns).sort_by([(key, "ascending") for key in keys])
+
+
+def _write_items(table, path: Path) -> None:
+    """As small as the values allow, for they are committed: item numbers as steps, floats byte by byte."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    floats = [field.name for field in table.schema if field.type == pa.float32()]
+    encodings = {"item": "DELTA_BINARY_PACKED"} | dict.fromkeys(floats, "BYTE_STREAM_SPLIT")
+    others = [name for name in table.column_names if name not in encodings]
+    pq.write_table(table, path, compression="zstd", use_dictionary=others, column_encoding=encodings)
 
 
 def _read_items(path: Path):

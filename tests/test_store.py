@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -460,6 +461,19 @@ def test_the_order_of_merges_does_not_show(tmp_path):
     merge([two], tmp_path / "x")
     merge([two, one], tmp_path / "y")
     assert content(tmp_path / "x") == content(tmp_path / "y")
+
+
+def test_merged_items_keep_every_value_and_are_far_smaller_than_plain(tmp_path):
+    draw = np.random.default_rng(0)
+    items = {"item": list(range(5000)), "loss": draw.random(5000, np.float32), "label": list(draw.integers(0, 2, 5000))}
+    Store(tmp_path / "one").finish(a_record(0), {"held_out": items})
+    merge([tmp_path / "one"], tmp_path / "x")
+    found = pq.read_table(tmp_path / "x" / "items.parquet")
+    assert found["loss"].to_pylist() == [float(v) for v in items["loss"]]
+    assert found["item"].to_pylist() == items["item"] and found["label"].to_pylist() == items["label"]
+    pq.write_table(found, tmp_path / "plain.parquet", compression="zstd")
+    plain, small = ((tmp_path / name).stat().st_size for name in ("plain.parquet", "x/items.parquet"))
+    assert small < 0.7 * plain
 
 
 def test_items_that_come_later_are_added(tmp_path):
