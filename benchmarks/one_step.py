@@ -100,7 +100,7 @@ class Step:
         if compiled:
             for layer in self.model.layers:
                 layer.compile(dynamic=False)
-        self.batch = task.example(run.protocol.budget.batch)
+        self.batch = task.batch(None, 0, run.protocol.budget.batch, slice(None))  # made already, whatever is asked for
         self.targets = task.count(self.batch)
 
     def parts(self, micro: int):
