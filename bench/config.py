@@ -234,6 +234,7 @@ NEUTRAL: dict[str, object] = {
     "protocol.backbone.position_rows": 0,
     "protocol.backbone.hidden_dropout": 0.0,
     "protocol.task.reach": 0,  # masked_lm: no second reading
+    "protocol.task.lengths": [],  # masked_lm: no other length
 }
 
 

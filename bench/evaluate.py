@@ -1,6 +1,7 @@
 """Evaluation: metrics and per-example outcomes of a model as it stands, on all reported sets of its task.
 
-Short batches are filled up, so that shapes stay fixed and a compiled layer is not compiled again.
+Short batches are filled up, so that shapes stay fixed and a compiled layer is not compiled again. Rows of another
+length than the task's own are read without what was compiled: compiling for each would take longer than the reading.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.backbone import Backbone
-from bench.tasks.base import Batch, Task
+from bench.tasks.base import Batch, Task, rows_of
 
 
 def to_device(batch: Batch, device: str) -> Batch:
@@ -37,10 +38,12 @@ def evaluate(
 def _outcomes(
     model: Backbone, task: Task, batch: Batch, size: int, device: str, precision: str
 ) -> dict[str, np.ndarray]:
-    n = len(batch["segments"])
-    rows = torch.arange(size).clamp(max=n - 1)
+    n, length = batch["segments"].shape
+    own = task.spec().length
+    rows = torch.arange(rows_of(length, size, own)).clamp(max=n - 1)
     filled = to_device({key: value[rows] for key, value in batch.items()}, device)
-    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    stance = torch.compiler.set_stance("default" if length == own else "force_eager")
+    with stance, torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
         outputs = model(filled)
     return task.outcomes(outputs[:n].float(), {key: value[:n] for key, value in filled.items()})
 

@@ -160,4 +160,18 @@ def check(run: Run) -> str:
         raise Refusal(
             f"protocol.budget.batch must be a multiple of {task.spec().group}, got {run.protocol.budget.batch}"
         )
-    return mixer_class(run.mixer.name).unfit(grant(run, task, args), args)
+    return mixer_class(run.mixer.name).unfit(grant(run, task, args), args) or unfit_beyond(run, task, args)
+
+
+def unfit_beyond(run: Run, task: Task, args) -> str:
+    """Why a mixer cannot read the longest rows that its task evaluates on; refuses positions that do not go so far."""
+    own, longest = task.spec().length, task.longest()
+    if longest <= own:
+        return ""
+    backbone = run.protocol.backbone
+    if backbone.positions and (rows := backbone.position_rows or own) < longest:
+        raise Refusal(
+            f"the task also reads {longest} tokens, learned positions have {rows} rows; set "
+            "protocol.backbone.positions=false"
+        )
+    return "" if args.sam else f"has a matrix for {own} tokens, the task also reads {longest}"

@@ -76,6 +76,7 @@ def masked_args(places: Places, texts: list[str], words=WORDS, **changes) -> Mas
         mask_rate_held_out=0.15,
         short=4,
         reach=0,
+        lengths=(),
         data=Pins("poems", splits, "", "", ""),
         column="text",
         vocabulary=write_vocabulary(places.data, [*SPECIALS, *words]),
@@ -393,11 +394,43 @@ def test_the_second_reading_changes_nothing_of_the_first(places):
         ({"pieces": -1}, "pieces"),
         ({"pieces": 1, "packed": True}, "pieces"),
         ({"reach": -1}, "reach"),
+        ({"lengths": (64, 32)}, "lengths"),
+        ({"lengths": (2, 32)}, "lengths"),
     ],
 )
 def test_settings_out_of_range_are_refused_without_data(places, changes, message):
     with pytest.raises(Refusal, match=f"task.{message} is"):
         MaskedLM(masked_args(places, ["w1"], **changes), Places(None, places.cache))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_of_other_lengths_hide_the_same_tokens_of_the_same_documents(places, packed):
+    task, count = masked(places, texts := documents(100, 90), packed=packed, lengths=(7, 32, 40)), 38
+    long = sum(len(text.split()) // count for text in texts[:37])
+    found = []
+    for length in (7, 32, 40):
+        batches = list(task.held_out_batches(f"validation_at_{length}", 3))
+        rows = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        assert rows["items"].tolist() == list(range(long * -(-count // (length - 2))))
+        inside_BL = (rows["segments"] == 1) & (rows["tokens"] != CLS) & (rows["tokens"] != SEP)
+        assert ((rows["segments"] == 0) == (rows["tokens"] == PAD)).all()
+        hidden = torch.full(inside_BL.shape, UNUSED)
+        for row, (positions, labels) in enumerate(zip(rows["positions"], rows["labels"], strict=True)):
+            hidden[row, positions[labels != UNUSED]] = labels[labels != UNUSED]
+        assert bool((hidden[~inside_BL] == UNUSED).all())
+        found.append((rows["tokens"][inside_BL], hidden[inside_BL]))
+    assert long > 5 and len(found[0][0]) == long * count
+    assert (found[0][1] != UNUSED).sum() > long
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_metrics_of_another_length_carry_it_and_too_short_documents_are_refused(places):
+    task = masked(places, documents(100, 60), lengths=(8, 16))
+    assert task.held_out() == ["validation", "validation_at_8", "validation_at_16"] and task.longest() == 32
+    outcomes = {"count": np.array([2, 2]), "loss_sum": np.array([1.0, 3.0]), "correct": np.array([0, 1])}
+    assert task.metrics("validation_at_8", outcomes) == {"loss_at_8": 1.0, "accuracy_at_8": 0.25, "tokens_at_8": 4.0}
+    with pytest.raises(Refusal, match="no validation document of poems has 98 tokens"):
+        masked(places, documents(100, 60), lengths=(100,))
 
 
 # The cache

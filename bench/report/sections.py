@@ -240,7 +240,8 @@ def response_section(response: Response) -> Section:
     for place, value in enumerate(response.values):
         cells = [value_text(*line[place]) if place in line else "-" for line in response.lines.values()]
         lines.append([plain(value), *cells])
-    return Section(f"{response.title} by {response.key}", [response.key, *response.lines], lines, 1, [])
+    notes = [f"Along a line {', '.join(response.along)} may move too."] if response.along else []
+    return Section(f"{response.title} by {response.key}", [response.key, *response.lines], lines, 1, notes)
 
 
 def value_text(measured: Measured, place: int) -> str:

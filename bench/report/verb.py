@@ -14,6 +14,7 @@ from bench.report import (
     frame,
     items,
     latex,
+    length_plot,
     orders,
     plots,
     published,
@@ -58,7 +59,7 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
     for name, text in texts.items():
         (target / name).write_text(text, encoding="utf-8")
     figures = plots.draw(table, found, target / "figures")
-    figures += tuning_plot.draw(table, tuned, target / "figures")
+    figures += tuning_plot.draw(table, tuned, target / "figures") + length_plot.draw(table, found, target)
     pages = [target / "page.html"] if html else []
     for path in pages:
         from bench.report.html import page

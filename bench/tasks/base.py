@@ -53,6 +53,12 @@ class Places:
     cache: Path  # derived arrays, keyed by content; may be deleted at any time
 
 
+def rows_of(length: int, size: int, own: int) -> int:
+    """Rows of `length` that are evaluated at once where `size` rows of the task's `own` length would be: longer ones by
+    the square, so that not even a matrix of L x L entries a row takes more memory than in training."""
+    return max(1, size * own**2 // max(own, length) ** 2)
+
+
 class Task(ABC):
     """`Args`: frozen dataclass, the keys of the task's yaml except `name`. Construction is cheap, touches no data."""
 
@@ -107,6 +113,10 @@ class Task(ABC):
     @abstractmethod
     def spec(self) -> Spec: ...
 
+    def longest(self) -> int:
+        """Tokens of the longest row that is ever read; above the spec's length for a task that also evaluates there."""
+        return self.spec().length
+
     @abstractmethod
     def prepare(self) -> None:
         """Open the data (verify pins, build or open caches), so that `batch` and `held_out` work. Idempotent."""
@@ -134,7 +144,7 @@ class Task(ABC):
     @abstractmethod
     def held_out_batches(self, part: str, size: int):
         """Batches of a reported set or of 'selection', as they are evaluated: the same for every arm and seed, every
-        item once; the last may be short."""
+        item once; the last may be short. `size` rows of the task's own length, `rows_of` another."""
 
     @abstractmethod
     def count(self, batch: Batch) -> float:

@@ -2,7 +2,7 @@
 
 Tokenised once into the cache of derived arrays, a large set file by file (shards.py); rows are put together when a
 batch is asked for, so nothing padded is stored. Axes: B rows, L length, T masked positions of a row (fixed capacity),
-C ids, W random words of a row.
+W random words of a row.
 """
 
 import json
@@ -19,13 +19,14 @@ from torch.nn import functional as F
 from bench import Refusal
 from bench.seeds import Streams
 from bench.tasks import rows as rows_file
-from bench.tasks.base import SELECTION, TRAIN, Batch, Spec, Task
+from bench.tasks.base import SELECTION, TRAIN, Batch, Spec, Task, rows_of
 from bench.tasks.data import Pins, cached, table
+from bench.tasks.masking import UNUSED, capacity, mask, words
 from bench.tasks.rows import Rows, cut_rows, fill
 from bench.tasks.shards import Joined, Shards, large
 from bench.tasks.text import Vocabulary, WordPiece, code_digest, ranges
+from bench.tasks.windows import Windows, whole_windows
 
-UNUSED = -100  # label of a position that is not masked
 _SHARD = 1  # to be raised when `_shard` or what it calls changes: a digest of the code would waste days of preparation
 
 
@@ -39,6 +40,7 @@ class Args:
     mask_rate_held_out: float
     short: int  # a document's last piece is dropped if it has fewer tokens than this, unless it is the only one
     reach: int  # tokens; the loss is also read where the clue lies farther away than this (`beyond`), 0: it is not
+    lengths: tuple[int, ...]  # of rows in which the same held-out tokens are read too (windows.py), ascending
     data: Pins  # splits `train` and `validation`
     column: str  # the text column
     vocabulary: Vocabulary
@@ -69,6 +71,8 @@ class MaskedLM(Task):
             raise Refusal(f"task.short is {args.short}; it must lie between 0 and task.length - 2 = {args.length - 2}")
         if args.reach < 0:
             raise Refusal(f"task.reach is {args.reach}; it must be 0 (no second reading) or more")
+        if list(args.lengths) != sorted({n for n in args.lengths if n > 2}):
+            raise Refusal(f"task.lengths is {list(args.lengths)}; it must ascend, and [CLS] token [SEP] need 3")
         self.rows: dict[str, Joined] = {}
 
     def spec(self) -> Spec:
@@ -91,6 +95,10 @@ class MaskedLM(Task):
         self.special_C = self.pieces.special_C
         self.ordinary = np.flatnonzero(~self.special_C)
         self.rows = {split: self._rows(split) for split in (TRAIN, "validation")}
+        self.windows = self._windows() if self.args.lengths else None
+
+    def longest(self) -> int:
+        return max(self.args.length, *self.args.lengths, 0)
 
     @cached_property
     def pieces(self) -> WordPiece:
@@ -159,25 +167,39 @@ class MaskedLM(Task):
     def batch(self, streams: Streams, step: int, size: int, part: slice) -> Batch:
         first, stop, _ = part.indices(size)
         items = self.drawn(streams, step * size + first, stop - first, len(self.rows[TRAIN]))
-        words_BW = _words(streams, "mask", step * size + first, len(items), self.args.length, self.args.mask_rate)
+        words_BW = words(streams, "mask", step * size + first, len(items), self.args.length, self.args.mask_rate)
         return self._batch(self.rows[TRAIN], items, words_BW, self.args.mask_rate)
 
+    def _windows(self) -> Windows:
+        """Masked once, before they are cut: every length hides the same tokens and shows the same in their places."""
+        count, rate = max(self.args.lengths) - 2, self.args.mask_rate_held_out
+        tokens_BL = whole_windows(self.rows["validation"].parts, count)
+        if not len(tokens_BL):
+            raise Refusal(f"task.lengths: no validation document of {self.args.data.name} has {count} tokens")
+        words_BW = words(Streams(0, 0), "window mask", 0, len(tokens_BL), count, rate)
+        return Windows(*mask(tokens_BL, words_BW, rate, self.special_C, self.ordinary, self.pieces.mask))
+
     def held_out(self) -> list[str]:
-        return ["validation"]
+        return ["validation", *map(part_at, self.args.lengths)]
 
     def held_out_batches(self, part: str, size: int):
+        for length in self.args.lengths:
+            if part == part_at(length):
+                yield from self.windows.batches(length, rows_of(length, size, self.args.length), self.pieces)
+                return
         rows, rate = self.rows[TRAIN if part == SELECTION else part], self.args.mask_rate_held_out
         _, every = self.origin(part)
         for first in range(0, len(every), size):
             items = every[first : first + size]
-            words_BW = _words(Streams(0, 0), "held-out mask", first, len(items), self.args.length, rate)
+            words_BW = words(Streams(0, 0), "held-out mask", first, len(items), self.args.length, rate)
             yield self._batch(rows, items, words_BW, rate)
 
     def origin(self, part: str) -> tuple[str, np.ndarray]:
         held = part not in (TRAIN, SELECTION)
-        n = len(self.rows[part if held else TRAIN])
+        split = "validation" if held else TRAIN  # what is read at other lengths are its documents too
+        n = len(self.rows[split])
         items = np.arange(n) if held else self.split(n)[part == SELECTION]
-        return str(self.args.data.content(part if held else TRAIN)), items
+        return str(self.args.data.content(split)), items
 
     def akin(self, items: np.ndarray) -> np.ndarray:
         """All rows with a piece of a document that has a piece in these rows: they would know its words."""
@@ -239,8 +261,14 @@ class MaskedLM(Task):
     def metrics(self, part: str, outcomes: dict[str, np.ndarray]) -> dict[str, float]:
         """`loss` (nats) and `accuracy`, means over all masked tokens of the set, and their number `tokens`.
 
-        With a `reach` also `tokens_far` and, unless there is none, `loss_far`: of the masked tokens `beyond` it.
+        With a `reach` also `tokens_far` and, unless there is none, `loss_far`: of the masked tokens `beyond` it. Of a
+        set of `lengths` with its length: `loss_at_256`.
         """
+        if at := next((n for n in self.args.lengths if part == part_at(n)), 0):
+            return {f"{name}_at_{at}": value for name, value in self._means(outcomes).items()}
+        return self._means(outcomes)
+
+    def _means(self, outcomes: dict[str, np.ndarray]) -> dict[str, float]:
         tokens, loss = _total(outcomes["count"]), _total(outcomes["loss_sum"])
         found = {"loss": loss / tokens, "accuracy": _total(outcomes["correct"]) / tokens, "tokens": tokens}
         if self.args.reach:
@@ -271,6 +299,11 @@ class MaskedLM(Task):
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
 
 
+def part_at(length: int) -> str:
+    """Name of the reported set of windows cut to rows of `length`."""
+    return f"validation_at_{length}"
+
+
 def beyond(batch: Batch, reach: int) -> Tensor:
     """BT bool: masked tokens whose segment shows the same id more than `reach` tokens away and nowhere nearer.
 
@@ -285,44 +318,3 @@ def beyond(batch: Batch, reach: int) -> Tensor:
 
 def _total(values_B: np.ndarray) -> float:
     return float(values_B.sum(dtype=np.float64))
-
-
-def capacity(length: int, rate: float) -> int:
-    """T: no row of `length` tokens has more masked positions."""
-    return max(1, int(np.rint(rate * length)))
-
-
-def _words(streams: Streams, purpose: str, first: int, rows: int, length: int, rate: float) -> np.ndarray:
-    """32 random bits (uint32) for all that a row may draw, for rows first .. first + rows - 1 of a stream.
-
-    Each row owns a fixed stretch of the counter, so that rows can be drawn alone, in any batch.
-    """
-    counts = -(-(length + 2 * capacity(length, rate)) // 8)  # one count of Philox4x64 gives 8 words of 32 bits
-    bits = streams.draw(purpose, 0).bit_generator.advance(first * counts)
-    return bits.random_raw(rows * counts * 4).view(np.uint32).reshape(rows, counts * 8)
-
-
-def mask(
-    tokens_BL: np.ndarray, words_BW: np.ndarray, rate: float, special_C: np.ndarray, ordinary: np.ndarray, mask_id: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tokens_BL with masks, positions_BT ascending, labels_BT); unused slots have position 0 and label UNUSED."""
-    length = tokens_BL.shape[1]
-    slots = capacity(length, rate)
-    special_BL = special_C.take(tokens_BL)
-    # The position in the low bits makes keys of a row distinct, so that the k smallest are exactly k.
-    low = (1 << (length - 1).bit_length()) - 1
-    keys_BL = words_BW[:, :length] & ~np.uint32(low) | np.arange(length, dtype=np.uint32)
-    keys_BL[special_BL] = 0xFFFFFFFF
-    maskable_B = length - special_BL.sum(1)
-    chosen_B = np.minimum(np.maximum(1, np.rint(rate * maskable_B)).astype(np.int64), maskable_B)
-    limit_B1 = np.take_along_axis(np.sort(keys_BL, axis=1), np.maximum(chosen_B - 1, 0)[:, None], 1)
-    row, position = np.divmod(np.flatnonzero((keys_BL <= limit_B1) & ~special_BL), length)
-    slot = ranges(np.zeros_like(chosen_B), chosen_B)
-    positions_BT = np.zeros((len(tokens_BL), slots), np.int64)
-    labels_BT = np.full((len(tokens_BL), slots), UNUSED, np.int64)
-    positions_BT[row, slot] = position
-    labels_BT[row, slot] = label = tokens_BL[row, position]
-    action = words_BW[row, length + slot] / 2**32
-    other = ordinary[words_BW[row, length + slots + slot].astype(np.uint64) * np.uint64(len(ordinary)) >> np.uint64(32)]
-    tokens_BL[row, position] = np.where(action < 0.8, mask_id, np.where(action < 0.9, other, label))
-    return tokens_BL, positions_BT, labels_BT

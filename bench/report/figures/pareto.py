@@ -57,17 +57,28 @@ def known(place_A: np.ndarray) -> list[float]:
 
 def speed(table: Table, protocol: str) -> Cost:
     speed_A = np.array([throughput(table, arm, [protocol]) for arm in table.arms])
-    place_A = np.log2(np.where(speed_A > 0, speed_A, np.nan))
+    return by_logarithm("positions a second in training, as the runs ran", speed_A, less_is_better=False)
+
+
+def parameters(table: Table, protocol: str) -> Cost:
+    """The mixer's own."""
+    found = [capacities(table, arm, [protocol], "mixer_parameters") for arm in table.arms]
+    count_A = np.array([values[0] if values else np.nan for values in found], float)
+    return by_logarithm("the mixer's parameters", count_A, less_is_better=True)
+
+
+def by_logarithm(label: str, value_A: np.ndarray, less_is_better: bool) -> Cost:
+    """No place for an arm without a value above 0."""
     from matplotlib.ticker import MaxNLocator
 
+    place_A = np.log2(np.where(value_A > 0, value_A, np.nan))
     found = known(place_A) or [0.0]
     low, high = 2 ** min(found), 2 ** max(found)
     if high > 5 * low:
         round_numbers = [m * 10**k for k in range(len(str(int(high))) + 1) for m in (1, 2, 5)]
     else:
         round_numbers = [int(v) for v in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if v >= 1]
-    ticks = {float(np.log2(v)): count_text(v) for v in round_numbers}
-    return Cost("positions a second in training, as the runs ran", place_A, ticks, less_is_better=False)
+    return Cost(label, place_A, {float(np.log2(v)): count_text(v) for v in round_numbers}, less_is_better)
 
 
 def state(table: Table, protocol: str) -> Cost:

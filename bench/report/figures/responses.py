@@ -1,44 +1,86 @@
-"""How the primary metric answers to heads, rank, length or another key: a line an arm, its mean and t interval."""
+"""How the primary metric answers to heads, rank or another key: a line an arm, its mean and t interval.
+
+Along a key of the mixers also what it costs: their parameters, and state per head.
+"""
 
 import numpy as np
 
 from bench.report import stats
 from bench.report.analysis import Analysis
+from bench.report.figures.pareto import Cost, known, parameters, state
 from bench.report.frame import Table, plain
 from bench.report.plots import WIDTH, Look, arm_handles, arm_looks, few_ticks, legend, metric_text, title
-from bench.report.responses import Response, responses
+from bench.report.responses import LENGTH, Response, responses
 
 RATIO = 4  # largest over smallest value from which an axis is logarithmic
 APART = 0.012  # of the width: lines that share a value of the key stand side by side, so that intervals can be seen
 
 
 def figures(table: Table, analysis: Analysis):
-    """One a key that has two values or more on one line."""
+    """One a key that has two values or more on one line; length_plot.py has that of rows' lengths."""
     for response in responses(table, analysis):
-        if any(len(line) > 1 for line in response.lines.values()):
+        if response.key != LENGTH and any(len(line) > 1 for line in response.lines.values()):
             yield f"response_{response.key.replace('.', '_')}", compose(table, analysis, response)
 
 
 def compose(table: Table, analysis: Analysis, response: Response):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH * 0.72, 2.4), layout="constrained")
-    ax, styles = figure.subplots(), arm_looks(table)
-    place_V = scale(ax, response.values)
     shown = {name: line for name, line in response.lines.items() if len(line) > 1}
-    width = place_V[-1] - place_V[0]
-    for number, line in enumerate(shown.values()):
-        shift = APART * width * (number - (len(shown) - 1) / 2) * min(1, 12 / len(shown))
+    costs = costs_of(table, response, shown)
+    figure = Figure(figsize=(WIDTH if costs else WIDTH * 0.72, 2.4), layout="constrained")
+    (ax, *beside), styles = figure.subplots(1, 1 + len(costs), squeeze=False)[0], arm_looks(table)
+    draw_lines(ax, shown, scale(ax, response.values), styles)
+    for panel, cost in zip(beside, costs, strict=True):
+        draw_cost(panel, cost, shown, scale(panel, response.values), styles)
+    for panel in (ax, *beside):
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_xlabel(response.key)
+    title(ax, response.protocol, at_floor=False)
+    along = f"; along a line {', '.join(response.along)} may move too" if response.along else ""
+    legend(figure, handles(shown, styles), title=says_of(table, analysis, shown) + along)
+    return figure
+
+
+def says_of(table: Table, analysis: Analysis, shown: dict) -> str:
+    """What dots and bars are, for a legend."""
+    interval = f"mean and {100 * (1 - analysis.alpha):g} % t interval" if len(table.seeds) > 1 else "one seed"
+    return interval + ", a cross: failed runs" * any_failed(shown)
+
+
+def draw_lines(ax, shown: dict, place_V: np.ndarray, styles: list[Look]) -> None:
+    """Side by side where they share a value, with the metric's name."""
+    for line, shift in zip(shown.values(), shifts(shown, place_V), strict=True):
         draw_line(ax, line, place_V + shift, styles)
     few_ticks(ax.yaxis)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.set_xlabel(response.key)
     measured = next(iter(next(iter(shown.values())).values()))[0]
-    title(ax, response.protocol, at_floor=False)
     ax.set_ylabel(metric_text(measured))
-    interval = f"mean and {100 * (1 - analysis.alpha):g} % t interval" if len(table.seeds) > 1 else "one seed"
-    legend(figure, handles(shown, styles), title=interval + ", a cross: failed runs" * any_failed(shown))
-    return figure
+
+
+def shifts(shown: dict, place_V: np.ndarray) -> np.ndarray:
+    step = APART * (place_V[-1] - place_V[0]) * min(1, 12 / len(shown))
+    return step * (np.arange(len(shown)) - (len(shown) - 1) / 2)
+
+
+def costs_of(table: Table, response: Response, shown: dict) -> list[Cost]:
+    """Those that move along a line, for a key of the mixers."""
+    if response.key not in table.axes:
+        return []
+    lines = [[place for _, place in line.values()] for line in shown.values()]
+    found = [cost(table, response.protocol) for cost in (parameters, state)]
+    return [cost for cost in found if any(len(set(known(cost.place_A[line]))) > 1 for line in lines)]
+
+
+def draw_cost(ax, cost: Cost, shown: dict, place_V: np.ndarray, styles: list[Look]) -> None:
+    for line, shift in zip(shown.values(), shifts(shown, place_V), strict=True):
+        places = [line[v][1] for v in sorted(line)]
+        look = styles[places[-1]]
+        at = place_V[sorted(line)] + shift
+        ax.plot(at, cost.place_A[places], color=look.colour, ls=look.dashes, lw=1, **look.dot(3.6))
+    low, high = ax.get_ylim()
+    ticks = {place: text for place, text in cost.ticks.items() if low <= place <= high}
+    ax.set_yticks(list(ticks), list(ticks.values()))
+    ax.set_title(cost.label, loc="left")
 
 
 def draw_line(ax, line: dict, place_V: np.ndarray, styles: list[Look]) -> None:
