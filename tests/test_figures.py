@@ -1,6 +1,7 @@
 """Figures: each only where a table can fill it, its numbers those of the analysis, colours that all can tell apart."""
 
 import itertools
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.report import analysis, plots
+from bench.report import analysis, length_plot, plots
 from bench.report.figures import curves, gains, pareto, profile, ranks, responses, seeds
-from bench.sweep import Column
+from bench.report.responses import responses as of_table
+from bench.sweep import Column, Departure
 from tests.test_report import ATTENTION, DENSE, LOW, LOW_SAM, a_sweep
 from tests.test_report_statistics import a_table, noisy_rows
 
@@ -137,6 +139,73 @@ def test_a_response_is_the_mean_at_each_value_and_a_failed_arm_breaks_its_line()
     shown = [line.get_ydata() for line in ax.lines if len(line.get_ydata()) == 3]
     assert len(shown) == 2 and np.array_equal(np.concatenate(shown), mean_A, equal_nan=True) and np.isnan(mean_A[1])
     assert [t.get_text() for t in ax.get_xticklabels()] == ["2", "4", "8"]
+
+
+def test_along_heads_stand_parameters_and_state_and_what_moves_with_them_makes_no_lines_of_its_own():
+    arms = tuple({**m, "heads": h, "rank": 16 // h} for m in (LOW, LOW_SAM) for h in (1, 2, 4))
+    rows = [
+        replace(
+            r, record=replace(r.record, capacity=replace(r.record.capacity, mixer_parameters=100 * r.mixer["heads"]))
+        )
+        for r in noisy_rows({}, 2, arms)
+    ]
+    table = a_table(rows, family=replace(a_sweep().family, reference={}, comparisons=("sam",)))
+    found = drawn(table, responses)
+    assert set(found) == {"response_heads"}
+    loss, parameters = found["response_heads"].axes
+    mean_A = analysis.analyse(table, {}).measured[0].interval_A.estimate
+    assert np.array_equal(np.concatenate([line.get_ydata() for line in loss.lines]), mean_A)
+    assert parameters.get_title(loc="left") == "the mixer's parameters"
+    assert all(np.allclose(line.get_ydata(), np.log2([100, 200, 400])) for line in parameters.lines)
+
+
+def test_an_arm_that_departs_stands_on_no_line_with_those_that_do_not():
+    arms = tuple({**LOW, "rank": rank} for rank in (2, 4, 8))
+    departure = Departure({"name": LOW["name"], "rank": 4}, {"shell.conv_width": 3}, "a test")
+    rows = [r if r.mixer["rank"] != 4 else replace(r, record=departed(r.record)) for r in noisy_rows({}, 2, arms)]
+    table = a_table(
+        rows,
+        departures=(departure,),
+        family=replace(a_sweep().family, reference={"rank": 2}, comparisons=("reference",)),
+    )
+    (ax,) = drawn(table, responses)["response_rank"].axes
+    assert [len(line.get_xdata()) for line in ax.lines] == [2]
+
+
+def departed(record):
+    protocol = record.run["protocol"]
+    return replace(
+        record, run={**record.run, "protocol": {**protocol, "shell": {**protocol["shell"], "conv_width": 3}}}
+    )
+
+
+def test_a_metric_stands_over_the_length_and_above_the_tokens_a_second_of_the_same_mixers(tmp_path):
+    lengths, rows = (64, 256), noisy_rows({}, 3, changes={"task.length": 128})
+    at = {n: {f"loss_at_{n}": n / 100} for n in lengths}
+    rows = [replace(r, record=replace(r.record, metrics=r.record.metrics | at[64] | at[256])) for r in rows]
+    columns = (Column("quick", "accuracy"), *(Column("quick", f"loss_at_{n}") for n in lengths))
+    table = a_table(rows, columns=columns)
+    found = analysis.analyse(table, {})
+    (response,) = [r for r in of_table(table, found) if r.key == "length"]
+    assert response.values == [64, 256] and len(response.lines) == len(ARMS)
+    stray = {"mixer": "toeplitz", "args": {"sam": True}}
+    cells = [{"mixer": ATTENTION["name"], "args": {k: v for k, v in ATTENTION.items() if k != "name"}}, stray]
+    seconds = {"q1": 0.5, "median": 1.0, "q3": 2.0, "n": 4}
+    timed = [
+        c | {"way": "fast", "length": n, "batch": 1024 // n, "seconds": seconds} for c in cells for n in (512, 128)
+    ]
+    (tmp_path / "figures").mkdir()
+    assert [p.name for p in length_plot.draw(table, found, tmp_path)] == ["length.png", "length.pdf"]
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "speed.json").write_text(json.dumps({"kind": "layers", "rows": timed}))
+    rates = length_plot.rates_of(table, tmp_path / "speed" / "speed.json")
+    spread = {"q1": 2048.0, "median": 1024.0, "q3": 512.0}
+    assert rates == {ARMS.index(ATTENTION): [(128, spread), (512, spread)]}
+    with plots.settings():
+        loss, tokens = length_plot.compose(table, found, response, rates).axes
+    assert [line.get_ydata().tolist() for line in loss.lines[: len(ARMS)]] == [[0.64, 2.56]] * len(ARMS)
+    assert loss.get_ylabel() == "loss (smaller is better)" and tokens.get_xlabel() == "length of a row, tokens"
+    assert near(tokens, 7, 1024) and near(tokens, 9, 1024)
 
 
 def test_a_curve_is_the_mean_over_seeds_and_an_arm_with_a_failed_run_has_each_seed_instead():

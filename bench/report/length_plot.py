@@ -3,6 +3,7 @@
 The second panel needs what `mixerbench speed` measured of the same mixers, as speed/speed.json beside the report.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ def compose(table: Table, analysis: Analysis, response: Response, rates: dict):
     styles = plots.arm_looks(table)
     trained = nested(table.of(response.protocol)[0].record.run["protocol"], "task.length")
     draw_lines(axes[0], response.lines, np.log2(response.values), styles)
+    axes[0].set_ylabel(re.sub(r" at \d+", "", axes[0].get_ylabel()))
     plots.title(axes[0], response.protocol, at_floor=False)
     if rates:
         draw_rates(axes[1], rates, styles)
