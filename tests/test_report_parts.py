@@ -82,7 +82,7 @@ def test_an_a_a_arm_is_paler_than_its_twin():
 
 
 def test_every_arm_of_a_crowd_without_state_lies_inside_the_panel_and_costs_have_ticks():
-    arms = [*({**DENSE, "name": f"free_{k}"} for k in range(9)), LOW]
+    arms = [*({**DENSE, "name": f"free_{k}"} for k in range(13)), LOW]
     rows = curved(noisy_rows({}, 2, arms))
     state = {True: 16, False: 0}
     rows = [
