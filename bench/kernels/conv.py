@@ -180,14 +180,10 @@ def _backward(
     x0, x1, x2, x3, x4, x5, x6, s0, s1, s2, s3, s4, s5, s6, a0, a1, a2, a3, b0, b1, b2, b3 = _window(
         x_ptr, segments_ptr, at, length, c_C, channels, stride_l
     )
-    y0, y1 = (
-        _token(gy_ptr, reader, length, c_C, channels, gy_l),
-        _token(gy_ptr, reader + 1, length, c_C, channels, gy_l),
-    )
-    y2, y3 = (
-        _token(gy_ptr, reader + 2, length, c_C, channels, gy_l),
-        _token(gy_ptr, reader + 3, length, c_C, channels, gy_l),
-    )
+    y0 = _token(gy_ptr, reader, length, c_C, channels, gy_l)
+    y1 = _token(gy_ptr, reader + 1, length, c_C, channels, gy_l)
+    y2 = _token(gy_ptr, reader + 2, length, c_C, channels, gy_l)
+    y3 = _token(gy_ptr, reader + 3, length, c_C, channels, gy_l)
     zero_C = tl.zeros((C,), tl.float32)
     g0, g1, g2, g3, g4, g5 = zero_C, zero_C, zero_C, zero_C, zero_C, zero_C
     d0, d1, d2, d3, d4, d5, d6, db = zero_C, zero_C, zero_C, zero_C, zero_C, zero_C, zero_C, zero_C

@@ -135,21 +135,17 @@ def products_back(
     BOTH: tl.constexpr, SHARED: tl.constexpr, PACKED: tl.constexpr,
     T: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of one chunk and head; those of c and b are per head and direction, summed by the caller.
-
-    Registers do not suffice for both directions at once, hence a loop that is not unrolled; and the gradient of v comes
-    last, when little else is held, from rows of gy that are read again.
-    """
+    """All gradients of one chunk and head; those of c and b per head and direction. One direction after the other, in a
+    loop, and gv last, from rows of gy that are read again: registers do not suffice for all of it at once."""
     k, row, h = tl.program_id(0), tl.program_id(1) // heads, tl.program_id(1) % heads
     t_T = k * T + tl.arange(0, T)
-    n_N, p_P, known_T = tl.arange(0, N), tl.arange(0, P), t_T < length
+    s_T, n_N, p_P, known_T = tl.arange(0, T), tl.arange(0, N), tl.arange(0, P), t_T < length
     DIRECTIONS: tl.constexpr = 2 if BOTH else 1
     v_at_T = ((row.to(tl.int64) * length + t_T) * heads + h) * width
     v_TP = _matrix(v_ptr, v_at_T, known_T, p_P, width)
     gy_TP = _matrix(gy_ptr, v_at_T, known_T, p_P, width)
     delta_at_T = ((row.to(tl.int64) * chunks + k) * heads + h) * T + tl.arange(0, T)
     gm_ST = tl.dot(gy_TP, tl.trans(v_TP), input_precision=PRECISION)
-    s_T = tl.arange(0, T)
     tl.store(gdelta_ptr + delta_at_T, tl.sum(tl.where(s_T[:, None] == s_T[None, :], gm_ST, 0.0), axis=1))
     if PACKED:
         own_T = tl.load(segments_ptr + row * length + t_T, mask=known_T, other=0)
@@ -182,16 +178,13 @@ def products_back(
         gb_TN += said_TN * tl.load(write_ptr + at_T)[:, None]
         tl.store(gb_ptr + own_at_T[:, None] + n_N[None, :], gb_TN, mask=own_TN)
     if PACKED:
-        own_T = tl.load(segments_ptr + row * length + t_T, mask=known_T, other=0)
         m_ST = tl.where(own_T[:, None] == own_T[None, :], m_ST, 0.0)
     gv_TP = tl.dot(tl.trans(m_ST).to(v_TP.dtype), gy_TP, input_precision=PRECISION)
-    delta_T = tl.load(delta_ptr + delta_at_T)
-    gv_TP += _matrix(gy_ptr, v_at_T, known_T, p_P, width).to(tl.float32) * delta_T[:, None]
+    gv_TP += _matrix(gy_ptr, v_at_T, known_T, p_P, width).to(tl.float32) * tl.load(delta_ptr + delta_at_T)[:, None]
     for d in range(DIRECTIONS):
         b_ptr_d = b_ptr + row.to(tl.int64) * b_b + h // each * b_g + (0 if SHARED else d * b_d)
         b_TN = _matrix(b_ptr_d, t_T * b_l, known_T, n_N, state)
-        at = (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * T
-        write_T = tl.load(write_ptr + at + tl.arange(0, T))
+        write_T = tl.load(write_ptr + (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * T + s_T)
         gs_NP = _state(gs_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
         gv_TP += tl.dot((b_TN * write_T[:, None]).to(v_TP.dtype), gs_NP, input_precision=PRECISION)
     tl.store(gv_ptr + v_at_T[:, None] + p_P[None, :], gv_TP, mask=known_T[:, None] & (p_P < width)[None, :])
