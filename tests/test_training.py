@@ -17,7 +17,7 @@ from bench.config import Run, Schedule
 from bench.run import execute
 from bench.seeds import Streams
 from bench.store import Store
-from tests.conftest import built, setting
+from tests.conftest import built, setting, shrunk
 
 # Everything that a checkpoint has to carry is on: EMA, clip, accumulation, dropout, drop path.
 CHANGES = {
@@ -248,6 +248,19 @@ def test_ema_is_the_recursion(tmp_path):
     train.fit(training)
     for average, value in zip(training.average, expected, strict=True):
         torch.testing.assert_close(average, value)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("protocol", ["mini_mlm", "quick_recall", "mini_cola", "table2_mini_stsb", "mini_images"])
+def test_head_and_loss_compile_without_a_graph_break(protocol, tmp_path):
+    """Else outputs over a whole vocabulary are written in fp32, and read again, between operators."""
+    run = shrunk(make_run(protocol, "identity", {"mixer.heads": 2}, 0, 0))
+    model, task = built(run)
+    training = train.Training(model.eval(), task, run.protocol, Streams(0, 0), setting(tmp_path))
+    batch = task.batch(training.streams, 0, 4, slice(0, 4))
+    torch._dynamo.reset()
+    compiled = torch.compile(training.loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(model.read(batch), batch), task.loss(model(batch), batch))
 
 
 def test_decay_follows_the_number_of_dimensions_alone():
