@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from bench import Refusal
+from bench.compose import make_run
 from bench.config import build
 from bench.seeds import Streams
 from bench.tasks.base import Places
@@ -27,6 +28,7 @@ from bench.tasks.glue import Args as GlueArgs
 from bench.tasks.masked_lm import UNUSED, MaskedLM, cut_rows
 from bench.tasks.masked_lm import Args as MaskedArgs
 from bench.tasks.text import SPECIALS, Vocabulary, WordPiece, train_vocabulary
+from tests.conftest import built, shrunk
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 WORDS = [f"w{number}" for number in range(95)]
@@ -468,6 +470,8 @@ def glue(places: Places, subset: str, rows: list[tuple], **changes) -> Glue:
     args = GlueArgs(
         subset=subset,
         length=12,
+        shorter=(),
+        together=1,
         label_smoothing=0.0,
         data=Pins("exam", splits, "", "", ""),
         vocabulary=write_vocabulary(places.data, [*SPECIALS, *WORDS]),
@@ -521,6 +525,40 @@ def test_glue_batches_are_pure_shuffled_and_complete(places, subset):
         assert items == list(range(50))
 
 
+def test_batches_sorted_by_length_hold_the_same_examples_with_less_padding(places):
+    """Four batches of eight at a time: theirs are the examples of the same four steps as drawn, in other company."""
+    rows = [(" ".join(WORDS[: 1 + number % 10]), number % 2) for number in range(64)]
+    drawn, is_sorted = (glue(places, "cola", rows, together=together, shorter=(4, 8)) for together in (1, 4))
+    cut = {1: [], 4: []}
+    for first in (0, 4, 8):
+        items = {1: [], 4: []}
+        for task in (drawn, is_sorted):
+            batches = [task.batch(STREAMS, first + n, 8, slice(0, 8)) for n in range(4)]
+            items[task.args.together] += [i for batch in batches for i in batch["items"].tolist()]
+            cut[task.args.together] += [batch["tokens"].shape[1] for batch in batches]
+            for batch in batches:
+                longest = int(batch["segments"].sum(1).max())
+                assert batch["tokens"].shape[1] == next(n for n in (4, 8, 12) if n >= longest)
+        assert sorted(items[1]) == sorted(items[4]) and items[1] != items[4]
+    assert sum(cut[4]) < sum(cut[1])
+    assert any(four != sorted(four) for four in (cut[4][:4], cut[4][4:8], cut[4][8:]))  # short ones do not come first
+    parts = [is_sorted.batch(STREAMS, 2, 8, part) for part in (slice(0, 3), slice(3, 8))]
+    whole = is_sorted.batch(STREAMS, 2, 8, slice(0, 8))
+    assert all(torch.equal(torch.cat([part[name] for part in parts]), values) for name, values in whole.items())
+
+
+@pytest.mark.parametrize("mixer", ["attention", "toeplitz", "dft", "quasiseparable", "monarch"])
+def test_a_batch_that_is_cut_means_what_it_meant_with_its_padding(places, mixer):
+    run = shrunk(make_run("mini_cola", mixer, {"mixer.heads": 2}, 0, 0))
+    model, _ = built(run)
+    rows = [(" ".join(WORDS[: 1 + number % 4]), number % 2) for number in range(8)]
+    padded, cut = (
+        glue(places, "cola", rows, shorter=shorter).batch(STREAMS, 0, 8, slice(0, 8)) for shorter in ((), (6,))
+    )
+    assert padded["tokens"].shape[1] == 12 and cut["tokens"].shape[1] == 6
+    torch.testing.assert_close(model.eval()(cut), model(padded))
+
+
 @pytest.mark.parametrize("label", [-1, 2])
 def test_hidden_or_impossible_labels_are_refused(places, label):
     with pytest.raises(Refusal, match="labels from 0 to 1"):
@@ -534,6 +572,11 @@ def test_bad_glue_settings_are_refused(places):
         glue(places, "stsb", [("w1", "w2", 2.5)], label_smoothing=0.1)
     with pytest.raises(Refusal, match="length"):
         glue(places, "cola", [("w1", 0)], length=4)
+    for shorter in ((8, 4), (0, 4), (4, 4), (12,)):
+        with pytest.raises(Refusal, match=r"task.shorter is .* lengths from 1 to 11, ascending"):
+            glue(places, "cola", [("w1", 0)], shorter=shorter)
+    with pytest.raises(Refusal, match="together is 0"):
+        glue(places, "cola", [("w1", 0)], together=0)
 
 
 def outcomes(label, prediction) -> dict[str, np.ndarray]:

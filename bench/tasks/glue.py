@@ -47,6 +47,8 @@ SUBSETS = {
 class Args:
     subset: str  # a key of SUBSETS
     length: int  # tokens of a row, [CLS] and [SEP] included
+    shorter: tuple[int, ...]  # lengths, ascending; a training batch is cut to the first that holds its rows, if any
+    together: int  # successive training batches among which examples are sorted by length; 1: as drawn
     label_smoothing: float  # training loss only; 0 for stsb
     data: Pins  # split `train` and the reported ones
     vocabulary: Vocabulary
@@ -63,6 +65,10 @@ class Examples(NamedTuple):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def counts(self, items: np.ndarray) -> np.ndarray:
+        """Tokens of each of these examples."""
+        return self.offsets[items + 1] - self.offsets[items]
+
 
 class Glue(Task):
     """[CLS] a [SEP] (type 0), for pairs then b [SEP] (type 1); pooled. Sources: the GLUE and the BERT paper."""
@@ -76,6 +82,11 @@ class Glue(Task):
         self.subset = SUBSETS[args.subset]
         if args.length < 5:
             raise Refusal(f"task.length is {args.length}; [CLS] a [SEP] b [SEP] need 5")
+        if list(args.shorter) != sorted(set(args.shorter) & set(range(1, args.length))):
+            allowed = f"lengths from 1 to {args.length - 1}, ascending"
+            raise Refusal(f"task.shorter is {list(args.shorter)}; it must be [] or {allowed}")
+        if args.together < 1:
+            raise Refusal(f"task.together is {args.together}; it must be 1 (batches as drawn) or more")
         if not 0 <= args.label_smoothing < 1 or (args.label_smoothing and self.regression):
             raise Refusal(f"task.label_smoothing is {args.label_smoothing}; it must lie in [0, 1), and be 0 for stsb")
         self.examples: dict[str, Examples] = {}
@@ -141,12 +152,20 @@ class Glue(Task):
             )
 
     def order(self, streams: Streams, step: int, size: int) -> np.ndarray:
-        return self.drawn(streams, step * size, size, len(self.examples[TRAIN]))
+        """The examples of a batch. Those of `together` batches, sorted by length, are the same batches in any order."""
+        examples, together = self.examples[TRAIN], self.args.together
+        first, own = divmod(step, together)
+        items = self.drawn(streams, first * together * size, together * size, len(examples))
+        if together == 1:
+            return items
+        by_length = items[np.argsort(examples.counts(items), kind="stable")].reshape(together, size)
+        return by_length[streams.draw("batches sorted by length", first).permutation(together)[own]]
 
     def batch(self, streams: Streams, step: int, size: int, part: slice) -> Batch:
-        first, stop, _ = part.indices(size)
-        items = self.drawn(streams, step * size + first, stop - first, len(self.examples[TRAIN]))
-        return self._batch(self.examples[TRAIN], items)
+        items, examples = self.order(streams, step, size), self.examples[TRAIN]
+        longest = examples.counts(items).max()  # of the whole batch: all its parts have one length
+        length = next((length for length in self.args.shorter if length >= longest), self.args.length)
+        return self._batch(examples, items[part], length)
 
     def held_out(self) -> list[str]:
         return list(self.subset.held_out)
@@ -155,7 +174,7 @@ class Glue(Task):
         examples = self.examples[TRAIN if part == SELECTION else part]
         _, items = self.origin(part)
         for first in range(0, len(items), size):
-            yield self._batch(examples, items[first : first + size])
+            yield self._batch(examples, items[first : first + size], self.args.length)
 
     def origin(self, part: str) -> tuple[str, np.ndarray]:
         held = part not in (TRAIN, SELECTION)
@@ -171,9 +190,8 @@ class Glue(Task):
         names_NS = sentences(self.examples[TRAIN])
         return np.flatnonzero(np.isin(names_NS, names_NS[items]).any(1))
 
-    def _batch(self, examples: Examples, items: np.ndarray) -> Batch:
-        length, start = self.args.length, examples.offsets[items]
-        count_B1 = (examples.offsets[items + 1] - start)[:, None]
+    def _batch(self, examples: Examples, items: np.ndarray, length: int) -> Batch:
+        start, count_B1 = examples.offsets[items], examples.counts(items)[:, None]
         tokens = np.full(len(items) * length, self.pieces.pad, np.int64)
         place = ranges(np.arange(len(items)) * length, count_B1[:, 0])
         tokens[place] = examples.tokens[ranges(start, count_B1[:, 0])]
