@@ -235,6 +235,8 @@ NEUTRAL: dict[str, object] = {
     "protocol.backbone.hidden_dropout": 0.0,
     "protocol.task.reach": 0,  # masked_lm: no second reading
     "protocol.task.lengths": [],  # masked_lm: no other length
+    "protocol.task.shorter": [],  # glue: every batch padded to the whole length
+    "protocol.task.together": 1,
 }
 
 

@@ -255,9 +255,8 @@ class Training(lightning.LightningModule):
         self.clock, self.logged = now, self.done
         self.require_finite(bad)
         loss = loss_sum / max(1.0, targets)
-        if (
-            self.done % self.every == 0 or self.done == self.protocol.budget.steps
-        ):  # else the first step, for its time only
+        finished = self.done == self.protocol.budget.steps
+        if self.done % self.every == 0 or finished:  # else the first step, for its time only
             self.trace.curve.append((self.done, loss))
         if self.setting.rank == 0:
             progress = {"step": self.done, "steps": self.protocol.budget.steps, "loss": loss}
@@ -275,18 +274,14 @@ class Training(lightning.LightningModule):
         self.require_finite(float(self.totals[2]))
         if self.setting.rank:
             return
+        trace, spent = self.trace, self.trace.spent + self.saved - self.begun
         state = {
             "stamp": self.setting.stamp,
             "done": self.done,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average,
-            "trace": [
-                self.trace.curve,
-                self.trace.step_seconds,
-                self.trace.first_step,
-                self.trace.spent + self.saved - self.begun,
-            ],
+            "trace": [trace.curve, trace.step_seconds, trace.first_step, spent],
         }
         self.setting.write(CHECKPOINT, lambda path: save(torch.save, state, path))
 
