@@ -14,6 +14,7 @@ needed: the batch is the task's own made-up example, so the loss says nothing of
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -50,13 +51,14 @@ DEAD = "AcceleratorError"  # what torch raises once the device's context is lost
 
 
 def shrunk(run: Run) -> Run:
-    """A copy with one layer, width 32 (or the next multiple of its heads), two steps of two examples (or groups).
-
-    A mixer with a head for each channel keeps one.
+    """A copy with one layer, width 32 (or the next that its heads divide, inside the shell too), two steps of two
+    examples (or groups). A mixer with a head for each channel keeps one.
     """
     group = registry.make_task(run, NOWHERE).spec().group
-    protocol, mixer, width = run.protocol, run.mixer, -(-32 // run.mixer.args["heads"]) * run.mixer.args["heads"]
-    if mixer.args["heads"] == protocol.inner:
+    protocol, mixer, heads = run.protocol, run.mixer, run.mixer.args["heads"]
+    fitting = (w for w in itertools.count(32) if w % heads == 0 and w * protocol.shell.expand % heads == 0)
+    width = next(fitting)
+    if heads == protocol.inner:
         width, own = 32, {"heads": inner_width(32, protocol.shell.expand)}
         mixer = dataclasses.replace(mixer, args=mixer.args | own)
     small = dataclasses.replace(protocol.backbone, layers=1, width=width)

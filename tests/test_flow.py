@@ -72,7 +72,7 @@ def test_a_second_sweep_does_nothing_and_the_report_stays_accepted_and_equal(qui
     first = command("report", str(sweep), words)
     assert first.returncode == 0, first.stderr
     files = {p.name: p.read_bytes() for p in (results / "quickstart").rglob("*.*")}
-    tables = {"table.md", "table.csv", "comparisons.csv", "table.tex", "page.tex", "certificate.json"}
+    tables = {"table.md", "table.csv", "comparisons.csv", "table.tex", "page.tex", "certificate.json", "summary.md"}
     drawn = {path.stem for path in (results / "quickstart" / "figures").iterdir()}
     assert drawn == {"seeds", "differences", "sam_gain", "curves", "pareto"}
     assert set(files) == tables | {name + suffix for name in drawn for suffix in (".png", ".pdf")}
