@@ -183,10 +183,9 @@ class MaskedLM(Task):
         return ["validation", *map(part_at, self.args.lengths)]
 
     def held_out_batches(self, part: str, size: int):
-        for length in self.args.lengths:
-            if part == part_at(length):
-                yield from self.windows.batches(length, rows_of(length, size, self.args.length), self.pieces)
-                return
+        if length := self._length(part):
+            yield from self.windows.batches(length, rows_of(length, size, self.args.length), self.pieces)
+            return
         rows, rate = self.rows[TRAIN if part == SELECTION else part], self.args.mask_rate_held_out
         _, every = self.origin(part)
         for first in range(0, len(every), size):
@@ -264,9 +263,12 @@ class MaskedLM(Task):
         With a `reach` also `tokens_far` and, unless there is none, `loss_far`: of the masked tokens `beyond` it. Of a
         set of `lengths` with its length: `loss_at_256`.
         """
-        if at := next((n for n in self.args.lengths if part == part_at(n)), 0):
-            return {f"{name}_at_{at}": value for name, value in self._means(outcomes).items()}
-        return self._means(outcomes)
+        found, length = self._means(outcomes), self._length(part)
+        return {f"{name}_at_{length}": value for name, value in found.items()} if length else found
+
+    def _length(self, part: str) -> int:
+        """Of the rows of a set of windows; 0 for any other set."""
+        return next((length for length in self.args.lengths if part == part_at(length)), 0)
 
     def _means(self, outcomes: dict[str, np.ndarray]) -> dict[str, float]:
         tokens, loss = _total(outcomes["count"]), _total(outcomes["loss_sum"])
