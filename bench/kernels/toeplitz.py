@@ -23,7 +23,7 @@ COPIES = tl.constexpr(8)
 FILL = 1024  # places of a table that a program writes
 HALVED = 4096
 """A row of this length or more is halved: three quarters of the products, for sums that move 1.5 times y and v. To be
-measured. In bf16 these sums are rounded too: each halving multiplies the error by about 1.6."""
+measured, and the error with it: in bf16 these sums are rounded too."""
 
 
 @triton.jit(do_not_specialize=["length", "size"])

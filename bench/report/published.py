@@ -19,6 +19,7 @@ from bench.report.stats_suite import kendall
 
 HOME = Path(__file__).parent
 COMMON = "shell.name=gated"  # the block of the mixer ablation
+DIFFER = "Recipes differ: "  # begins the notes on that
 SILENT = (
     "Published: means of five fine-tuning runs of one pretraining seed; no standard deviation is printed anywhere. So "
     "no interval, test or letter can be given for a published number or for its distance from ours, nor can it be said "
@@ -151,7 +152,7 @@ def both(name: str, arms: list, columns: list[Ours], values: dict, table: Table)
     differing: dict[str, dict[str, None]] = {}
     for column in (c for c in columns if c.protocol):
         differing.setdefault(recipe_text(name, column, table), {})[column.protocol] = None
-    notes += [f"Recipes differ: {', '.join(places)}: {text}." for text, places in differing.items() if text]
+    notes += [f"{DIFFER}{', '.join(places)}: {text}." for text, places in differing.items() if text]
     return Section(f"Ours and the published, Table {name}", head, lines, 1, notes)
 
 

@@ -98,8 +98,9 @@ def limits(table: Table, analysis: Analysis) -> list[str]:
     ]
     if primary(table, analysis).no_letters:
         found.append("Which of all pairs of arms differ: there are too few seeds for that many tests.")
-    recipes = [n for s in published.beside(table, analysis) for n in s.notes if n.startswith("Recipes differ")]
-    found += [f"Whether the paper's numbers hold, as {text[0].lower()}{text[1:]}" for text in recipes]
+    notes = [note for section in published.beside(table, analysis) for note in section.notes]
+    recipes = [note.removeprefix(published.DIFFER) for note in notes if note.startswith(published.DIFFER)]
+    found += [f"Not the paper's recipe: {recipe}" for recipe in recipes]
     return found or ["Nothing beyond the arms, data and scale of this table."]
 
 
