@@ -33,7 +33,7 @@ PROCESSES, EACH = 14, 3
 COMPILING = 0.6  # of the time there is, at most
 SMALL_TOKENS, SMALL_HEADS = 2048, 2  # of the check against plain torch
 CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
 
 
 # One process: what it is given on its input, a line of JSON for each ------------------------------------------------
@@ -41,7 +41,7 @@ DEVICE = "cuda" if CUDA else "cpu"
 
 def build(name: str, tokens: int, heads: int) -> Case:
     length = CASES[name].length if CUDA else min(CASES[name].length, tokens)
-    return CASES[name].make(Size(max(tokens // length, 1), length, heads, DEVICE))
+    return CASES[name].make(Size(max(tokens // length, 1), length, heads, DEVICE, DTYPE))
 
 
 def prepared(name: str, values: dict, tokens: int) -> dict:

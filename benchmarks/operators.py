@@ -1,4 +1,4 @@
-"""What benchmarks/kernels.py times: each operator at the shapes of a layer, and the settings that are worth a try.
+"""What kernels.py times and compiled.py compiles: operators at the shapes of a layer, and settings worth a try.
 
 A setting changes constants at the head of the operator's file; the key `way` instead names another way to compute the
 same, such as by Fourier transforms. The first setting is the operator as it is.
@@ -31,9 +31,10 @@ class Size:
     length: int
     heads: int
     device: str
+    dtype: torch.dtype  # of what is not `wide`
 
     def draw(self, *shape: int, wide: bool = False) -> Tensor:
-        dtype = torch.bfloat16 if self.device == "cuda" and not wide else torch.float32
+        dtype = torch.float32 if wide else self.dtype
         return torch.randn(shape, device=self.device, dtype=dtype).requires_grad_()
 
     def rows(self, *rest: int, wide: bool = False) -> Tensor:

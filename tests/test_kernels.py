@@ -6,6 +6,7 @@ Axes as in bench/kernels.
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -73,3 +74,17 @@ def test_so_it_is_on_the_gpu(calls, bound):
     """Sums of fp32 in another order; nothing rounds to TF32 here."""
     found = figures(calls, interpreted=False)
     assert found and all(figure < bound for figure in found.values()), found
+
+
+def test_every_kernel_compiles_for_an_h100_and_fits_there():
+    """By Triton's own compiler, without a GPU: in bf16, as trainings are."""
+    names = "convolution 1536,gated norm,scan state 64,toeplitz 128,low rank 192,cosine sums 2048,grid,exponential"
+    command = [sys.executable, "-W", "ignore", "benchmarks/compiled.py", "--only", names]
+    env = os.environ | {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    launches = re.compile(r"^ +(\w+)\[[^\]]*\]\(", re.M)
+    files = (ROOT / "bench" / "kernels").glob("*.py")
+    asked = {f"{file.stem}.{kernel}" for file in files for kernel in launches.findall(file.read_text())}
+    seen = set(re.findall(r"(\w+\.\w+) +registers", ended.stdout))
+    assert {name.replace("scan_tiles.", "scan.") for name in seen} == asked

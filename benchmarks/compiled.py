@@ -1,0 +1,105 @@
+"""What each Triton kernel takes of the chip, told by its compiler: no GPU is needed.
+
+Command: python benchmarks/compiled.py [--only scan,toeplitz] [--settings all] [--dtype float32] [--arch 90]
+Every operator of operators.py is called on the CPU, forward and backward; its launches are compiled for a card's
+architecture (90: H100 and H200) and not made. A line for each kernel: registers of a thread (255 at most), bytes of a
+thread's stack, which is where registers are spilled to, and bytes of shared memory of a program. What does not compile,
+or needs more shared memory than there is, is named and ends the command with 1.
+"""
+
+import argparse
+import functools
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import triton
+from operators import CASES, Size, step
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver, jit
+
+TOKENS, HEADS = 256, 4  # enough to have the strides of a layer
+SHARED = 232_448  # bytes for a program on an H100
+
+
+class Card:
+    """The driver of a card that is not there: what Triton asks before it compiles."""
+
+    def __init__(self, arch: int):
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def kernel_name(kernel: jit.JITFunction) -> str:
+    return f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
+
+
+def compile_only(arch: int, made: list) -> None:
+    """From now on a launch compiles its kernel, adds it to `made`, and does not happen."""
+    driver.set_active(Card(arch))
+    run = jit.JITFunction.run
+
+    @functools.wraps(run)
+    def compiled(kernel, *words, grid, warmup, **options):
+        made.append((kernel_name(kernel), run(kernel, *words, grid=grid, warmup=True, **options)))
+
+    jit.JITFunction.run = compiled
+
+
+def resources(binary: bytes) -> tuple[int, int]:
+    """Registers of a thread and bytes of its stack."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return tuple(int(re.search(rf"{word}:(\d+)", said)[1]) for word in ("REG", "STACK"))
+
+
+def lines(name: str, values: dict, dtype: torch.dtype, made: list) -> Iterator[tuple[str, bool]]:
+    """What is said of each kernel of an operator under a setting, and whether it can run."""
+    made.clear()
+    length = CASES[name].length
+    try:
+        case = CASES[name].make(Size(max(TOKENS // length, 1), length, HEADS, "cpu", dtype))
+        with case.under(values):
+            step(case.ways[values.get("way", "")], case.leaves)
+    except Exception as failure:
+        yield f"does not compile: {type(failure).__name__}: {' '.join(str(failure).split())[-300:]}", False
+    for kernel, compiled in {compiled.hash: (kernel, compiled) for kernel, compiled in made}.values():
+        (registers, stack), shared = resources(compiled.asm["cubin"]), compiled.metadata.shared
+        more = "" if shared <= SHARED else f", more than {SHARED}"
+        yield f"{kernel:30} registers {registers:3}  stack {stack:4}  shared {shared:6}{more}", not more
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="words that the name of a case begins with")
+    parser.add_argument("--settings", choices=["first", "all"], default="first")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--arch", type=int, default=90)
+    asked, made, runs = parser.parse_args(), [], True
+    compile_only(asked.arch, made)
+    for name in (name for name in CASES if name.startswith(tuple(asked.only.split(",")))):
+        for values in CASES[name].settings[: None if asked.settings == "all" else 1]:
+            setting = " ".join(f"{key}={value}" for key, value in values.items()) or "as it is"
+            for line, able in lines(name, values, getattr(torch, asked.dtype), made):
+                runs &= able
+                print(f"{name:22} {setting:36} {line}", flush=True)
+    return 0 if runs else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
