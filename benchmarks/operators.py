@@ -15,8 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.kernels import conv, cosine_sums, exponential_features, gated_norm, grid_sums, low_rank, scan, toeplitz
+from bench.kernels import (
+    conv,
+    cosine_sums,
+    exponential_features,
+    gated_norm,
+    grid_sums,
+    low_rank,
+    scan,
+    softmax,
+    toeplitz,
+)
 from bench.mixers import lags
+from bench.mixers.attention import bounds
 from bench.mixers.exponentials import exponentials
 from bench.mixers.interpolation import grid
 from bench.mixers.scan import Terms, chunked_scan
@@ -158,6 +169,25 @@ def tiles(size: Size) -> Case:
     return Case(toeplitz, [size.rows(size.heads, WIDTH), w], lambda v, w: exact(v, w), ways, flops)
 
 
+def attention(rank: int, size: Size) -> Case:
+    """Beside tiles: torch's fused attention with the mask that padding asks for, and as it is for rows without any."""
+    segments_BL, heads = size.segments, size.heads
+    seen = bounds(segments_BL, False)
+
+    def fused(x, v, mask):
+        q, k = x.transpose(1, 3).unbind(2)
+        return F.scaled_dot_product_attention(q, k, v.transpose(1, 2), attn_mask=mask).transpose(1, 2)
+
+    ways = {
+        "": lambda x, v: softmax.softmax_product(x, v, *seen, False)[0],
+        "masked": lambda x, v: fused(x, v, (segments_BL > 0)[:, None, None]),
+        "unmasked": lambda x, v: fused(x, v, None),
+    }
+    pairs = size.length * size.length * size.batch * heads
+    flops = 2 * pairs * (4 * rank + 3 * WIDTH)  # of one pass each way: scores twice
+    return Case(softmax, [size.rows(2, heads, rank), size.rows(heads, WIDTH)], ways["unmasked"], ways, flops)
+
+
 def cosines(size: Size) -> Case:
     points, found = grid(BOUND), size.rows(size.heads, 16, wide=True)
     spacing, places = points.spacing, points.size(size.length)
@@ -217,6 +247,14 @@ ROWS = [
 ]
 SCANS = each(CHUNK=(32,), STAGES_BACK=(2,), WARPS=(8,), STAGES=(1,), BLOCK=(512, 4096))
 TILES = each(READ=(256,), WRITTEN=(128,), WARPS=(4,), STAGES=(4,), PLACES=(64,), WARPS_BACK=(4,))
+SOFTMAX = [
+    *each(
+        QUERIES=(64,), KEYS=(128,), WARPS=(4,), STAGES=(2,), OWN=(64,), OTHER=(32,), WARPS_BACK=(4,), STAGES_BACK=(3,)
+    ),
+    {"QUERIES": 64, "WARPS": 4},
+    {"way": "masked"},
+    {"way": "unmasked"},
+]
 CASES = {
     "convolution 1536": Entry(partial(convolution, 12), 128, each(
         TOKENS=(32, 128), CHANNELS=(128, 512), UNROLLED=(1,), FOUR=(256,)
@@ -230,6 +268,9 @@ CASES = {
     "toeplitz 8192": Entry(tiles, 8192, [
         {}, {"HALVED": 16384}, {"HALVED": 8192}, {"HALVED": 2048}, {"READ": 256}, {"WARPS": 4}, {"way": "fourier"}
     ]),
+    "attention 128": Entry(partial(attention, 16), 128, SOFTMAX),
+    "attention 2048": Entry(partial(attention, 16), 2048, SOFTMAX),
+    "attention 8192": Entry(partial(attention, 64), 8192, SOFTMAX[:1] + SOFTMAX[-2:]),
     "low rank 16": Entry(partial(product, 16), 128, ROWS),
     "low rank 192": Entry(partial(product, 192), 128, [*ROWS, {"PROGRAMS": 2048}]),
     "rows gathered 192": Entry(partial(gathered, 192), 128, ROWS),

@@ -17,9 +17,11 @@ from bench.check import subject_of
 from bench.check.backends import errors, plain
 from bench.check.verb import of
 from bench.compose import make_run, make_where
-from bench.kernels import conv, cosine_sums, exponential_features, grid_sums, low_rank, scan, toeplitz
+from bench.kernels import conv, cosine_sums, exponential_features, grid_sums, low_rank, scan, softmax, toeplitz
 from bench.kernels.gated_norm import gated_norm
 from bench.mixers import lags
+from bench.mixers.attention import bounds
+from bench.mixers.base import same_segment
 from bench.shells.base import short_conv
 from tests.conftest import built, shrunk
 
@@ -198,6 +200,34 @@ def one_toeplitz(length, filters, causal, width, halved):
 
     inputs = random(2, length, 2, width + 3), random(filters, 2, 2 * length - 1)
     compare(f"toeplitz {length=} {filters=} {causal=} {halved=}", fast, exact, *inputs)
+
+
+def attention():
+    """One tile, several with a last one that is cut; padding, a row of it, documents that end within tiles."""
+    if INTERPRETED:
+        softmax.QUERIES, softmax.KEYS, softmax.OWN, softmax.OTHER = 32, 16, 32, 16
+    for length, rank, width, packed in ((70, 5, 6, False), (70, 16, 20, True), (29, 7, 16, False), (29, 4, 5, True)):
+        one_attention(length, rank, width, packed)
+
+
+def one_attention(length, rank, width, packed):
+    n = length // 2
+    rows = [[1] * (n - 3) + [2] * (length - n) + [0] * 3, [1] * 3 + [2] * (length - 3)] if packed else []
+    rows += [[1] * length, [1] * (n + 2) + [0] * (length - n - 2), [0] * length]
+    segments_BL = torch.tensor(rows, device=DEVICE)
+
+    def fast(wide, v):
+        x = wide[..., 3:].unflatten(-1, (2, 2, rank))
+        return softmax.softmax_product(x, v[..., 2:], *bounds(segments_BL, packed), packed)[0]
+
+    def exact(wide, v):
+        q, k = wide[..., 3:].unflatten(-1, (2, 2, rank)).transpose(1, 3).unbind(2)
+        same_B1LL = same_segment(segments_BL)
+        s_BHLL = (q @ k.mT / rank**0.5).masked_fill(~same_B1LL, -1e9)
+        return ((s_BHLL.softmax(-1) * same_B1LL) @ v[..., 2:].transpose(1, 2)).transpose(1, 2)
+
+    inputs = 3 * random(len(rows), length, 4 * rank + 3), random(len(rows), length, 2, width + 2)
+    compare(f"attention {length=} {rank=} {packed=}", fast, exact, *inputs)
 
 
 def model():

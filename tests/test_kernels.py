@@ -32,6 +32,11 @@ CALLS = {
         ["tiles"],
         ["mixer", "toeplitz", {"sam": True}],
     ],
+    "attention": [
+        ["attention"],
+        ["mixer", "attention", {"sam": True, "rank": 4}],
+        ["mixer", "attention", {"sam": False, "rank": 4}],
+    ],
     "both directions": [["mixer", "quasiseparable", {"sam": True}], ["mixer", "add", {"sam": False, "heads": 2}]],
     "groups": [["mixer", "quasiseparable", {"sam": True, "groups": 2}], ["mixer", "semiseparable", {}]],
     "decay": [["mixer", "decay_attention", {"normalise": True, "feature_map": "elu1"}]],

@@ -1,9 +1,9 @@
 """Fast paths in Triton, each an operator of torch with its own gradient, held to plain torch by the tests.
 
 They know tensors, not mixers: the shell's convolution (conv.py) and gated norm (gated_norm.py), products with a matrix
-of low rank (low_rank.py), with a Toeplitz matrix (toeplitz.py), scans (scan.py). They need triton, which CUDA builds
-of torch bring. Without a GPU they run in Triton's interpreter (TRITON_INTERPRET=1), which is how the tests hold them on
-any machine.
+of low rank (low_rank.py), with a Toeplitz matrix (toeplitz.py) and with that of softmax attention (softmax.py), scans
+(scan.py). They need triton, which CUDA builds of torch bring. Without a GPU they run in Triton's interpreter
+(TRITON_INTERPRET=1), which is how the tests hold them on any machine.
 """
 
 import importlib.util

@@ -13,7 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
+from bench.kernels import require_triton
+from bench.mixers.base import (
+    Features,
+    Grant,
+    Mixer,
+    Wants,
+    at_least_one,
+    real,
+    require_length,
+    same_segment,
+    segment_starts,
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +43,17 @@ class Attention(Mixer):
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
     knobs: ClassVar = ("rank",)
+    backends: ClassVar = ("torch", "triton")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
+        self.product = None  # of torch
+        if backend == "triton":
+            require_triton()
+            from bench.kernels import softmax
+
+            if softmax.fits(args.rank, grant.head_width):
+                self.product = softmax.softmax_product
         self.args = args
         if not args.sam:
             self.q_LHR = nn.Parameter(torch.empty(grant.length, grant.heads, args.rank))
@@ -48,7 +67,10 @@ class Attention(Mixer):
         return torch.randn(self.get_parameter(name).shape, generator=generator, device="cpu")
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        q_BHLR, k_BHLR = self.queries_keys(features, v_BLHP)
+        x_BL2HR = self.queries_keys(features, v_BLHP)
+        if self.product is not None:
+            return self.product(x_BL2HR, v_BLHP, *bounds(segments_BL, self.grant.packed), self.grant.packed)[0]
+        q_BHLR, k_BHLR = x_BL2HR.transpose(1, 3).unbind(2)
         # A row without a visible token is 0 / 0 in some kernels: something is shown there, the result dropped.
         if self.grant.packed:
             visible = same_segment(segments_BL) | torch.eye(v_BLHP.shape[1], dtype=torch.bool, device=v_BLHP.device)
@@ -58,20 +80,17 @@ class Attention(Mixer):
         y_BHLP = F.scaled_dot_product_attention(q_BHLR, k_BHLR, v_BLHP.transpose(1, 2), attn_mask=visible)
         return y_BHLP.transpose(1, 2) * real(segments_BL, y_BHLP.dtype)
 
-    def queries_keys(self, features: Features, v_BLHP: Tensor) -> tuple[Tensor, Tensor]:
-        """q, k, each BHLR, in the dtype of v."""
+    def queries_keys(self, features: Features, v_BLHP: Tensor) -> Tensor:
+        """q and k, BL2HR, in the dtype of v."""
         if self.args.sam:
-            conv_BLK = features.conv_BLK.to(v_BLHP.dtype)
-            q_BLHR, k_BLHR = conv_BLK.unflatten(-1, (2, self.grant.heads, self.args.rank)).unbind(2)
-        else:
-            batch, length = v_BLHP.shape[:2]
-            require_length(length, self.grant.length, "attention")
-            q_BLHR = self.q_LHR[:length].to(v_BLHP.dtype).expand(batch, -1, -1, -1)
-            k_BLHR = self.k_LHR[:length].to(v_BLHP.dtype).expand(batch, -1, -1, -1)
-        return q_BLHR.transpose(1, 2), k_BLHR.transpose(1, 2)
+            return features.conv_BLK.to(v_BLHP.dtype).unflatten(-1, (2, self.grant.heads, self.args.rank))
+        batch, length = v_BLHP.shape[:2]
+        require_length(length, self.grant.length, "attention")
+        x_L2HR = torch.stack([self.q_LHR[:length], self.k_LHR[:length]], 1).to(v_BLHP.dtype)
+        return x_L2HR.expand(batch, -1, -1, -1, -1)
 
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        q_BHLR, k_BHLR = self.queries_keys(features, v_BLHP)
+        q_BHLR, k_BHLR = self.queries_keys(features, v_BLHP).transpose(1, 3).unbind(2)
         s_BHLL = torch.einsum("bhir,bhjr->bhij", q_BHLR, k_BHLR) / self.args.rank**0.5
         same_B1LL = same_segment(segments_BL)
         s_BHLL = s_BHLL.masked_fill(~same_B1LL, torch.finfo(s_BHLL.dtype).min)
@@ -87,3 +106,12 @@ class Attention(Mixer):
 
     def flops(self, length: int) -> int:
         return 2 * self.grant.heads * length**2 * (self.args.rank + self.grant.head_width)
+
+
+def bounds(segments_BL: Tensor, packed: bool) -> tuple[Tensor, Tensor]:
+    """Where the document of each token begins and ends (the place after its last), both BL and int32; 0 on padding."""
+    real_BL = (segments_BL > 0).to(torch.int32)
+    if not packed:
+        return torch.zeros_like(real_BL), real_BL.sum(1, keepdim=True, dtype=torch.int32) * real_BL
+    after_BL = segments_BL.shape[1] - segment_starts(segments_BL.flip(1)).flip(1)
+    return segment_starts(segments_BL).to(torch.int32) * real_BL, after_BL.to(torch.int32) * real_BL
