@@ -39,6 +39,7 @@ CALLS = {
     ],
     "both directions": [["mixer", "quasiseparable", {"sam": True}], ["mixer", "add", {"sam": False, "heads": 2}]],
     "groups": [["mixer", "quasiseparable", {"sam": True, "groups": 2}], ["mixer", "semiseparable", {}]],
+    "products of scans": [["mixer", "mult", {"sam": True}], ["mixer", "mult", {"sam": False, "heads": 2}]],
     "decay": [["mixer", "decay_attention", {"normalise": True, "feature_map": "elu1"}]],
 }
 # Backends that compute another matrix than `matrix`, near it by a stated tolerance.

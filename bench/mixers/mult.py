@@ -20,9 +20,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from bench.kernels import require_triton
 from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
-from bench.mixers.scan import causal_scan
-from bench.mixers.sets import Sets, scan_flops, start, table_sets, token_sets, triangles, whole_groups
+from bench.mixers.scan import Terms, causal_scan, masked
+from bench.mixers.sets import Sets, own_terms, scan_flops, start, table_sets, token_sets, triangles, whole_groups
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,15 @@ class Mult(Mixer):
     Args: ClassVar = Args
     levels: ClassVar = (False, True)
     knobs: ClassVar = ("state", "groups")
+    backends: ClassVar = ("torch", "triton")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
+        if backend == "triton":
+            require_triton()
+            from bench.kernels.scan import scan
+
+            self.scan = scan
         self.args = args
         self.directions = 2 if args.separate else 1
         # One axis each: the optimiser's rule decays parameters of two or more.
@@ -70,15 +77,22 @@ class Mult(Mixer):
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
         c_BLDGN, b_BLDGN, dt_BLDH, rate_BLDH = self.sets(features, v_BLHP.shape[1])
+        way = self.by_kernel if self.backend == "triton" else causal_scan
 
         def one_way(d: int, turn: Callable[[Tensor], Tensor]) -> Tensor:
             """Direction d, with `turn` to make it a forward one."""
             own = (c_BLDGN[:, :, -d], b_BLDGN[:, :, -d], dt_BLDH[:, :, d], rate_BLDH[:, :, d])
-            scanned_BLHP = causal_scan(turn(v_BLHP), *map(turn, own), turn(segments_BL), self.grant.packed)
-            return turn(scanned_BLHP)
+            return turn(way(turn(v_BLHP), *map(turn, own), turn(segments_BL), self.grant.packed))
 
         y_BLHP = one_way(0, lambda x: x) * one_way(1, lambda x: x.flip(1))
         return y_BLHP * real(segments_BL, y_BLHP.dtype)
+
+    def by_kernel(self, v_BLHP: Tensor, *given) -> Tensor:
+        """What `causal_scan` computes of the same, by the kernel of one direction."""
+        c_BLDGN, b_BLDGN, dt_BLDH, rate_BLDH = (x[:, :, None] for x in given[:4])
+        terms = Terms(c_BLDGN, b_BLDGN, dt_BLDH, rate_BLDH, own_terms(c_BLDGN, b_BLDGN, dt_BLDH))
+        segments_BL, packed = given[4:]
+        return self.scan(v_BLHP, *masked(terms, segments_BL), segments_BL, packed)
 
     def sets(self, features: Features, length: int) -> Sets:
         args = self.args
