@@ -77,6 +77,14 @@ def test_growth_is_of_one_sequence_whatever_the_batch():
     assert math.isclose(found["time"], 1) and math.isclose(found["memory"], 1) and found["lengths"] == [128, 1024, 8192]
 
 
+def test_an_arm_that_was_not_begun_at_some_length_keeps_its_one_line():
+    """What was not begun has neither times nor a state: the speed.json of a call that was cut short."""
+    shared = {"arm": "a", "way": "fast", "backend": "torch"}
+    rows = [shared | {"length": 128, "outcome": "ok", "state": 256}, shared | {"length": 512, "outcome": "skipped"}]
+    found = report.across({"rows": rows}, lambda row: "1.0", "Layer", {("a", "fast"): {"time": 1.0}}, "time")
+    assert found.lines == [["a", "fast", "torch", "1.0", "skipped", "1.00", "256"]]
+
+
 def test_speed_ups_are_ratios_of_the_same_rounds():
     """Everything twice as slow in the second round is no spread of the ratio."""
     assert figures.ratios([[8.0, 8.0], [16.0]], [[2.0, 2.0], [4.0]]) == {"q1": 4, "median": 4, "q3": 4, "n": 2}
@@ -281,8 +289,9 @@ def test_a_call_leaves_every_row_complete_and_all_of_it_again_from_the_json(call
     assert set(result["ceilings"]) == {"copy", "matrix"} and "L=16" in out and "Times as fast" in out
     written = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(written) == {"speed.json", "speed.md", "speed.png", "speed.pdf"}
-    assert call(folder / "speed.json", "--out", tmp_path)[0] == 0
-    assert all((tmp_path / name).read_bytes() == written[name] for name in ("speed.md", "speed.png", "speed.pdf"))
+    again = tmp_path / "a" / "b"
+    assert call(folder / "speed.json", "--out", again)[0] == 0
+    assert all((again / name).read_bytes() == written[name] for name in ("speed.md", "speed.png", "speed.pdf"))
     code, _, err = call("identity", *SMALL)
     assert code == 2 and "is there already" in err
 

@@ -40,6 +40,7 @@ def write(result: dict, folder: Path, console) -> list[Path]:
     from bench.report.terminal import put
 
     found = sections(result)
+    folder.mkdir(parents=True, exist_ok=True)
     if console is not None:
         for section in found:
             put(console, section.title, section.head, section.lines, section.left, section.notes)
@@ -85,19 +86,20 @@ def of_layers(result: dict) -> list[Section]:
 def across(result: dict, text, title: str, growth: dict, figure: str) -> Section:
     """One line an arm and way, one column a length; with `growth` also its exponent, and beside times the state."""
     lengths = sorted({row["length"] for row in result["rows"]})
-    lines = {}
+    lines, sizes = {}, {}
     for row in result["rows"]:
-        cells = lines.setdefault((row["arm"], row["way"], row["backend"], state(row)), {})
+        cells = lines.setdefault((row["arm"], row["way"], row["backend"]), {})
+        sizes[row["arm"]] = sizes.get(row["arm"]) or state(row)  # a row that was not begun has none
         cells[row["length"]] = text(row) if row["outcome"] == "ok" else row["outcome"]
     keep = [(key, cells) for key, cells in lines.items() if any(cells.values())]
     head = ["mixer", "way", "backend", *(f"L={length}" for length in lengths)]
-    body = [[*key[:3], *(cells.get(length, "") for length in lengths)] for key, cells in keep]
+    body = [[*key, *(cells.get(length, "") for length in lengths)] for key, cells in keep]
     if growth:
         head += ["growth"] + ["state/head"] * (figure == "time")
-        for (arm, way, _, size), line in zip((key for key, _ in keep), body, strict=True):
+        for (arm, way, _), line in zip((key for key, _ in keep), body, strict=True):
             slope = growth.get((arm, way), {}).get(figure)
             line.append("" if slope is None else f"{slope:.2f}")
-            line.extend([size] * (figure == "time"))
+            line.extend([sizes[arm]] * (figure == "time"))
     return Section(title, head, body, 3, [])
 
 
