@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
 from pathlib import Path
+
+ONE_AT_A_TIME = threading.Lock()  # the filters of warnings are of all threads
 
 
 def forked(module: str, words: list[str], root: Path, folder: Path, seconds: float) -> subprocess.CompletedProcess:
@@ -18,7 +21,7 @@ def forked(module: str, words: list[str], root: Path, folder: Path, seconds: flo
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         sys.stdout.flush()
         sys.stderr.flush()
-        with warnings.catch_warnings():
+        with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads; ours hold no lock
             process = os.fork()
         if not process:

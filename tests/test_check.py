@@ -201,6 +201,7 @@ def test_a_wrong_backend_is_measured():
 def test_a_gradient_that_compilation_loses_is_measured(cls, wrong_way):
     """The row compiles for a GPU; what it measures shows with a compiler for any device."""
     subject = subject_of(cls, Declared(True, HEADS), full=False)
+    torch._dynamo.reset()
     figures = errors(subject, cls, False, 37, False, lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"))
     assert (max(figures.values()) > COMPILED) == wrong_way
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from bench.store import Store
 from bench.sweep import grid, load, ordered
 from bench.words import duration
 from tests.conftest import forget
+from tests.standing import launcher, standing
 from tests.test_store import a_record, content
 from tests.test_sweep import PLAIN
 
@@ -335,24 +337,23 @@ def test_ctrl_c_leaves_nobody_behind_and_the_same_command_goes_on_bitwise(call, 
     path = sweep_file(tmp_path, seeds=[0, 1, 2, 3], varies={"budget.steps": [400]})
     runs, results = ordered(grid(load(path))), Store(tmp_path / "results")
     words = ["sweep", str(path), f"where.results={results.root}", "where.device=cpu"]
-    command = [sys.executable, "-m", "bench.cli", *words, "--workers", "2"]
-    pipe = subprocess.PIPE
+    command = [*launcher(standing(tmp_path, 99)), *words, "--workers", "2"]
+    pipe, own = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(ROOT)}
     command = ["env", "--default-signal=INT", *command]  # what runs the tests in the background may ignore it
-    with subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, cwd=ROOT) as launcher:
-        wait_for(lambda: sum(0 < results.progress(r.id) < 0.5 for r in runs) >= 1, 90)
-        wait_for(lambda: len(alive(launcher.pid)) == 2, 30)
-        workers = alive(launcher.pid)
-        launcher.send_signal(signal.SIGINT)
-        _, err = launcher.communicate(timeout=60)
-    assert launcher.returncode == 130 and err.startswith("stopping: ") and err.count("\n") == 1
+    with subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, env=own) as started:
+        wait_for(lambda: sum(results.progress(r.id) == 98 / 400 for r in runs) == 2, 300)
+        workers = alive(started.pid)
+        started.send_signal(signal.SIGINT)
+        _, err = started.communicate(timeout=300)
+    assert len(workers) == 2
+    assert started.returncode == 130 and err.startswith("stopping: ") and err.count("\n") == 1
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
     assert not any(results.leased(r.id) for r in runs)
     stopped = [r for r in runs if (results.folder(r.id) / "checkpoint.pt").exists()]
-    finished = [r for r in runs if results.has(r.id)]
-    assert stopped and not any(results.failures(r.id) for r in runs)
+    assert len(stopped) == 2 and not any(results.has(r.id) or results.failures(r.id) for r in runs)
 
     code, out, err = call(*words)
-    assert (code, err) == (0, "") and out.count("seed ") == 4 - len(finished)
+    assert (code, err) == (0, "") and out.count("seed ") == 4
     logs = "".join(log.read_text() for log in (results.root / "logs").iterdir())
     assert sorted(re.findall(r"seed (\d):", logs)) == ["0", "1", "2", "3"]
     undisturbed = make_where({"where.results": str(tmp_path / "whole"), "where.device": "cpu"})

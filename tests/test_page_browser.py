@@ -184,6 +184,7 @@ def test_an_address_opens_with_the_page_and_back_closes_it(chromium, page, table
     driver = load(chromium, page, 1280, f"#runs=0/2/{row.run_id}")
     assert row.run_id in driver.find_element("css selector", "details.run[open]").text
     driver.find_element("css selector", "#drawer .close").click()
+    wait(driver, lambda driver: "runs" not in driver.current_url)  # the page hears of it a frame later
     driver.find_element("css selector", "#table .number").click()
     assert driver.find_element("id", "drawer").is_displayed()
     driver.back()

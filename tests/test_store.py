@@ -182,19 +182,24 @@ print(Store(Path(sys.argv[1])).take(sys.argv[2]) is not None, flush=True)
 time.sleep(60)
 """
 
-# Each round: take the lease, be alone inside, then release it or die with it (a lease whose owner does not exist).
+# Begun together. Each round: take the lease, be alone inside, then release it or die with it (a lease whose owner does
+# not exist), until all of them together have had 400 rounds.
 RACE = """
 import json, os, random, sys, time
 from pathlib import Path
 from bench import store
 results, run, rounds = store.Store(Path(sys.argv[1])), sys.argv[2], 0
-inside = results.root / "inside"
-end = time.time() + 3
-while time.time() < end:
+inside, every = results.root / "inside", results.root / "rounds"
+(results.root / f"ready-{os.getpid()}").touch()
+while len(list(results.root.glob("ready-*"))) < 4:
+    time.sleep(0.001)
+while not every.exists() or every.stat().st_size < 400:
     lease = results.take(run)
     if lease:
         os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
         time.sleep(random.random() / 1000)
+        with open(every, "a") as file:
+            file.write(".")
         inside.unlink()
         rounds += 1
         if rounds % 2:
@@ -214,9 +219,9 @@ def script(code: str, *arguments) -> subprocess.Popen:
 def test_one_process_at_a_time_holds_a_lease(tmp_path):
     """Half of the owners die, so the race is also one of several finders of a lost lease."""
     racers = [script(RACE, tmp_path, RUN) for _ in range(4)]
-    outputs = [racer.communicate(timeout=60) for racer in racers]
+    outputs = [racer.communicate(timeout=300) for racer in racers]
     assert [error for _, error in outputs] == [""] * 4  # to be inside together is an error
-    assert sum(int(out) for out, _ in outputs) > 20
+    assert sum(int(out) for out, _ in outputs) == (tmp_path / "rounds").stat().st_size >= 400
 
 
 def test_a_living_owner_keeps_its_lease_and_a_killed_one_loses_it_at_once(tmp_path):

@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -276,10 +278,21 @@ def command_of_slurm(folder: Path, monkeypatch, name: str, text: str) -> None:
 @pytest.mark.parametrize("accepted", [True, False])
 def test_an_sbatch_that_sleeps_is_not_waited_for(tmp_path, monkeypatch, accepted):
     """As it does while the controller has too many jobs; it may have sent the job all the same."""
+    said = tmp_path / "said"
+
+    class Heard(subprocess.Popen):
+        """Its seconds count from when it has spoken, however late it gets a processor."""
+
+        def communicate(self, *given, **how):
+            while not said.exists():
+                time.sleep(0.01)
+            return super().communicate(*given, **how)
+
+    monkeypatch.setattr(subprocess, "Popen", Heard)
     says = "echo sbatch: temporarily unable to accept job >&2"
-    command_of_slurm(tmp_path, monkeypatch, "sbatch", f"{says}; exec sleep 60")
+    command_of_slurm(tmp_path, monkeypatch, "sbatch", f"{says}; touch {said}; exec sleep 60")
     monkeypatch.setattr(slurm, "elements", lambda names: [element("PENDING", number="7_0")] if accepted else [])
-    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=lambda seconds: None))
     if accepted:
         assert slurm.submit([], "mb-1", set(), 0.5) == "7"
         return

@@ -30,6 +30,7 @@ from bench.strict import build
 from bench.sweep import grid, load, named, ordered
 from bench.tasks.base import SELECTION
 from bench.worker import Stop, work
+from tests.standing import launcher, standing
 from tests.test_slurm import case, same_science
 from tests.test_store import a_record
 from tests.virtual import wait
@@ -329,7 +330,7 @@ def test_several_workers_ask_at_once_and_one_is_killed_meanwhile(tmp_path):
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(60)
+            worker.join(300)
         ends = [worker.exitcode for worker in workers]
         assert ends == [-signal.SIGKILL if dies else 0 for _, dies in several]
     store, run = Store(tmp_path), a_run(**TPE_SPACE)
@@ -382,13 +383,14 @@ def require_budget(path: Path, store: Store) -> None:
 def test_a_tuned_sweep_through_two_workers_one_of_them_killed_is_that_of_one_process(once, tmp_path):
     path, alone = once
     words = ["sweep", str(path), "--workers", "2", f"where.results={tmp_path / 'results'}", "where.device=cpu"]
-    command = [sys.executable, "-m", "bench.cli", *words]
+    command = [*launcher(standing(tmp_path, 3)), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     store = Store(tmp_path / "results")
     runs = ordered(grid(load(path)))
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        owner = wait(lambda: next((o for r in runs if (o := store.owner(r.id))), None), 120)
+        owner = wait(lambda: next((o for r in runs if (o := store.owner(r.id))), None), 300)
         os.kill(owner["pid"], signal.SIGKILL)
+        (tmp_path / "go").touch()
         said = process.communicate(timeout=300)[0].decode()
     assert process.returncode == 1 and "ended with exit code -9" in said
     assert all(same_science(store.record(run.id), alone.record(run.id)) for run in runs)
@@ -399,13 +401,13 @@ def test_a_tuned_sweep_through_two_workers_one_of_them_killed_is_that_of_one_pro
 @pytest.mark.slurm
 def test_a_tuned_sweep_on_slurm_with_a_worker_killed_is_that_of_one_process(virtual, once, tmp_path):
     path, alone = once
-    asked = case(
-        tmp_path, {"pack": 6}, **{key: SMALL[key] for key in ("protocols", "mixers", "seeds", "varies", "columns")}
-    )
+    own = {key: SMALL[key] for key in ("protocols", "mixers", "seeds", "varies", "columns")}
+    asked = case(tmp_path, {"pack": 6, "container": [str(standing(tmp_path, 3))]}, **own)
     assert [r.id for r in asked.runs] == [r.id for r in ordered(grid(load(path)))]
     asked.submit()
-    owner = wait(lambda: next((o for r in asked.runs if (o := asked.store.owner(r.id))), None), 120, asked.logs())
+    owner = wait(lambda: next((o for r in asked.runs if (o := asked.store.owner(r.id))), None), 300, asked.logs())
     os.kill(owner["pid"], signal.SIGKILL)
+    (tmp_path / "go").touch()
     asked.finished()
     pairs = [(asked.store.record(r.id), alone.record(r.id)) for r in asked.runs]
     assert all(same_science(*pair) for pair in pairs) and [a.chosen for a, _ in pairs] == [b.chosen for _, b in pairs]
