@@ -326,9 +326,9 @@ def alive(parent: int) -> list[int]:
 
 
 def wait_for(what, seconds: float) -> None:
-    end = time.time() + seconds
+    end = time.monotonic() + seconds
     while not what():
-        assert time.time() < end
+        assert time.monotonic() < end
         time.sleep(0.02)
 
 
