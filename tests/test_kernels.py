@@ -13,7 +13,10 @@ import sys
 import pytest
 import torch
 
-from bench.compose import ROOT
+from bench import backbone, registry
+from bench.check import subject_of
+from bench.check.verb import of
+from bench.compose import ROOT, choices, make_where
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 CLOSE = 1e-5
@@ -80,6 +83,19 @@ def test_so_it_is_on_the_gpu(calls, bound):
     """Sums of fp32 in another order; nothing rounds to TF32 here."""
     found = figures(calls, interpreted=False)
     assert found and all(figure < bound for figure in found.values()), found
+
+
+@pytest.mark.parametrize("name", [n for n in choices("mixer") if "triton" in registry.mixer_class(n).backends])
+def test_a_mixer_of_kernels_has_plain_backends_that_need_none(name):
+    """Gains are calibrated on the host whatever the training's backend: bit for bit what the plain mixer gives."""
+    for make, declared in of(name, {}, make_where({"where.device": "cpu"})).values():
+        subject = subject_of(make, declared, full=False, device="cpu")
+        grant, segments_BL = subject.grant(12, False), subject.documents([[12]], 12)
+        plain, fused = (subject.initialised(m(grant), torch.float32) for m in (make, dict(declared.backends)["triton"]))
+        v_BLHP, features = subject.inputs(plain, segments_BL)
+        given = v_BLHP.float(), type(features)(*(x.float() for x in features)), segments_BL
+        with backbone.plain(fused):
+            assert torch.equal(fused(*given), plain(*given))
 
 
 def test_every_kernel_compiles_for_an_h100_and_fits_there():

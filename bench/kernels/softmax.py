@@ -1,8 +1,9 @@
 """Softmax attention by tiles, y_i = sum over visible j of softmax(q_i . k_j / sqrt(R)) v_j, no matrix in memory.
 
 Token i sees the tokens first_i .. end_i - 1, its own document; padding sees none, first = end = 0. Tiles that hold
-nothing visible are passed over. Rows that one tile of keys holds need one pass for all gradients; longer ones
-take two, of which each owns what it writes, so that no sum depends on the order of programs.
+nothing visible are passed over, and of the padding that ends a row nothing is read. Rows that one tile of keys holds
+need one pass for all gradients; longer ones take two, of which each owns what it writes, so that no sum depends on the
+order of programs.
 Axes: B batch, L length, H heads, P head width, R rank (width of q and k), 2 q and k; I queries and J keys of a tile, T
 either, C its channels.
 """
@@ -22,6 +23,14 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def _place(length, heads, T: tl.constexpr):
+    """Tokens t, row and head of a program. One axis: a grid's others end at 65,535, and B x H need not."""
+    tiles = tl.cdiv(length, T)
+    of_row, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    return tile * T + tl.arange(0, T), (of_row // heads).to(tl.int64), of_row % heads
+
+
+@triton.jit
 def _range(first_ptr, end_ptr, t_T, length):
     """What tokens t see, and all of them together: from which place to which."""
     first_T = tl.load(first_ptr + t_T, mask=t_T < length, other=0)
@@ -34,14 +43,17 @@ def _rows(at, stride, t_T, end, size, C: tl.constexpr):
     """Rows t, zero from `end` on: TC."""
     c_C = tl.arange(0, C)
     return tl.load(
-        at + t_T[:, None] * stride + c_C[None, :], mask=(t_T < end)[:, None] & (c_C < size)[None, :], other=0.0
+        at + t_T.to(tl.int64)[:, None] * stride + c_C[None, :],
+        mask=(t_T < end)[:, None] & (c_C < size)[None, :],
+        other=0.0,
     )
 
 
 @triton.jit
 def _write(at, stride, t_T, end, size, x_TC, C: tl.constexpr):
     c_C = tl.arange(0, C)
-    tl.store(at + t_T[:, None] * stride + c_C[None, :], x_TC, mask=(t_T < end)[:, None] & (c_C < size)[None, :])
+    kept_TC = (t_T < end)[:, None] & (c_C < size)[None, :]
+    tl.store(at + t_T.to(tl.int64)[:, None] * stride + c_C[None, :], x_TC, mask=kept_TC)
 
 
 @triton.jit
@@ -73,11 +85,10 @@ def _values(
     PACKED: tl.constexpr, I: tl.constexpr, J: tl.constexpr, R: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of y and its log2 of the sum of exponentials, infinite where nothing is visible."""
-    row, h = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    i_I = tl.program_id(0) * I + tl.arange(0, I)
+    i_I, row, h = _place(length, heads, I)
     first_I, end_I, low, high = _range(first_ptr + row * length, end_ptr + row * length, i_I, length)
     q_at, v_at, scale = x_ptr + row * x_b + h * x_h, v_ptr + row * v_b + h * v_h, LOG2E / root
-    q_IR = _rows(q_at, x_l, i_I, length, rank, R)
+    q_IR = _rows(q_at, x_l, i_I, high, rank, R)
     y_IP, most_I, sum_I = tl.zeros((I, P), tl.float32), tl.full((I,), -1e30, tl.float32), tl.zeros((I,), tl.float32)
     start = low // J * J
     if not PACKED:
@@ -120,14 +131,13 @@ def _queries(
     PACKED: tl.constexpr, I: tl.constexpr, J: tl.constexpr, R: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of q, and delta = gy . y for `_keys`."""
-    row, h = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    i_I = tl.program_id(0) * I + tl.arange(0, I)
+    i_I, row, h = _place(length, heads, I)
     first_I, end_I, low, high = _range(first_ptr + row * length, end_ptr + row * length, i_I, length)
     q_at, v_at, scale = x_ptr + row * x_b + h * x_h, v_ptr + row * v_b + h * v_h, LOG2E / root
     of_head, line = (row * length * heads + h) * width, (row * heads + h) * length
-    q_IR = _rows(q_at, x_l, i_I, length, rank, R)
-    gy_IP = _rows(gy_ptr + of_head, heads * width, i_I, length, width, P)
-    y_IP = _rows(y_ptr + of_head, heads * width, i_I, length, width, P)
+    q_IR = _rows(q_at, x_l, i_I, high, rank, R)
+    gy_IP = _rows(gy_ptr + of_head, heads * width, i_I, high, width, P)
+    y_IP = _rows(y_ptr + of_head, heads * width, i_I, high, width, P)
     delta_I = tl.sum(gy_IP.to(tl.float32) * y_IP.to(tl.float32), 1)
     tl.store(delta_ptr + line + i_I, delta_I, mask=i_I < length)
     lse_I = tl.load(lse_ptr + line + i_I, mask=i_I < length, other=float("inf"))
@@ -155,20 +165,19 @@ def _keys(
     I: tl.constexpr, J: tl.constexpr, R: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of k and v, over the queries that see it; if WHOLE, which holds a row, also those of q."""
-    row, h = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    j_J = tl.program_id(0) * J + tl.arange(0, J)
+    j_J, row, h = _place(length, heads, J)
     first_J, end_J, low, high = _range(first_ptr + row * length, end_ptr + row * length, j_J, length)
     sees_J, line, of_head = end_J > first_J, (row * heads + h) * length, (row * length * heads + h) * width
     q_at, v_at, gx_at = x_ptr + row * x_b + h * x_h, v_ptr + row * v_b + h * v_h, (row * length * 2 * heads + h) * rank
-    k_JR, v_JP = _rows(q_at + x_2, x_l, j_J, length, rank, R), _rows(v_at, v_l, j_J, length, width, P)
+    k_JR, v_JP = _rows(q_at + x_2, x_l, j_J, high, rank, R), _rows(v_at, v_l, j_J, high, width, P)
     gk_JR, gv_JP = tl.zeros((J, R), tl.float32), tl.zeros((J, P), tl.float32)
-    start = low // I * I
+    start, end = low // I * I, high
     if WHOLE:  # padding has a gradient too, zero
-        start, high = 0, length
-    for at in range(start, high, I):
+        start, end = 0, length
+    for at in range(start, end, I):
         i_I = at + tl.arange(0, I)
-        q_IR = _rows(q_at, x_l, i_I, length, rank, R)
-        gy_IP = _rows(gy_ptr + of_head, heads * width, i_I, length, width, P)
+        q_IR = _rows(q_at, x_l, i_I, high, rank, R)
+        gy_IP = _rows(gy_ptr + of_head, heads * width, i_I, high, width, P)
         lse_I = tl.load(lse_ptr + line + i_I, mask=i_I < length, other=float("inf"))
         s_JI = tl.dot(k_JR, tl.trans(q_IR), input_precision=PRECISION) * (LOG2E / root)
         p_JI = tl.exp2(s_JI - lse_I[None, :])
@@ -181,7 +190,7 @@ def _keys(
         if WHOLE:  # all that a query sees is here
             delta_I = tl.sum(p_JI * gp_JI, 0)
         if not WHOLE:
-            delta_I = tl.load(delta_ptr + line + i_I, mask=i_I < length, other=0.0)
+            delta_I = tl.load(delta_ptr + line + i_I, mask=i_I < high, other=0.0)
         gs_JI = (p_JI * (gp_JI - delta_I[None, :])).to(q_IR.dtype)
         gk_JR += tl.dot(gs_JI, q_IR, input_precision=PRECISION)
         if WHOLE:
@@ -232,7 +241,7 @@ def softmax_product(
     y_BLHP = v_BLHP.new_empty(batch, length, heads, width)
     lse_BHL = v_BLHP.new_empty(batch, heads, length, dtype=torch.float32)
     numbers = sizes.pop("numbers")
-    _values[triton.cdiv(length, i), batch * heads](
+    _values[(triton.cdiv(length, i) * batch * heads,)](
         x_BL2HR, v_BLHP, first_BL.contiguous(), end_BL.contiguous(), y_BLHP, lse_BHL, *numbers,
         PACKED=packed, I=i, J=j, num_warps=WARPS, num_stages=STAGES, **sizes,
     )  # fmt: skip
@@ -253,7 +262,7 @@ def softmax_product_backward(
     delta_BHL, numbers = torch.empty_like(lse_BHL), sizes.pop("numbers")
     given = x_BL2HR, v_BLHP, first_BL.contiguous(), end_BL.contiguous()
     sizes |= {"PACKED": packed, "I": own, "J": other, "num_warps": WARPS_BACK, "num_stages": STAGES_BACK}
-    grid = triton.cdiv(length, own), batch * heads
+    grid = (triton.cdiv(length, own) * batch * heads,)
     whole = length <= own
     if not whole:
         _queries[grid](*given, y_BLHP.contiguous(), lse_BHL, gy_BLHP, delta_BHL, gx_BL2HR, *numbers, **sizes)

@@ -47,12 +47,12 @@ class Attention(Mixer):
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
-        self.product = None  # of torch
+        self.product = None
         if backend == "triton":
             require_triton()
             from bench.kernels import softmax
 
-            if softmax.fits(args.rank, grant.head_width):
+            if softmax.fits(args.rank, grant.head_width):  # else torch's
                 self.product = softmax.softmax_product
         self.args = args
         if not args.sam:
@@ -68,7 +68,7 @@ class Attention(Mixer):
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         x_BL2HR = self.queries_keys(features, v_BLHP)
-        if self.product is not None:
+        if self.backend == "triton" and self.product is not None:
             return self.product(x_BL2HR, v_BLHP, *bounds(segments_BL, self.grant.packed), self.grant.packed)[0]
         q_BHLR, k_BHLR = x_BL2HR.transpose(1, 3).unbind(2)
         # A row without a visible token is 0 / 0 in some kernels: something is shown there, the result dropped.
