@@ -1,8 +1,9 @@
 """What each Triton kernel takes of the chip, told by its compiler: no GPU is needed.
 
-Command: python benchmarks/compiled.py [--only scan,toeplitz] [--settings all] [--dtype float32] [--arch 90]
+Command: python benchmarks/compiled.py [--only scan,toeplitz] [--settings all] [--flags] [--dtype float32] [--arch 90]
 Every operator of operators.py is called on the CPU, forward and backward; its launches are compiled for a card's
-architecture (90: H100 and H200) and not made. A line for each kernel: registers of a thread (255 at most), bytes of a
+architecture (90: H100 and H200) and not made; with --flags also with each of its flags the other way, such as PACKED,
+which no case has. A line for each kernel: registers of a thread (255 at most), bytes of a
 thread's stack, which is where registers are spilled to, and bytes of shared memory of a program. What does not compile,
 or needs more shared memory than there is, is named and ends the command with 1.
 """
@@ -46,14 +47,19 @@ def kernel_name(kernel: jit.JITFunction) -> str:
     return f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
 
 
-def compile_only(arch: int, made: list) -> None:
-    """From now on a launch compiles its kernel, adds it to `made`, and does not happen."""
+def compile_only(arch: int, flags: bool, made: list) -> None:
+    """From now on a launch compiles its kernel, with each of its flags the other way if `flags`, adds it to `made`, and
+    does not happen."""
     driver.set_active(Card(arch))
     run = jit.JITFunction.run
 
     @functools.wraps(run)
     def compiled(kernel, *words, grid, warmup, **options):
-        made.append((kernel_name(kernel), run(kernel, *words, grid=grid, warmup=True, **options)))
+        turned = [key for key, value in options.items() if isinstance(value, bool)] if flags else []
+        for key in [None, *turned]:
+            values = options | ({key: not options[key]} if key else {})
+            name = kernel_name(kernel) + (f" {key}={values[key]}" if key else "")
+            made.append((name, run(kernel, *words, grid=grid, warmup=True, **values)))
 
     jit.JITFunction.run = compiled
 
@@ -81,17 +87,18 @@ def lines(name: str, values: dict, dtype: torch.dtype, made: list) -> Iterator[t
     for kernel, compiled in {compiled.hash: (kernel, compiled) for kernel, compiled in made}.values():
         (registers, stack), shared = resources(compiled.asm["cubin"]), compiled.metadata.shared
         more = "" if shared <= SHARED else f", more than {SHARED}"
-        yield f"{kernel:30} registers {registers:3}  stack {stack:4}  shared {shared:6}{more}", not more
+        yield f"{kernel:36} registers {registers:3}  stack {stack:4}  shared {shared:6}{more}", not more
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="words that the name of a case begins with")
     parser.add_argument("--settings", choices=["first", "all"], default="first")
+    parser.add_argument("--flags", action="store_true")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--arch", type=int, default=90)
     asked, made, runs = parser.parse_args(), [], True
-    compile_only(asked.arch, made)
+    compile_only(asked.arch, asked.flags, made)
     for name in (name for name in CASES if name.startswith(tuple(asked.only.split(",")))):
         for values in CASES[name].settings[: None if asked.settings == "all" else 1]:
             setting = " ".join(f"{key}={value}" for key, value in values.items()) or "as it is"
