@@ -9,8 +9,10 @@ import math
 import os
 import sys
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+import triton.language as tl
 
 from bench import backbone
 from bench.check import subject_of
@@ -261,7 +263,26 @@ def model():
     FOUND["model, plain again"] = float(not all(torch.equal(a, b) for a, b in zip(again, exact, strict=True)))
 
 
-def mixer(name, changes):
+def half(name, changes):
+    """As `mixer`, in bf16. The interpreter keeps bf16 as integers, and multiplies those: its products are mended."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    product = InterpreterBuilder.create_dot
+
+    def widened(x):
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(builder, a, b, *more):
+        return product(builder, widened(a), widened(b), *more)
+
+    if INTERPRETED:
+        InterpreterBuilder.create_dot = create_dot
+    mixer(name, changes, in_half=True)
+
+
+def mixer(name, changes, in_half=False):
     """A mixer's backend against its own matrix in fp64, as `check` holds it to on a GPU."""
     if INTERPRETED:
         scan.CHUNK = 16  # several chunks in a short row: the interpreter is slow
@@ -270,7 +291,7 @@ def mixer(name, changes):
         ways = dict(declared.backends)
         subject = subject_of(make, declared, full=False, device=DEVICE)
         for packed in (False, True):
-            figures = errors(subject, ways["triton"], packed, 37 if INTERPRETED else 300, False, plain)
+            figures = errors(subject, ways["triton"], packed, 37 if INTERPRETED else 300, in_half, plain)
             FOUND[f"{label} {packed=}"] = largest(figures.values())
 
 

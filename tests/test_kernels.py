@@ -16,6 +16,7 @@ import torch
 
 from bench import backbone, registry
 from bench.check import subject_of
+from bench.check.backends import HALF
 from bench.check.verb import of
 from bench.compose import ROOT, choices, make_where
 
@@ -49,6 +50,11 @@ CALLS = {
 # Backends that compute another matrix than `matrix`, near it by a stated tolerance.
 NEAR = {"a sum of exponentials": [["mixer", "cauchy", {"rank": 3}]], "a grid": [["mixer", "vandermonde", {"rank": 3}]]}
 NEAR_ENOUGH = 5e-4
+HALVES = [
+    ["half", "attention", {"sam": True, "rank": 4}],
+    ["half", "quasiseparable", {"sam": True}],
+    ["half", "toeplitz", {"sam": True}],
+]
 
 
 def figures(calls, interpreted):
@@ -71,6 +77,12 @@ def test_a_near_one_is_near(calls):
     found = figures(calls, interpreted=True)
     assert found and all(figure < NEAR_ENOUGH for figure in found.values()), found
     assert all((figure > CLOSE) == name.endswith("packed=False") for name, figure in found.items()), found
+
+
+@pytest.mark.parametrize("call", HALVES, ids=[call[1] for call in HALVES])
+def test_in_bf16_a_kernel_is_as_near_as_check_asks(call):
+    found = figures([call], interpreted=True)
+    assert found and all(figure < HALF for figure in found.values()), found
 
 
 @pytest.mark.gpu
