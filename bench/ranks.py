@@ -36,8 +36,9 @@ def execute_ranks(run: Run, where: Where, stop) -> Record | None:
     """`execute` in where.nodes x where.devices processes, which find each other as Lightning's DDP expects."""
     address = "127.0.0.1" if where.nodes == 1 else socket.gethostname()
     with contextlib.ExitStack() as stack:
-        step = stack.enter_context(Followers(run, where, address)) if where.nodes > 1 else None
-        ranks = started(run, where, 0, address, step.port if step else free_port(address))
+        port = stack.enter_context(reserved(address)).getsockname()[1]
+        step = stack.enter_context(Followers(run, where, address, port)) if where.nodes > 1 else None
+        ranks = started(run, where, 0, address, port)
         while any(p.is_alive() for p in ranks):
             if stop() and ranks[0].is_alive():
                 ranks[0].terminate()
@@ -53,10 +54,13 @@ def execute_ranks(run: Run, where: Where, stop) -> Record | None:
     return Store(results(where)).record(run.id)
 
 
-def free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]
+def reserved(address: str) -> socket.socket:
+    """A free port of this node: nobody is given it while the socket is open, and rank 0 may listen there all the same,
+    since both allow it (SO_REUSEADDR) and only one listens."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind((address, 0))
+    return probe
 
 
 def started(run: Run, where: Where, node: int, address: str, port: int) -> list:
@@ -90,16 +94,15 @@ def _end_with(parent: int) -> None:
 class Followers:
     """The srun that has a follower on each other node of our job, and our ends of their connections."""
 
-    def __init__(self, run: Run, where: Where, address: str):
+    def __init__(self, run: Run, where: Where, address: str, port: int):
         self.secret = secrets.token_hex(16)
         self.server = socket.create_server((address, 0))
-        self.port = free_port(address)
         self.connections: list[socket.socket] = []
         others = where.nodes - 1
         submission = os.environ.get("MIXERBENCH_SUBMISSION")
         if submission is None:
             raise Refusal(f"where.nodes={where.nodes}: a run on several nodes is a task of `sweep --on`")
-        order = [submission, run.id, address, self.server.getsockname()[1], self.port]
+        order = [submission, run.id, address, self.server.getsockname()[1], port]
         cpus = os.environ.get("SLURM_CPUS_PER_TASK", "1")  # srun does not take it over by itself
         words = [
             f"--nodes={others}",

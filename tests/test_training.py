@@ -3,14 +3,15 @@
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from bench import ranks, train
 from bench import run as one_run
-from bench import train
 from bench.compose import make_run, make_where
 from bench.config import Run, Schedule
 from bench.run import execute
@@ -143,6 +144,19 @@ def test_two_ranks_give_the_weights_of_one_process_with_accumulation(device, whe
     for name, value in ours.items():
         # Adam divides by |gradient|: where that is near zero, rounding shows; 1e-3 of the three steps' length at most.
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=3e-5, msg=name)
+
+
+def test_the_port_of_the_ranks_is_kept_for_them_until_they_listen():
+    with ranks.reserved("127.0.0.1") as kept:
+        place = kept.getsockname()
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(place)
+        with (
+            socket.create_server(("", place[1])) as rank,
+            socket.create_connection(place) as asks,
+            rank.accept()[0] as heard,
+        ):
+            assert heard.getpeername() == asks.getsockname()
 
 
 def test_a_loss_that_is_not_finite_ends_as_a_diverged_record(where):
