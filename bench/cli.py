@@ -91,7 +91,7 @@ def sweep(options: argparse.Namespace) -> int:
     from bench.queue import Queue
     from bench.store import Store
     from bench.sweep import grid, load, ordered
-    from bench.where import results
+    from bench.where import results, shares
 
     where = where_of(options.words)
     if options.on and (options.workers != 1 or options.stop_after is not None):
@@ -112,7 +112,8 @@ def sweep(options: argparse.Namespace) -> int:
         return submit(options, runs, todo, where)
     if todo:
         refuse_early(todo, where)
-        code = launch.local(options.path, runs, store, where, options.words, options.workers, until)
+        shared = shares(where, options.workers)
+        code = launch.local(options.path, runs, store, where, options.words, shared, until)
         if code == 130:
             return code
         return say_missing(runs, store, where.retries) or code

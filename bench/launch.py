@@ -19,10 +19,13 @@ from bench.sweep import named
 POLL_SECONDS = 0.5
 
 
-def local(path: Path, runs: list[Run], store: Store, where: Where, words: list[str], workers: int, until: float) -> int:
+def local(
+    path: Path, runs: list[Run], store: Store, where: Where, words: list[str], shares: list[str], until: float
+) -> int:
     """Train the runs of the sweep at `path` with attached workers, to the end or until Ctrl-C (130).
 
-    Raises Refusal if a worker refused its input; 1 if one ended in another way than it should.
+    Each of `shares` starts a worker: the GPUs that it sees, '' for no word on them. Raises Refusal if a worker refused its
+    input; 1 if one ended in another way than it should.
     """
     logs = store.root / "logs"
     store.writable(logs)
@@ -31,13 +34,13 @@ def local(path: Path, runs: list[Run], store: Store, where: Where, words: list[s
     started: dict[Path, subprocess.Popen] = {}
     handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        for n in range(workers):
+        for n, share in enumerate(shares):
             log = logs / f"worker-{os.getpid()}-{n}.log"
             with open(log, "w") as out:
                 # A session of their own: Ctrl-C reaches only us, and we ask the workers to checkpoint.
-                own = environment | {"MIXERBENCH_LOG": str(log)}
+                own = environment | {"MIXERBENCH_LOG": str(log)} | ({"CUDA_VISIBLE_DEVICES": share} if share else {})
                 started[log] = subprocess.Popen(command, stdout=out, stderr=out, env=own, start_new_session=True)
-        watch(list(started.values()), runs, store, workers)
+        watch(list(started.values()), runs, store, len(shares))
     except KeyboardInterrupt:
         note = "workers write a checkpoint and end (Ctrl-C again: at once); the same command goes on from there"
         print(f"stopping: {note}", file=sys.stderr)

@@ -37,3 +37,17 @@ def device_of(run: Run, where: Where) -> str:
     if device == "cuda" and where.devices > torch.cuda.device_count():
         raise Refusal(f"where.devices={where.devices}: {torch.cuda.device_count()} CUDA devices are visible")
     return device
+
+
+def shares(where: Where, workers: int) -> list[str]:
+    """The GPUs that each worker of this machine sees, in CUDA_VISIBLE_DEVICES' words; '' where there are none to share.
+
+    They are dealt round: where.devices to a worker, from the first again once all have been given.
+    """
+    import torch
+
+    if where.device == "cpu" or not torch.cuda.is_available():
+        return [""] * workers
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    names, each = seen.split(","), where.devices
+    return [",".join(names[(n * each + k) % len(names)] for k in range(each)) for n in range(workers)]

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # All that a CUDA device must show: the tests marked gpu, and `mixerbench check` for every mixer with every backend.
-# Usage: tests/gpu.sh FOLDER [processes]   (make gpu). Everything runs side by side, since compiling is what takes time.
+# Usage: tests/gpu.sh FOLDER [processes] [seconds]   (make gpu). Everything runs side by side, since compiling is what takes
+# time, spread over the GPUs. After the seconds, if any are given, what has not ended is stopped and counts as failed.
 # Leaves FOLDER/check.json (all rows), FOLDER/tests.txt and FOLDER/summary.txt; exit 1 if anything failed.
 set -u
-out=$(realpath -m "$1"); side_by_side=${2:-12}
+out=$(realpath -m "$1"); side_by_side=${2:-12}; seconds=${3:-0}
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$out/parts"
 export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2
+gpus=$(nvidia-smi --list-gpus | wc -l)
 jobs() {
     printf '%s\n' "tests kernels tests/test_kernels.py" "tests replay tests/test_replay.py" "tests speed tests/test_speed.py" \
-        "tests mixers tests/test_mixers_gpu.py"
+        "tests mixers tests/test_mixers_gpu.py" "tests training tests/test_training.py"
     for sam in true false misaligned; do echo "check quasiseparable sam=$sam"; done
     for file in configs/mixer/*.yaml; do
         name=$(basename "$file" .yaml)
@@ -17,8 +19,9 @@ jobs() {
     done
 }
 one() {
-    read -r kind name rest <<<"$1"
+    read -r number kind name rest <<<"$1"
     start=$SECONDS
+    [ "$name" = training ] || export CUDA_VISIBLE_DEVICES=$((number % gpus))
     if [ "$kind" = tests ]; then
         # What the suite itself covers is left to the jobs that run it, a mixer each.
         # pytest-benchmark, where it is installed, warns of xdist, which is an error here.
@@ -31,8 +34,9 @@ one() {
     fi
     echo "$? $kind $name $rest $((SECONDS - start)) s"
 }
-export -f one; export out python
-jobs | xargs -d '\n' -P "$side_by_side" -I{} bash -c 'one "{}"' | sort -n >"$out/parts/ended"
+export -f one; export out python gpus
+jobs | awk '{ print NR, $0 }' >"$out/parts/begun"
+timeout "$seconds" xargs -d '\n' -P "$side_by_side" -I{} bash -c 'one "{}"' <"$out/parts/begun" | sort -n >"$out/parts/ended"
 tail -n 25 "$out"/parts/*.txt >"$out/tests.txt"
 $python - "$out" <<'PY' | tee "$out/summary.txt"
 import json, sys
@@ -52,10 +56,14 @@ for label, rows in tables.items():
         if row["verdict"] == "fail":
             print(label, row["property"], row["figure"], row["note"][:160])
             failed += 1
-for line in (out / "parts" / "ended").read_text().splitlines():
+ended = (out / "parts" / "ended").read_text().splitlines()
+for line in ended:
     if not line.startswith("0 "):
         print("exit", line)
         failed += 1
+if len(ended) < (all_of_them := len((out / "parts" / "begun").read_text().splitlines())):
+    print(f"{all_of_them - len(ended)} of {all_of_them} did not end")
+    failed += 1
 print(f"{len(tables)} mixers and forms, {sum(map(len, tables.values()))} rows; {failed} failed")
 sys.exit(min(failed, 1))
 PY

@@ -1,5 +1,6 @@
 """The command line as users meet it: one line for what they can mend, sweeps that outlive Ctrl-C."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from bench import Refusal, cli, compose, launch, worker
@@ -20,6 +23,7 @@ from bench.compose import make_run, make_where
 from bench.run import execute
 from bench.store import Store
 from bench.sweep import grid, load, ordered
+from bench.where import shares
 from bench.words import duration
 from tests.conftest import forget
 from tests.standing import launcher, standing
@@ -373,8 +377,33 @@ def test_a_launcher_that_fails_takes_its_workers_along(tmp_path, monkeypatch, wh
 
     monkeypatch.setattr(launch, "watch", broken)
     with pytest.raises(Refusal):
-        launch.local(path, runs, results, where, [f"where.results={where.results}"], 1, float("inf"))
+        launch.local(path, runs, results, where, [f"where.results={where.results}"], [""], float("inf"))
     assert [p.poll() is not None for p in seen] == [True]
+
+
+def test_workers_share_the_gpus_that_are_visible(monkeypatch):
+    on_gpus = make_where({"where.device": "cuda"})
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert shares(on_gpus, 6) == ["0", "1", "2", "3", "0", "1"]
+    assert shares(dataclasses.replace(on_gpus, devices=2), 3) == ["0,1", "2,3", "0,1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    assert shares(on_gpus, 3) == ["5", "GPU-7", "5"]
+    assert shares(dataclasses.replace(on_gpus, device="cpu"), 2) == ["", ""]
+
+
+def test_a_worker_sees_its_share(tmp_path, monkeypatch, where):
+    seen = []
+
+    def started(command, env, **rest):
+        seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(Popen=started))
+    launch.local(tmp_path / "x.yaml", [], Store(Path(where.results)), where, [], ["1", "", "0"], float("inf"))
+    assert seen == ["1", None, "0"]
 
 
 def test_merge_and_its_refusal(call, tmp_path):
