@@ -24,8 +24,8 @@ def local(
 ) -> int:
     """Train the runs of the sweep at `path` with attached workers, to the end or until Ctrl-C (130).
 
-    Each of `shares` starts a worker: the GPUs that it sees, '' for no word on them. Raises Refusal if a worker refused its
-    input; 1 if one ended in another way than it should.
+    Each of `shares` starts a worker: the GPUs that it sees, '' for no word on them. Raises Refusal if a worker refused
+    its input; 1 if one ended in another way than it should.
     """
     logs = store.root / "logs"
     store.writable(logs)
