@@ -158,8 +158,9 @@ class Where:
         return self.compile == "on" or (self.compile == "auto" and device == "cuda")
 
     def one_graph(self, device: str) -> bool:
-        """Whether a step is issued as one CUDA graph."""
-        return device == "cuda" and self.graph == "on"
+        """Whether a step is issued as one CUDA graph: 'auto' where one process computes it in one piece, compiled."""
+        fit = self.graph == "on" or (self.graph == "auto" and self.undivided and self.compiled(device))
+        return device == "cuda" and fit
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import types
 
-from bench import Refusal
+from bench import Refusal, kernels
 from bench.compose import choices, claim_of
 from bench.config import MISALIGNED, NEUTRAL, Run, build
 from bench.mixers.base import Grant, Mixer
@@ -140,14 +140,16 @@ def grant(run: Run, task: Task, args) -> Grant:
 
 
 def backend(cls: type[Mixer], asked: str, device: str) -> str:
-    """The backend that a run computes with: the mixer's plain one for 'auto' and for one that it does not have, since a
-    sweep sets one backend for all arms. Every arm has 'triton', if only in its shell. What the device cannot run is
-    refused."""
+    """The backend that a run computes with: for 'auto' the kernels on a CUDA device that has triton, else the mixer's
+    plain one, which also stands in for one that it does not have, since a sweep sets one backend for all arms. Every
+    arm has 'triton', if only in its shell. What the device cannot run is refused."""
     known = ("auto", "torch", "triton", "mamba_ssm")
     if asked not in known:
         raise Refusal(f"where.backend must be one of {', '.join(known)}, got {asked!r}")
     if asked in ("triton", "mamba_ssm") and device != "cuda":
         raise Refusal(f"where.backend={asked} needs a CUDA device; on {device} use: torch")
+    if asked == "auto" and device == "cuda" and kernels.present():
+        asked = "triton"
     return asked if asked in (*cls.backends, "triton") else cls.backends[0]
 
 

@@ -56,6 +56,9 @@ class Replay:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Of this thread alone: the loader's thread pins memory meanwhile, which would end a capture of all threads.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            self.step(recording.inputs)
+        try:
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.step(recording.inputs)
+        except RuntimeError as error:
+            raise RuntimeError(f"the step is no CUDA graph; set where.graph=off ({error})") from error
         recording.graph = graph

@@ -241,33 +241,32 @@ def each(**values: tuple) -> list[dict]:
 
 
 ROWS = [
-    *each(TOKENS=(128,), TILE=(128,), WIDE=(128,), WARPS=(8,)),
-    {"WIDE": 128, "WARPS": 8},
-    {"TOKENS": 128, "TILE": 128, "WIDE": 128, "WARPS": 8},
+    *each(TOKENS=(128,), TILE=(128,), WIDE=(64,), WARPS=(8,)),
+    {"TOKENS": 128, "TILE": 128, "WARPS": 8},
 ]
 SCANS = each(CHUNK=(32,), STAGES_BACK=(2,), WARPS=(8,), STAGES=(1,), BLOCK=(512, 4096))
-TILES = each(READ=(256,), WRITTEN=(128,), WARPS=(4,), STAGES=(4,), PLACES=(64,), WARPS_BACK=(4,))
+TILES = each(READ=(128,), WRITTEN=(128,), WARPS=(4,), STAGES=(4,), PLACES=(32, 128), WARPS_BACK=(4,), STAGES_BACK=(3,))
 SOFTMAX = [
     *each(
-        QUERIES=(64,), KEYS=(128,), WARPS=(4,), STAGES=(2,), OWN=(64,), OTHER=(32,), WARPS_BACK=(4,), STAGES_BACK=(3,)
+        QUERIES=(64,), KEYS=(128,), WARPS=(4,), STAGES=(2,), OWN=(64,), OTHER=(32,), WARPS_BACK=(4,), STAGES_BACK=(2, 4)
     ),
     {"QUERIES": 64, "WARPS": 4},
+    {"WARPS_BACK": 4, "STAGES_BACK": 2},
+    {"OWN": 64, "WARPS_BACK": 4},
     {"way": "masked"},
     {"way": "unmasked"},
 ]
 CASES = {
     "convolution 1536": Entry(partial(convolution, 12), 128, each(
-        TOKENS=(32, 128), CHANNELS=(128, 512), UNROLLED=(1,), FOUR=(256,)
+        TOKENS=(32, 128), CHANNELS=(128, 512), FOUR=(256,), STAGES=(1,)
     )),
     "convolution 384": Entry(partial(convolution, 3), 128, each(TOKENS=(32, 128), CHANNELS=(128,))),
-    "gated norm": Entry(norm, 128, each(PROGRAMS=(1056, 4096, 16384), PER_WARP=(512,))),
+    "gated norm": Entry(norm, 128, each(PROGRAMS=(1056, 4096, 16384), PER_WARP=(256, 1024))),
     "scan state 16": Entry(partial(both_ways, 128, 16), 2048, SCANS),
     "scan state 64": Entry(partial(both_ways, 64, 64), 2048, SCANS),
     "toeplitz 128": Entry(tiles, 128, [*TILES, {"way": "matrix"}]),
-    "toeplitz 2048": Entry(tiles, 2048, [*TILES, {"HALVED": 2048}, {"way": "fourier"}]),
-    "toeplitz 8192": Entry(tiles, 8192, [
-        {}, {"HALVED": 16384}, {"HALVED": 8192}, {"HALVED": 2048}, {"READ": 256}, {"WARPS": 4}, {"way": "fourier"}
-    ]),
+    "toeplitz 2048": Entry(tiles, 2048, [*TILES, {"way": "fourier"}]),
+    "toeplitz 8192": Entry(tiles, 8192, [{}, {"READ": 128}, {"PLACES": 128}, {"way": "fourier"}]),
     "attention 128": Entry(partial(attention, 16), 128, SOFTMAX),
     "attention 2048": Entry(partial(attention, 16), 2048, SOFTMAX),
     "attention 8192": Entry(partial(attention, 64), 8192, SOFTMAX[:1] + SOFTMAX[-2:]),
@@ -275,8 +274,10 @@ CASES = {
     "low rank 192": Entry(partial(product, 192), 128, [*ROWS, {"PROGRAMS": 2048}]),
     "rows gathered 192": Entry(partial(gathered, 192), 128, ROWS),
     "states applied 192": Entry(partial(applied, 192), 128, ROWS),
-    "cosine sums 2048": Entry(cosines, 2048, each(TOKENS=(2, 8))),
-    "cosine sums 8192": Entry(cosines, 8192, each(TOKENS=(2, 8))),
-    "grid sums 2048": Entry(grids, 2048, each(PLACES=(128,), POINTS=(16,), SEEN=(32,), WARPS=(4,))),
+    "cosine sums 2048": Entry(cosines, 2048, each(TOKENS=(1, 4))),
+    "cosine sums 8192": Entry(cosines, 8192, each(TOKENS=(1, 4))),
+    "grid sums 2048": Entry(grids, 2048, [
+        *each(PLACES=(128,), POINTS=(16,), SEEN=(32,), WARPS=(2, 8)), {"POINTS": 16, "WARPS": 2}
+    ]),
     "exponential features": Entry(exponential, 128, each(TOKENS=(16, 32, 128))),
 }  # fmt: skip

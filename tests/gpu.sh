@@ -10,8 +10,11 @@ mkdir -p "$out/parts"
 export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2
 gpus=$(nvidia-smi --list-gpus | wc -l)
 jobs() {
-    printf '%s\n' "tests kernels tests/test_kernels.py" "tests replay tests/test_replay.py" "tests speed tests/test_speed.py" \
+    printf '%s\n' "tests replay tests/test_replay.py" "tests speed tests/test_speed.py" \
         "tests mixers tests/test_mixers_gpu.py" "tests training tests/test_training.py"
+    $python -W ignore -c 'from tests.test_kernels import CALLS, NEAR
+for n, name in enumerate([*CALLS, *NEAR]):
+    print(f"tests kernels-{n} tests/test_kernels.py::test_so_it_is_on_the_gpu[{name}]")'
     for sam in true false misaligned; do echo "check quasiseparable sam=$sam"; done
     for file in configs/mixer/*.yaml; do
         name=$(basename "$file" .yaml)
@@ -37,7 +40,7 @@ one() {
 export -f one; export out python gpus
 jobs | awk '{ print NR, $0 }' >"$out/parts/begun"
 timeout "$seconds" xargs -d '\n' -P "$side_by_side" -I{} bash -c 'one "{}"' <"$out/parts/begun" | sort -n >"$out/parts/ended"
-tail -n 25 "$out"/parts/*.txt >"$out/tests.txt"
+tail -n 40 "$out"/parts/*.txt >"$out/tests.txt"
 $python - "$out" <<'PY' | tee "$out/summary.txt"
 import json, sys
 from pathlib import Path

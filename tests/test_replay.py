@@ -17,8 +17,10 @@ def graph(device, **changes):
 
 def test_a_graph_is_for_one_gpu_that_takes_the_batch_as_a_whole():
     assert graph("cuda", graph="on") and not graph("cpu", graph="on")
-    assert not graph("cuda") and not graph("cuda", graph="off")
+    assert graph("cuda") and not graph("cuda", graph="off") and not graph("cpu")
+    assert not graph("cuda", compile="off")
     for other in ({"devices": 2}, {"nodes": 2}, {"micro_batches": 2}):
+        assert not graph("cuda", **other)
         with pytest.raises(Refusal, match="one device and one micro-batch"):
             graph("cuda", graph="on", **other)
 

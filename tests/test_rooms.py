@@ -36,7 +36,7 @@ MAY = {
     "mixers": ("torch", "kernels mixers"),
     "kernels": ("torch", "kernels"),
     "tasks": ("torch kornia datasets", "tasks seeds"),
-    "registry": ("torch", "config compose mixers plugins seeds shells tasks"),
+    "registry": ("torch", "config compose kernels mixers plugins seeds shells tasks"),
     "shells": ("torch", "config kernels mixers shells"),
     "directions": ("torch", "config mixers shells"),
     "backbone": ("torch", "config directions mixers seeds shells tasks"),

@@ -11,7 +11,11 @@ import importlib.util
 from bench import Refusal
 
 
+def present() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def require_triton() -> None:
     """Refuse now rather than in the first step: call it before importing kernels."""
-    if importlib.util.find_spec("triton") is None:
+    if not present():
         raise Refusal("backend 'triton' needs the package triton, which is not installed; use: torch")

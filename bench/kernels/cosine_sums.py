@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, HALF = 16, 16  # A and S: the least that a product may have
-TOKENS = 4
+TOKENS = 2
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from torch import Tensor
 
 PROGRAMS = 2048
 """Of the gradient: each sums its share of the rows into one row of the weight's gradient."""
-PER_WARP = 256
+PER_WARP = 512
 """Channels of a row that a warp takes."""
 
 

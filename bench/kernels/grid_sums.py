@@ -14,7 +14,7 @@ from torch import Tensor
 
 PLACES, POINTS, SEEN, CHANNELS = 64, 32, 64, 128
 """Of a tile, at most: places, points that are summed up at, points that are seen by places at a time, channels."""
-WARPS = 8
+WARPS = 4
 
 
 @triton.jit

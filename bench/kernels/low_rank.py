@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS, TILE, WIDE, WARPS = 64, 64, 64, 4
+TOKENS, TILE, WIDE, WARPS = 64, 64, 128, 4
 """Of a program: tokens of a step, the widest tile of the first factor and of the second, and its warps. What lies
 beyond a tile is another program's, which reads the other factor again."""
 PROGRAMS = 512

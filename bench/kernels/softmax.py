@@ -15,7 +15,7 @@ from torch import Tensor
 
 QUERIES, KEYS, WARPS, STAGES = 128, 64, 8, 3
 """Of the values: a tile of queries and the keys read at a time, warps of a program, loads in flight."""
-OWN, OTHER, WARPS_BACK, STAGES_BACK = 128, 64, 8, 2
+OWN, OTHER, WARPS_BACK, STAGES_BACK = 128, 64, 8, 3
 """Of the gradients: a tile of what a program owns and of what it reads, its warps, loads in flight."""
 WIDEST = 256
 """Of a head, and of its rank: wider ones have no room on the chip."""

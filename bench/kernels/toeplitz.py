@@ -4,7 +4,6 @@ A tile of the matrix is read from the filter. Row i of it is the filter, reverse
 are aligned for one row in eight only: hence a table of eight copies, each moved by one place. The transposed product is
 the same with the filter turned round. The gradient of the filter adds up products gy_i . v_j of all tiles that lie on
 one diagonal of tiles, and then the diagonals of what it has. Rows hold one document: `count` tokens, then padding.
-A long row is halved first, since two by two blocks of which three differ need three products instead of four.
 Axes: B batch, F filters (row b has number b mod F), L length, H heads, P head width, K = 2 L - 1 lags -(L-1) .. L-1,
 W places of a table; I read and J written places and C channels of a tile, T both places of one of the gradient.
 """
@@ -14,16 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-READ, WRITTEN, WARPS, STAGES = 128, 64, 8, 3
+READ, WRITTEN, WARPS, STAGES = 256, 64, 8, 3
 """Of the product: places of a tile at most, warps of a program, loads in flight."""
-PLACES, WARPS_BACK, STAGES_BACK = 128, 8, 2
+PLACES, WARPS_BACK, STAGES_BACK = 64, 8, 2
 """The same of the filter's gradient."""
 CHANNELS = 128
 COPIES = tl.constexpr(8)
 FILL = 1024  # places of a table that a program writes
-HALVED = 4096
-"""A row of this length or more is halved: three quarters of the products, for sums that move 1.5 times y and v. To be
-measured, and the error with it: in bf16 these sums are rounded too."""
 
 
 @triton.jit(do_not_specialize=["length", "size"])
@@ -148,30 +144,8 @@ def table(w_FHK: Tensor, dtype: torch.dtype, turned: bool, causal: bool) -> Tens
 
 
 def toeplitz(v_BLHP: Tensor, w_FHK: Tensor, count_B: Tensor) -> Tensor:
-    """T v as `toeplitz_product` gives it, both ways, long rows by halves."""
-    return by_halves(v_BLHP, w_FHK, count_B) if halves(v_BLHP.shape[1]) else whole(v_BLHP, w_FHK, count_B)
-
-
-def halves(length: int) -> bool:
-    return length >= HALVED and length % 2 == 0
-
-
-def whole(v_BLHP: Tensor, w_FHK: Tensor, count_B: Tensor) -> Tensor:
+    """T v as `toeplitz_product` gives it, both ways."""
     return toeplitz_product(v_BLHP, w_FHK, count_B, False, False)
-
-
-def by_halves(v_BLHP: Tensor, w_FHK: Tensor, count_B: Tensor) -> Tensor:
-    """With blocks T0, T+ below and T- above: T0 (v0 + v1) + (T- - T0) v1 and T0 (v0 + v1) + (T+ - T0) v0."""
-    batch, length = v_BLHP.shape[:2]
-    n = length // 2
-    real_BL11 = (torch.arange(length, device=count_B.device) < count_B[:, None])[..., None, None].to(v_BLHP.dtype)
-    early_BLHP, late_BLHP = (v_BLHP * real_BL11).chunk(2, dim=1)
-    v_BLHP = torch.stack([early_BLHP + late_BLHP, early_BLHP, late_BLHP], 1).flatten(0, 1)
-    own_FHK, below_FHK, above_FHK = w_FHK[..., n : 3 * n - 1], w_FHK[..., 2 * n :], w_FHK[..., : 2 * n - 1]
-    w_FHK = torch.stack([own_FHK, below_FHK - own_FHK, above_FHK - own_FHK], 1).flatten(0, 1)
-    y_BLHP = toeplitz(v_BLHP, w_FHK, torch.full_like(count_B, n).repeat(3))
-    sum_BLHP, late_BLHP, early_BLHP = y_BLHP.unflatten(0, (batch, 3)).unbind(1)
-    return torch.cat([sum_BLHP + early_BLHP, sum_BLHP + late_BLHP], 1) * real_BL11
 
 
 @torch.library.custom_op("mixerbench::toeplitz_product", mutates_args=())
@@ -182,7 +156,7 @@ def toeplitz_product(v_BLHP: Tensor, w_FHK: Tensor, count_B: Tensor, causal: boo
     (batch, length, heads, width), filters = v_BLHP.shape, len(w_FHK)
     t_FHSW = table(w_FHK, v_BLHP.dtype, turned, causal)
     y_BLHP = v_BLHP.new_empty(batch, length, heads, width)
-    i, j, c = _tile(length, READ), _tile(length, WRITTEN), _tile(width, CHANNELS)
+    i, j, c = _tile(length, 2 * READ // v_BLHP.element_size()), _tile(length, WRITTEN), _tile(width, CHANNELS)
     _product[triton.cdiv(length, i), batch * heads, triton.cdiv(width, c)](
         t_FHSW, v_BLHP, y_BLHP, count_B, length, heads, width, t_FHSW.shape[-1], filters, *v_BLHP.stride()[:3],
         TURNED=turned, CAUSAL=causal, I=i, J=j, C=c, PRECISION=_precision(v_BLHP), num_warps=WARPS, num_stages=STAGES,

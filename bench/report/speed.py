@@ -16,9 +16,9 @@ from bench.store import replace_whole
 LINES = {"fast": "-", "eager": "--", "graph": "-.", "naive": ":"}
 FURTHER = ("v", "P", "X", "*")  # markers of the second, third ... arm of one mixer and level
 WAYS = {
-    "fast": "as training runs it",
+    "fast": "compiled on a GPU",
     "eager": "the same, not compiled",
-    "graph": "a CUDA graph of fast, as training with where.graph=on",
+    "graph": "a CUDA graph of fast, as training on one GPU is issued",
     "naive": "the mixer's matrix written out, not compiled",
 }
 
