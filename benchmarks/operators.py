@@ -245,7 +245,7 @@ ROWS = [
     {"TOKENS": 128, "TILE": 128, "WARPS": 8},
 ]
 SCANS = each(CHUNK=(32,), STAGES_BACK=(2,), WARPS=(8,), STAGES=(1,), BLOCK=(512, 4096))
-TILES = each(READ=(128,), WRITTEN=(128,), WARPS=(4,), STAGES=(4,), PLACES=(32, 128), WARPS_BACK=(4,), STAGES_BACK=(3,))
+TILES = each(READ=(128,), WRITTEN=(128,), WARPS=(4,), STAGES=(4,), PLACES=(32, 128), WARPS_BACK=(8,), STAGES_BACK=(3,))
 SOFTMAX = [
     *each(
         QUERIES=(64,), KEYS=(128,), WARPS=(4,), STAGES=(2,), OWN=(64,), OTHER=(32,), WARPS_BACK=(4,), STAGES_BACK=(2, 4)
@@ -266,7 +266,7 @@ CASES = {
     "scan state 64": Entry(partial(both_ways, 64, 64), 2048, SCANS),
     "toeplitz 128": Entry(tiles, 128, [*TILES, {"way": "matrix"}]),
     "toeplitz 2048": Entry(tiles, 2048, [*TILES, {"way": "fourier"}]),
-    "toeplitz 8192": Entry(tiles, 8192, [{}, {"READ": 128}, {"PLACES": 128}, {"way": "fourier"}]),
+    "toeplitz 8192": Entry(tiles, 8192, [{}, {"READ": 128}, {"PLACES": 128, "WARPS_BACK": 8}, {"way": "fourier"}]),
     "attention 128": Entry(partial(attention, 16), 128, SOFTMAX),
     "attention 2048": Entry(partial(attention, 16), 2048, SOFTMAX),
     "attention 8192": Entry(partial(attention, 64), 8192, SOFTMAX[:1] + SOFTMAX[-2:]),
@@ -276,8 +276,6 @@ CASES = {
     "states applied 192": Entry(partial(applied, 192), 128, ROWS),
     "cosine sums 2048": Entry(cosines, 2048, each(TOKENS=(1, 4))),
     "cosine sums 8192": Entry(cosines, 8192, each(TOKENS=(1, 4))),
-    "grid sums 2048": Entry(grids, 2048, [
-        *each(PLACES=(128,), POINTS=(16,), SEEN=(32,), WARPS=(2, 8)), {"POINTS": 16, "WARPS": 2}
-    ]),
+    "grid sums 2048": Entry(grids, 2048, each(PLACES=(128,), POINTS=(32,), SEEN=(32,), WARPS=(2, 8))),
     "exponential features": Entry(exponential, 128, each(TOKENS=(16, 32, 128))),
 }  # fmt: skip

@@ -15,6 +15,15 @@ def present() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def warps(most: int, rows: int) -> int:
+    """Of a program whose products have so many rows: `most` if each has 16, else four.
+
+    More would share out the columns instead, and Triton 3.6 then reads beyond its shared memory where fp32 is
+    multiplied in parts (tf32x3): seen on an H200 in the gradient of attention's queries, 64 x 16.
+    """
+    return most if rows >= 16 * most else min(most, 4)
+
+
 def require_triton() -> None:
     """Refuse now rather than in the first step: call it before importing kernels."""
     if not present():

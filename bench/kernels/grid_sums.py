@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PLACES, POINTS, SEEN, CHANNELS = 64, 32, 64, 128
+PLACES, POINTS, SEEN, CHANNELS = 64, 16, 64, 128
 """Of a tile, at most: places, points that are summed up at, points that are seen by places at a time, channels."""
 WARPS = 4
 

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bench.kernels import warps
+
 QUERIES, KEYS, WARPS, STAGES = 128, 64, 8, 3
 """Of the values: a tile of queries and the keys read at a time, warps of a program, loads in flight."""
 OWN, OTHER, WARPS_BACK, STAGES_BACK = 128, 64, 8, 3
@@ -35,7 +37,8 @@ def _range(first_ptr, end_ptr, t_T, length):
     """What tokens t see, and all of them together: from which place to which."""
     first_T = tl.load(first_ptr + t_T, mask=t_T < length, other=0)
     end_T = tl.load(end_ptr + t_T, mask=t_T < length, other=0)
-    return first_T, end_T, tl.min(tl.where(end_T > first_T, first_T, length), 0), tl.max(end_T, 0)
+    high = tl.max(end_T, 0)
+    return first_T, end_T, tl.min(tl.where(end_T > first_T, first_T, high), 0), high
 
 
 @triton.jit
@@ -243,7 +246,7 @@ def softmax_product(
     numbers = sizes.pop("numbers")
     _values[(triton.cdiv(length, i) * batch * heads,)](
         x_BL2HR, v_BLHP, first_BL.contiguous(), end_BL.contiguous(), y_BLHP, lse_BHL, *numbers,
-        PACKED=packed, I=i, J=j, num_warps=WARPS, num_stages=STAGES, **sizes,
+        PACKED=packed, I=i, J=j, num_warps=warps(WARPS, i), num_stages=STAGES, **sizes,
     )  # fmt: skip
     return y_BLHP, lse_BHL
 
@@ -261,7 +264,7 @@ def softmax_product_backward(
     gx_BL2HR, gv_BLHP = v_BLHP.new_empty(x_BL2HR.shape), v_BLHP.new_empty(v_BLHP.shape)
     delta_BHL, numbers = torch.empty_like(lse_BHL), sizes.pop("numbers")
     given = x_BL2HR, v_BLHP, first_BL.contiguous(), end_BL.contiguous()
-    sizes |= {"PACKED": packed, "I": own, "J": other, "num_warps": WARPS_BACK, "num_stages": STAGES_BACK}
+    sizes |= {"PACKED": packed, "I": own, "J": other, "num_warps": warps(WARPS_BACK, own), "num_stages": STAGES_BACK}
     grid = (triton.cdiv(length, own) * batch * heads,)
     whole = length <= own
     if not whole:

@@ -13,9 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bench.kernels import warps
+
 READ, WRITTEN, WARPS, STAGES = 256, 64, 8, 3
 """Of the product: places of a tile at most, warps of a program, loads in flight."""
-PLACES, WARPS_BACK, STAGES_BACK = 64, 8, 2
+PLACES, WARPS_BACK, STAGES_BACK = 64, 4, 2
 """The same of the filter's gradient."""
 CHANNELS = 128
 COPIES = tl.constexpr(8)
@@ -159,7 +161,8 @@ def toeplitz_product(v_BLHP: Tensor, w_FHK: Tensor, count_B: Tensor, causal: boo
     i, j, c = _tile(length, 2 * READ // v_BLHP.element_size()), _tile(length, WRITTEN), _tile(width, CHANNELS)
     _product[triton.cdiv(length, i), batch * heads, triton.cdiv(width, c)](
         t_FHSW, v_BLHP, y_BLHP, count_B, length, heads, width, t_FHSW.shape[-1], filters, *v_BLHP.stride()[:3],
-        TURNED=turned, CAUSAL=causal, I=i, J=j, C=c, PRECISION=_precision(v_BLHP), num_warps=WARPS, num_stages=STAGES,
+        TURNED=turned, CAUSAL=causal, I=i, J=j, C=c, PRECISION=_precision(v_BLHP), num_warps=warps(WARPS, i),
+        num_stages=STAGES,
     )  # fmt: skip
     return y_BLHP
 
@@ -177,7 +180,7 @@ def toeplitz_filter_gradient(
     _filter_gradient[tiles, batch * heads](
         gy_BLHP, v_BLHP, part_BHSW, count_B, heads, width, tiles, *gy_BLHP.stride()[:3], *v_BLHP.stride()[:3],
         CAUSAL=causal, T=t, C=c, PARTS=triton.cdiv(width, c), PRECISION=_precision(v_BLHP),
-        num_warps=WARPS_BACK, num_stages=STAGES_BACK,
+        num_warps=warps(WARPS_BACK, t), num_stages=STAGES_BACK,
     )  # fmt: skip
     gw_FHW = part_BHSW.unflatten(0, (-1, filters)).sum((0, 3))
     if causal:
