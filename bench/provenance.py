@@ -48,6 +48,11 @@ def model_of(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else processor()
 
 
+def card(device: str) -> str:
+    """Which GPU this process computes on, whatever CUDA_VISIBLE_DEVICES calls it; '' on a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device == "cuda" else ""
+
+
 @lru_cache
 def processor() -> str:
     """The processor's model name, as far as the system tells."""

@@ -16,7 +16,7 @@ SCHEMA = 1
 OUTCOMES = ("ok", "diverged", "unfit")
 # A field added after the first committed record has one neutral value here, at which it is not written, so that old
 # records read, and are written again, as they are. Append only.
-YOUNGER: dict[str, object] = {"registration": "", "chosen": None}
+YOUNGER: dict[str, object] = {"registration": "", "chosen": None, "card": ""}
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Record:
         str  # hash of what the run's sweep declared to test, as it stood when the run began; '' outside a sweep
     )
     chosen: Chosen | None
+    card: str  # UUID of the (first rank's) GPU, whose time all runs on it share; '' on a CPU
 
     def __post_init__(self):
         if self.outcome not in OUTCOMES:

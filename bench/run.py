@@ -14,7 +14,7 @@ from bench import Refusal, backbone, evaluate, registry, train, tune
 from bench.capacity import capacity_of, model_of
 from bench.config import Run, Where, resolved
 from bench.full import save
-from bench.provenance import code_digests, environment, peak_memory, reset_peak_memory, stamp
+from bench.provenance import card, code_digests, environment, peak_memory, reset_peak_memory, stamp
 from bench.record import SCHEMA, Capacity, Chosen, Cost, Hashes, Record
 from bench.seeds import Streams
 from bench.store import Store, replace_whole, utc
@@ -237,6 +237,7 @@ def record_of(run: Run, where: Where, device: str, built: Built, ended: Ended) -
         finished=utc(),
         registration=run.registration,
         chosen=ended.chosen,
+        card=card(device),
     )
 
 

@@ -75,6 +75,7 @@ def a_record(run: Run, number: int) -> Record:
         finished=utc(),
         registration=run.registration,
         chosen=None,
+        card="",
     )
 
 

@@ -60,6 +60,7 @@ def a_record(run, value: float) -> Record:
         finished="2026-01-01T00:00:00+00:00",
         registration=run.registration,
         chosen=None,
+        card="",
     )
 
 

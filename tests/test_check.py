@@ -17,6 +17,7 @@ from bench.check.isolation import data_dependence
 from bench.check.structure import PREDICATES
 from bench.check.verb import distinct, everything, of
 from bench.compose import ROOT, make_where
+from benchmarks import check_tables
 from tests import wrong_at_edges as edges
 from tests import wrong_mixers as wrong
 
@@ -352,3 +353,17 @@ def test_json_has_the_rows_of_the_table(call):
 def test_what_cannot_be_checked_is_refused_with_exit_code_2(call, words, said):
     status, out, err = call("check", *words)
     assert (status, out) == (2, "") and said in err
+
+
+def test_tables_of_its_json_show_what_fails_and_what_was_skipped(call, tmp_path, monkeypatch, capsys):
+    _, out, _ = call("check", "identity", "--json")
+    found = json.loads(out)
+    (rows,) = found.values()
+    rows[0] |= {"verdict": "fail", "figure": 0.25}
+    rows[1] |= {"verdict": "skip", "figure": None}
+    (tmp_path / "check.json").write_text(json.dumps(found))
+    monkeypatch.setattr(sys, "argv", ["check_tables.py", str(tmp_path / "check.json")])
+    check_tables.main()
+    said = capsys.readouterr().out
+    assert "1 fail, " in said and f"| {rows[0]['property']} | **0.25** |" in said
+    assert f"| {rows[1]['property']} | - |" in said and "| property | sam=false |" in said

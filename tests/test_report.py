@@ -93,6 +93,7 @@ def a_record(run: dict, metrics: dict, outcome: str = "ok", label: str = "quick"
         finished="2026-01-01T00:00:00+00:00",
         registration="",
         chosen=None,
+        card="",
     )
 
 

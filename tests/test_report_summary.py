@@ -19,13 +19,13 @@ BOTH = (Column("quick", "accuracy"), Column("rough", "accuracy"))
 # Cost ---------------------------------------------------------------------------------------------------------------
 
 
-def timed(row, begin: float, wall: float, node: str = "n", world: int = 1):
+def timed(row, begin: float, wall: float, node: str = "n", world: int = 1, card: str = ""):
     """A run at work from `begin` for `wall` seconds, of which 1 is start-up, 2 the first step, 3 evaluation."""
     seconds = int(begin + wall)
     finished = f"2026-01-01T00:{seconds // 60:02d}:{seconds % 60:02d}+00:00"
     times = replace(row.record.cost, wall=wall, startup=1.0, first_step=2.0, evaluation=3.0)
     where = replace(row.record.environment, node=node, world=world)
-    return replace(row, record=replace(row.record, cost=times, finished=finished, environment=where))
+    return replace(row, record=replace(row.record, cost=times, finished=finished, environment=where, card=card))
 
 
 def minutes(rows) -> dict[str, list[float]]:
@@ -41,6 +41,8 @@ def test_runs_that_share_a_device_share_its_time_and_the_parts_add_up():
     assert together["dense"][0] == 0.5 and together["low_rank"][0] == 1.5 and together["all"][0] == 2
     apart = minutes([timed(dense, 0, 60), timed(low, 0, 120, node="another")])
     assert apart["all"][0] == 3
+    two_cards = [timed(dense, 0, 60, card="GPU-1"), timed(low, 0, 120, card="GPU-2")]
+    assert minutes(two_cards)["all"][0] == 3
     assert minutes([timed(dense, 0, 60, world=2), timed(low, 60, 60)])["dense"][0] == 2
     for values in (*alone.values(), *together.values()):
         assert values[0] == pytest.approx(sum(values[1:]), abs=0.21)

@@ -47,6 +47,7 @@ def a_record(seed: int, outcome: str = "ok", wall: float = 1.0, accuracy: float 
         finished="2026-01-01T00:00:00+00:00",
         registration="",
         chosen=None,
+        card="",
     )
 
 

@@ -1,7 +1,7 @@
 """What a table cost: device time of its runs by arm, from the records alone.
 
 Runs that shared a device stretched each other, so their seconds do not add up to the device's. Each moment is split
-evenly between the runs that were at work on the node at that moment; the shares add up to the time in which any was.
+evenly between the runs that were at work on that device then; the shares add up to the time in which any was.
 """
 
 from datetime import datetime
@@ -41,11 +41,12 @@ def shared(begin_R: np.ndarray, end_R: np.ndarray) -> np.ndarray:
 
 def parted(rows: list[Row]) -> list[np.ndarray]:
     """Minutes of each run: training, then PARTS. All devices of a run on several count."""
-    nodes: dict[tuple, list[int]] = {}
+    devices: dict[tuple, list[int]] = {}
     for place, row in enumerate(rows):
-        nodes.setdefault((row.record.environment.node, row.record.environment.device), []).append(place)
+        room = row.record.environment
+        devices.setdefault((room.node, room.device, row.record.card), []).append(place)
     share_R = np.zeros(len(rows))
-    for places in nodes.values():
+    for places in devices.values():
         end_R = np.array([datetime.fromisoformat(rows[i].record.finished).timestamp() for i in places])
         wall_R = np.array([rows[i].record.cost.wall for i in places])
         share_R[places] = shared(end_R - wall_R, end_R)
