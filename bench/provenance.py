@@ -67,15 +67,21 @@ def processor() -> str:
 
 @lru_cache
 def commit() -> str:
-    """The checkout's commit, '' outside git. Provenance only: what counts are the digests of the files."""
+    """The checkout's commit, with '+changes' if code or configurations differ from it, '' outside git. Provenance only:
+    what counts are the digests of the files."""
     noted = ROOT / "COMMIT"  # of a snapshot, which may lie inside a checkout that has moved on
     if noted.exists():
         return noted.read_text().strip()
     try:
-        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "bench", "configs")
+        return _git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
 
 
 def code_digests(run: Run) -> dict[str, str]:

@@ -38,7 +38,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Environment:
-    commit: str  # '' outside git; provenance only, the digests count
+    commit: str  # '+changes' if files differed, '' outside git; provenance only, the digests count
     python: str
     torch: str
     packages: dict[str, str]  # versions of the other libraries whose draws, kernels or decoders make the numbers

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 import mmap
+import subprocess
 import time
 
 import numpy as np
@@ -262,6 +263,29 @@ def test_code_that_changed_under_a_running_process_is_refused(monkeypatch):
     monkeypatch.setitem(provenance.LOADED, path, "another")
     with pytest.raises(one_run.Refusal, match=r"gated.py has changed since this process loaded it"):
         provenance.code_digests(a_run())
+
+
+def test_a_record_says_whether_its_commit_is_all_of_the_code(tmp_path, monkeypatch):
+    def git(*words):
+        named = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *named, *words], check=True, capture_output=True, text=True
+        ).stdout
+
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    say = provenance.commit.__wrapped__
+    assert say() == ""
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "code.py").write_text("1")
+    (tmp_path / "results.md").write_text("1")
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "x")
+    head = git("rev-parse", "HEAD").strip()
+    (tmp_path / "results.md").write_text("2")
+    assert say() == head
+    (tmp_path / "bench" / "code.py").write_text("2")
+    assert say() == head + "+changes"
 
 
 def test_the_peak_of_a_run_is_its_own():
