@@ -73,7 +73,7 @@ def commit() -> str:
     if noted.exists():
         return noted.read_text().strip()
     try:
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "bench", "configs")
+        changed = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no", "--", "bench", "configs")
         return _git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -258,7 +258,7 @@ SOFTMAX = [
 ]
 CASES = {
     "convolution 1536": Entry(partial(convolution, 12), 128, each(
-        TOKENS=(32, 128), CHANNELS=(128, 512), FOUR=(256,), STAGES=(1,)
+        TOKENS=(32, 128), CHANNELS=(128, 512), UNROLLED=(1,), FOUR=(256,)
     )),
     "convolution 384": Entry(partial(convolution, 3), 128, each(TOKENS=(32, 128), CHANNELS=(128,))),
     "gated norm": Entry(norm, 128, each(PROGRAMS=(1056, 4096, 16384), PER_WARP=(256, 1024))),

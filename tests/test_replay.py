@@ -1,5 +1,6 @@
 """A training step as one CUDA graph: where it is used, and that it changes no bit."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from bench import Refusal, train
 from bench.compose import make_run, make_where
+from bench.replay import Recording, Replay
 from bench.seeds import Streams
 from tests.conftest import built, setting, shrunk
 
@@ -81,3 +83,18 @@ def test_a_graph_changes_no_bit(protocol, mixer, tmp_path):
     resumed, resumed_curve = trained(protocol, mixer, tmp_path / "parts", as_graph=True, stop_after=5)
     assert curve == replayed_curve == resumed_curve
     assert all(map(torch.equal, plain, replayed)) and all(map(torch.equal, plain, resumed))
+
+
+def test_a_step_that_cannot_be_recorded_says_what_to_set(monkeypatch):
+    """The device's part of recording is left out: what is held is what a user reads."""
+
+    def step(inputs):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
+    replay = object.__new__(Replay)
+    replay.step, replay.stream = step, None
+    with pytest.raises(RuntimeError, match=r"set where.graph=off \(operation not permitted"):
+        replay.record(Recording(), {"x": torch.zeros(1)})

@@ -19,7 +19,6 @@ FOUR = 128
 UNROLLED = 7
 """Tokens of one turn of the loop: after seven the window is another, so that no register need be moved. With one,
 right in the interpreter, Triton 3.6 compiled it wrongly for an H200: keep to what benchmarks/kernels.py has checked."""
-STAGES = 3
 REACH = 7
 """Taps that a program keeps; fewer are as good as 7 with zeros."""
 AHEAD = tl.constexpr(4)  # tokens on their way from memory while one is worked on; converted later, so as not to wait
@@ -229,7 +228,7 @@ def _shape(x_BLC: Tensor) -> tuple[tuple[int, int, int], dict]:
     batch, length, channels = x_BLC.shape
     tile = min(CHANNELS, max(128, triton.next_power_of_2(channels)))
     grid = triton.cdiv(length, TOKENS), triton.cdiv(channels, tile), batch
-    return grid, {"T": TOKENS, "C": tile, "U": UNROLLED, "num_warps": tile // FOUR, "num_stages": STAGES}
+    return grid, {"T": TOKENS, "C": tile, "U": UNROLLED, "num_warps": tile // FOUR}
 
 
 def _rows(x_BLC: Tensor) -> Tensor:

@@ -38,15 +38,10 @@ def _turns(f, place):
 
 @triton.jit
 def _frequencies(f_ptr, length, heads, rank, f_b, f_l, f_h, T: tl.constexpr, R: tl.constexpr):
-    """Of a few tokens of a head, TR; their places among all tokens and heads, and whether they exist.
-
-    One axis of programs: another ends at 65,535, and a row may have more stretches.
-    """
-    stretches = tl.cdiv(length, T)
-    of_row, stretch = tl.program_id(0) // stretches, tl.program_id(0) % stretches
-    row, h = (of_row // heads).to(tl.int64), of_row % heads
-    t_T, d_R = stretch * T + tl.arange(0, T), tl.arange(0, R)
-    f_at = f_ptr + row * f_b + h * f_h + t_T.to(tl.int64)[:, None] * f_l + d_R[None, :]
+    """Of a few tokens of a head, TR; their places among all tokens and heads, and whether they exist."""
+    row, h = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    t_T, d_R = tl.program_id(1) * T + tl.arange(0, T), tl.arange(0, R)
+    f_at = f_ptr + row * f_b + h * f_h + t_T[:, None] * f_l + d_R[None, :]
     f_TR = tl.load(f_at, mask=(t_T < length)[:, None] & (d_R < rank)[None, :], other=0.0)
     return f_TR, (row * length + t_T) * heads + h, t_T < length
 
@@ -108,14 +103,14 @@ def _sum_back(
     tl.store(gf_ptr + at_T[:, None] * rank + d_R[None, :], gf_TR, mask=known_T[:, None] & (d_R < rank)[None, :])
 
 
-def _sizes(f_BLHR: Tensor, size: int, dtype: torch.dtype) -> tuple[tuple[int], dict]:
+def _sizes(f_BLHR: Tensor, size: int, dtype: torch.dtype) -> tuple[tuple[int, int], dict]:
     """The grid and what both kernels take as constants."""
     batch, length, heads, rank = f_BLHR.shape
     tiles = triton.cdiv(size, 2 * ROWS * HALF)
     tokens = TOKENS if tiles == 1 else TOKENS // 2  # registers: all of it stays in those of one warp
     sizes = {"TILES": tiles, "T": tokens, "A": ROWS, "S": HALF, "num_warps": 1}
     sizes |= {"R": max(16, triton.next_power_of_2(rank)), "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32"}
-    return (triton.cdiv(length, tokens) * batch * heads,), sizes
+    return (batch * heads, triton.cdiv(length, tokens)), sizes
 
 
 @torch.library.custom_op("mixerbench::cosine_sums", mutates_args=())

@@ -14,7 +14,7 @@ SHORT = 1024
 """Up to this length the L x L matrix is faster than Fourier transforms on a GPU (sam: equal near 1,700 on an H200)."""
 
 TILED = 8192
-"""Up to this length tiles on the tensor cores (kernels/toeplitz.py) are faster than they, at 8,192 by 1.4 (H200)."""
+"""Up to this length tiles on the tensor cores (kernels/toeplitz.py) are faster than they, at 8,192 by 1.3 (H200)."""
 
 
 def product(w_BHK: Tensor, v_BLHP: Tensor, segments_BL: Tensor, packed: bool) -> Tensor:
