@@ -4,6 +4,7 @@ import argparse
 import errno
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import Refusal
@@ -317,9 +318,14 @@ def speed_again(path: Path, out: Path | None) -> int:
 
 def main() -> int:
     options = parse(sys.argv[1:])
+    verbs = (run, sweep, plan, status, logs, cancel, retry, report, merge, data, check, match, show, speed)
+    return guarded({verb.__name__: verb for verb in verbs}[options.verb], options)
+
+
+def guarded(act: Callable[..., int], given: object) -> int:
+    """The exit status that `act` returns; 2 after one line on what a user can mend, 130 after Ctrl-C."""
     try:
-        verbs = (run, sweep, plan, status, logs, cancel, retry, report, merge, data, check, match, show, speed)
-        return {verb.__name__: verb for verb in verbs}[options.verb](options)
+        return act(given)
     except Refusal as error:
         print(f"mixerbench: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import Refusal
-from bench.cli import refuse_early, where_of
+from bench.cli import guarded, refuse_early, where_of
 from bench.compose import ROOT
 from bench.config import Run
 from bench.queue import Queue
@@ -109,8 +109,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Refusal as refusal:
-        print(refusal, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(guarded(main, sys.argv[1:]))

@@ -8,6 +8,9 @@ of low rank (low_rank.py), with a Toeplitz matrix (toeplitz.py) and with that of
 
 import importlib.util
 
+import torch
+from torch import Tensor
+
 from bench import Refusal
 
 
@@ -22,6 +25,16 @@ def warps(most: int, rows: int) -> int:
     multiplied in parts (tf32x3): seen on an H200 in the gradient of attention's queries, 64 x 16.
     """
     return most if rows >= 16 * most else min(most, 4)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of products of fp32, three in TF32 for one; it means nothing to others."""
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+def dense_last(x: Tensor) -> Tensor:
+    """x with its last axis side by side in memory: a slice of wider rows may stay as it is."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def require_triton() -> None:

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bench.kernels import dense_last
+
 TOKENS, CHANNELS = 64, 256
 """Of a stretch: a longer one reads less twice, a shorter one keeps more programs busy."""
 FOUR = 128
@@ -231,17 +233,12 @@ def _shape(x_BLC: Tensor) -> tuple[tuple[int, int, int], dict]:
     return grid, {"T": TOKENS, "C": tile, "U": UNROLLED, "num_warps": tile // FOUR}
 
 
-def _rows(x_BLC: Tensor) -> Tensor:
-    """x with its channels side by side in memory: a slice of wider rows may stay as it is."""
-    return x_BLC if x_BLC.stride(-1) == 1 else x_BLC.contiguous()
-
-
 @torch.library.custom_op("mixerbench::short_conv", mutates_args=())
 def short_conv(
     x_BLC: Tensor, segments_BL: Tensor, weight_CW: Tensor, bias_C: Tensor, left: int, packed: bool, silu: bool
 ) -> Tensor:
     """y_BLC in the dtype of x. `left`: taps before the token's own. Padding (segment 0) is read as zero."""
-    x_BLC, segments_BL = _rows(x_BLC), segments_BL.contiguous()
+    x_BLC, segments_BL = dense_last(x_BLC), segments_BL.contiguous()
     y_BLC = torch.empty(x_BLC.shape, dtype=x_BLC.dtype, device=x_BLC.device)
     grid, shape = _shape(x_BLC)
     _forward[grid](
@@ -263,7 +260,7 @@ def short_conv_backward(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (its dtype), of the taps and of the bias (fp32)."""
-    gy_BLC, x_BLC, segments_BL = _rows(gy_BLC), _rows(x_BLC), segments_BL.contiguous()
+    gy_BLC, x_BLC, segments_BL = dense_last(gy_BLC), dense_last(x_BLC), segments_BL.contiguous()
     (batch, length, channels), width = x_BLC.shape, weight_CW.shape[1]
     grid, shape = _shape(x_BLC)
     gx_BLC = torch.empty(x_BLC.shape, dtype=x_BLC.dtype, device=x_BLC.device)

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bench.kernels import dense_last, precision
+
 ROWS, HALF = 16, 16  # A and S: the least that a product may have
 TOKENS = 2
 
@@ -109,14 +111,14 @@ def _sizes(f_BLHR: Tensor, size: int, dtype: torch.dtype) -> tuple[tuple[int, in
     tiles = triton.cdiv(size, 2 * ROWS * HALF)
     tokens = TOKENS if tiles == 1 else TOKENS // 2  # registers: all of it stays in those of one warp
     sizes = {"TILES": tiles, "T": tokens, "A": ROWS, "S": HALF, "num_warps": 1}
-    sizes |= {"R": max(16, triton.next_power_of_2(rank)), "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32"}
+    sizes |= {"R": max(16, triton.next_power_of_2(rank)), "PRECISION": precision(dtype)}
     return (batch * heads, triton.cdiv(length, tokens)), sizes
 
 
 @torch.library.custom_op("mixerbench::cosine_sums", mutates_args=())
 def cosine_sums(f_BLHR: Tensor, spacing: int, size: int, dtype: torch.dtype) -> Tensor:
     """BLHK in `dtype`, K = `size` places 0, spacing, 2 spacing, ...; frequencies in fp32, in cycles."""
-    f_BLHR, (batch, length, heads, rank) = _last(f_BLHR), f_BLHR.shape
+    f_BLHR, (batch, length, heads, rank) = dense_last(f_BLHR), f_BLHR.shape
     c_BLHK = f_BLHR.new_empty(batch, length, heads, size, dtype=dtype)
     grid, sizes = _sizes(f_BLHR, size, dtype)
     _sum[grid](f_BLHR, c_BLHK, length, heads, rank, size, spacing, *f_BLHR.stride()[:3], **sizes)
@@ -125,16 +127,12 @@ def cosine_sums(f_BLHR: Tensor, spacing: int, size: int, dtype: torch.dtype) -> 
 
 @torch.library.custom_op("mixerbench::cosine_sums_backward", mutates_args=())
 def cosine_sums_backward(gc_BLHK: Tensor, f_BLHR: Tensor, spacing: int) -> Tensor:
-    f_BLHR, gc_BLHK, (_, length, heads, rank) = _last(f_BLHR), gc_BLHK.contiguous(), f_BLHR.shape
+    f_BLHR, gc_BLHK, (_, length, heads, rank) = dense_last(f_BLHR), gc_BLHK.contiguous(), f_BLHR.shape
     gf_BLHR = f_BLHR.new_empty(f_BLHR.shape)
     size = gc_BLHK.shape[-1]
     grid, sizes = _sizes(f_BLHR, size, gc_BLHK.dtype)
     _sum_back[grid](f_BLHR, gc_BLHK, gf_BLHR, length, heads, rank, size, spacing, *f_BLHR.stride()[:3], **sizes)
     return gf_BLHR
-
-
-def _last(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 @cosine_sums.register_fake

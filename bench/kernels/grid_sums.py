@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bench.kernels import precision
+
 PLACES, POINTS, SEEN, CHANNELS = 64, 16, 64, 128
 """Of a tile, at most: places, points that are summed up at, points that are seen by places at a time, channels."""
 WARPS = 4
@@ -80,7 +82,7 @@ def to_grid(v_BLHP: Tensor, weight_O: Tensor, spacing: int, size: int) -> Tensor
     steps = triton.cdiv(min((k - 1) * spacing + 2 * reach - 1, length), j)
     _to_grid[batch * heads, triton.cdiv(size, k), triton.cdiv(width, c)](
         v_BLHP, weight_O, u_BHKP, length, heads, size, width, reach, spacing, *v_BLHP.stride()[:3],
-        STEPS=steps, J=j, K=k, C=c, PRECISION=_precision(v_BLHP), num_warps=WARPS,
+        STEPS=steps, J=j, K=k, C=c, PRECISION=precision(v_BLHP.dtype), num_warps=WARPS,
     )  # fmt: skip
     return u_BHKP
 
@@ -96,13 +98,9 @@ def from_grid(u_BHKP: Tensor, weight_O: Tensor, spacing: int, length: int) -> Te
     k = _tile(seen, SEEN)
     _from_grid[batch * heads, triton.cdiv(length, j), triton.cdiv(width, c)](
         u_BHKP, weight_O, y_BLHP, length, heads, size, width, reach, spacing,
-        STEPS=triton.cdiv(seen, k), J=j, K=k, C=c, PRECISION=_precision(u_BHKP), num_warps=WARPS,
+        STEPS=triton.cdiv(seen, k), J=j, K=k, C=c, PRECISION=precision(u_BHKP.dtype), num_warps=WARPS,
     )  # fmt: skip
     return y_BLHP
-
-
-def _precision(x: Tensor) -> str:
-    return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
 @to_grid.register_fake

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bench.kernels import dense_last, precision
+
 TOKENS, TILE, WIDE, WARPS = 64, 64, 128, 4
 """Of a program: tokens of a step, the widest tile of the first factor and of the second, and its warps. What lies
 beyond a tile is another program's, which reads the other factor again."""
@@ -66,10 +68,6 @@ def _tile(size: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(size)))
 
 
-def _precision(x: Tensor) -> str:
-    return "tf32x3" if x.dtype == torch.float32 else "tf32"
-
-
 def gathered(x_BLHA: Tensor, y_BLHC: Tensor) -> Tensor:
     """sum over L of x y^T for each head, BHAC in the dtype of y, added up in fp32."""
     (batch, length, heads, a_size), c_size = x_BLHA.shape, y_BLHC.shape[-1]
@@ -81,7 +79,7 @@ def gathered(x_BLHA: Tensor, y_BLHC: Tensor) -> Tensor:
     s_BHSAC = y_BLHC.new_empty(batch, heads, shares, a_size, c_size, dtype=kept)
     _gather[batch * heads, shares, tiles](
         x_BLHA, y_BLHC, s_BHSAC, length, heads, a_size, c_size, *x_BLHA.stride()[:3], *y_BLHC.stride()[:3],
-        SHARE=share, T=TOKENS, A=a, C=c, PRECISION=_precision(y_BLHC), num_warps=WARPS,
+        SHARE=share, T=TOKENS, A=a, C=c, PRECISION=precision(y_BLHC.dtype), num_warps=WARPS,
     )  # fmt: skip
     return s_BHSAC.sum(2).to(y_BLHC.dtype) if shares > 1 else s_BHSAC[:, :, 0]
 
@@ -93,13 +91,9 @@ def applied(x_BLHA: Tensor, s_BHAC: Tensor) -> Tensor:
     y_BLHC = x_BLHA.new_empty(batch, length, heads, c_size)
     _apply[batch * heads, triton.cdiv(length, TOKENS), triton.cdiv(c_size, c)](
         x_BLHA, s_BHAC, y_BLHC, length, heads, a_size, c_size, *x_BLHA.stride()[:3], *s_BHAC.stride()[2:],
-        STEPS=triton.cdiv(a_size, a), T=TOKENS, A=a, C=c, PRECISION=_precision(x_BLHA), num_warps=WARPS,
+        STEPS=triton.cdiv(a_size, a), T=TOKENS, A=a, C=c, PRECISION=precision(x_BLHA.dtype), num_warps=WARPS,
     )  # fmt: skip
     return y_BLHC
-
-
-def _last(x_BLHA: Tensor) -> Tensor:
-    return x_BLHA if x_BLHA.stride(-1) == 1 else x_BLHA.contiguous()
 
 
 def _states(s_BHAC: Tensor) -> Tensor:
@@ -109,13 +103,13 @@ def _states(s_BHAC: Tensor) -> Tensor:
 @torch.library.custom_op("mixerbench::gather_rows", mutates_args=())
 def gather_rows(x_BLHA: Tensor, y_BLHC: Tensor) -> Tensor:
     """States BHAC, the sum over L of x y^T for each head; all of one dtype. Nothing is masked."""
-    return gathered(_last(x_BLHA), _last(y_BLHC)).contiguous()
+    return gathered(dense_last(x_BLHA), dense_last(y_BLHC)).contiguous()
 
 
 @torch.library.custom_op("mixerbench::apply_states", mutates_args=())
 def apply_states(x_BLHA: Tensor, s_BHAC: Tensor) -> Tensor:
     """Rows BLHC, x times its head's state; all of one dtype."""
-    return applied(_last(x_BLHA), _states(s_BHAC))
+    return applied(dense_last(x_BLHA), _states(s_BHAC))
 
 
 def low_rank_product(q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor) -> Tensor:

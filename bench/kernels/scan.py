@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from bench.kernels import precision
 from bench.kernels.scan_tiles import carry, carry_back, products, products_back, states
 
 CHUNK = 64
@@ -91,7 +92,7 @@ def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> dict:
         "T": CHUNK,
         "N": max(16, triton.next_power_of_2(state)),
         "P": max(16, triton.next_power_of_2(width)),
-        "PRECISION": "tf32x3" if v_BLHP.dtype == torch.float32 else "tf32",
+        "PRECISION": precision(v_BLHP.dtype),
     }
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.kernels import warps
+from bench.kernels import dense_last, precision, warps
 
 QUERIES, KEYS, WARPS, STAGES = 128, 64, 8, 3
 """Of the values: a tile of queries and the keys read at a time, warps of a program, loads in flight."""
@@ -216,7 +216,7 @@ def _sizes(x_BL2HR: Tensor, v_BLHP: Tensor) -> dict:
         "numbers": (length, heads, rank, width, float(rank**0.5), *x_BL2HR.stride()[:4], *v_BLHP.stride()[:3]),
         "R": max(16, triton.next_power_of_2(rank)),
         "P": max(16, triton.next_power_of_2(width)),
-        "PRECISION": "tf32x3" if v_BLHP.dtype == torch.float32 else "tf32",
+        "PRECISION": precision(v_BLHP.dtype),
     }
 
 
@@ -226,10 +226,6 @@ def _tile(most: int, length: int, sizes: dict, x: Tensor) -> int:
     return max(16, min(most // wide, triton.next_power_of_2(length)))
 
 
-def _last(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("mixerbench::softmax_product", mutates_args=())
 def softmax_product(
     x_BL2HR: Tensor, v_BLHP: Tensor, first_BL: Tensor, end_BL: Tensor, packed: bool
@@ -237,7 +233,7 @@ def softmax_product(
     """y_BLHP in the dtype of v, zero where nothing is visible, and the log2 of the sum of exponentials, BHL in fp32.
 
     x is q and k, of the dtype of v; first and end are int32. Not `packed`: a row is one document from its beginning."""
-    x_BL2HR, v_BLHP = _last(x_BL2HR), _last(v_BLHP)
+    x_BL2HR, v_BLHP = dense_last(x_BL2HR), dense_last(v_BLHP)
     batch, length, heads, width = v_BLHP.shape
     sizes = _sizes(x_BL2HR, v_BLHP)
     i, j = (_tile(most, length, sizes, v_BLHP) for most in (QUERIES, KEYS))
@@ -257,7 +253,7 @@ def softmax_product_backward(
     lse_BHL: Tensor, packed: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of x and v."""
-    gy_BLHP, x_BL2HR, v_BLHP = gy_BLHP.contiguous(), _last(x_BL2HR), _last(v_BLHP)
+    gy_BLHP, x_BL2HR, v_BLHP = gy_BLHP.contiguous(), dense_last(x_BL2HR), dense_last(v_BLHP)
     batch, length, heads, _ = v_BLHP.shape
     sizes = _sizes(x_BL2HR, v_BLHP)
     own, other = (_tile(most, length, sizes, v_BLHP) for most in (OWN, OTHER))

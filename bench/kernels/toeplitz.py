@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.kernels import warps
+from bench.kernels import dense_last, precision, warps
 
 READ, WRITTEN, WARPS, STAGES = 256, 64, 8, 3
 """Of the product: places of a tile at most, warps of a program, loads in flight."""
@@ -125,14 +125,6 @@ def _tile(size: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(size)))
 
 
-def _precision(x: Tensor) -> str:
-    return "tf32x3" if x.dtype == torch.float32 else "tf32"
-
-
-def _last(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def table(w_FHK: Tensor, dtype: torch.dtype, turned: bool, causal: bool) -> Tensor:
     """The copies of each filter in the dtype of v, of a size that no tile needs to be masked."""
     filters, heads, lags = w_FHK.shape
@@ -154,14 +146,14 @@ def toeplitz(v_BLHP: Tensor, w_FHK: Tensor, count_B: Tensor) -> Tensor:
 def toeplitz_product(v_BLHP: Tensor, w_FHK: Tensor, count_B: Tensor, causal: bool, turned: bool) -> Tensor:
     """T v, BLHP in the dtype of v, zero on padding; T transposed if `turned`. w in fp32; with `causal` its negative
     lags count as zero."""
-    v_BLHP = _last(v_BLHP)
+    v_BLHP = dense_last(v_BLHP)
     (batch, length, heads, width), filters = v_BLHP.shape, len(w_FHK)
     t_FHSW = table(w_FHK, v_BLHP.dtype, turned, causal)
     y_BLHP = v_BLHP.new_empty(batch, length, heads, width)
     i, j, c = _tile(length, 2 * READ // v_BLHP.element_size()), _tile(length, WRITTEN), _tile(width, CHANNELS)
     _product[triton.cdiv(length, i), batch * heads, triton.cdiv(width, c)](
         t_FHSW, v_BLHP, y_BLHP, count_B, length, heads, width, t_FHSW.shape[-1], filters, *v_BLHP.stride()[:3],
-        TURNED=turned, CAUSAL=causal, I=i, J=j, C=c, PRECISION=_precision(v_BLHP), num_warps=warps(WARPS, i),
+        TURNED=turned, CAUSAL=causal, I=i, J=j, C=c, PRECISION=precision(v_BLHP.dtype), num_warps=warps(WARPS, i),
         num_stages=STAGES,
     )  # fmt: skip
     return y_BLHP
@@ -172,14 +164,14 @@ def toeplitz_filter_gradient(
     gy_BLHP: Tensor, v_BLHP: Tensor, count_B: Tensor, filters: int, causal: bool
 ) -> Tensor:  # fmt: skip
     """gw_FHK, the sums of gy_i . v_j over i - j = lag, in fp32."""
-    gy_BLHP, v_BLHP = _last(gy_BLHP), _last(v_BLHP)
+    gy_BLHP, v_BLHP = dense_last(gy_BLHP), dense_last(v_BLHP)
     batch, length, heads, width = v_BLHP.shape
     t, c = _tile(length, PLACES), _tile(width, 2 * CHANNELS // v_BLHP.element_size())  # as many bytes in fp32
     tiles = triton.cdiv(length, t)
     part_BHSW = v_BLHP.new_empty(batch, heads, 2, 2 * tiles * t, dtype=torch.float32)
     _filter_gradient[tiles, batch * heads](
         gy_BLHP, v_BLHP, part_BHSW, count_B, heads, width, tiles, *gy_BLHP.stride()[:3], *v_BLHP.stride()[:3],
-        CAUSAL=causal, T=t, C=c, PARTS=triton.cdiv(width, c), PRECISION=_precision(v_BLHP),
+        CAUSAL=causal, T=t, C=c, PARTS=triton.cdiv(width, c), PRECISION=precision(v_BLHP.dtype),
         num_warps=warps(WARPS_BACK, t), num_stages=STAGES_BACK,
     )  # fmt: skip
     gw_FHW = part_BHSW.unflatten(0, (-1, filters)).sum((0, 3))
