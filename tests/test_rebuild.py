@@ -5,8 +5,10 @@ Figures are compared under the matplotlib that pyproject pins: another one may s
 
 import importlib.metadata
 import re
+import subprocess
 import tomllib
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,16 @@ from bench.store import Store
 from bench.sweep import load
 
 GIVEN = ("records.jsonl", "items.parquet", "README.md")  # what the report reads, and what people write
-TABLES = sorted(path.parent.name for path in (ROOT / "results").glob("*/certificate.json"))
+
+
+def committed(name: str) -> list[str]:
+    """Folders of results/ with this file in git: what a user has made there of other runs is nobody's evidence yet."""
+    command = ["git", "-C", ROOT, "ls-files", f"results/*/{name}"]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    return sorted(Path(path).parent.name for path in found)
+
+
+TABLES = committed("certificate.json")
 DEV = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
 (PINNED,) = (m[1] for m in map(re.compile(r"matplotlib==(.+)").fullmatch, DEV) if m)
 
@@ -26,15 +37,15 @@ def rebuilt(tmp_path_factory):
     """Name of a table -> (what is committed, what the report makes now of committed runs alone), file by file."""
     folder = tmp_path_factory.mktemp("rebuilt")
     (folder / "results").mkdir()
-    for path in (ROOT / "results").glob("*/records.jsonl"):
-        (folder / "results" / path.parent.name).symlink_to(path.parent)
+    for name in committed("records.jsonl"):
+        (folder / "results" / name).symlink_to(ROOT / "results" / name)
 
     @lru_cache
     def made(name: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        committed = ROOT / "results" / name
-        html = (committed / "page.html").exists()
+        home = ROOT / "results" / name
+        html = (home / "page.html").exists()
         report(load(ROOT / "sweeps" / f"{name}.yaml"), Store(folder / "results"), folder / name, None, html)
-        return files(committed), files(folder / name)
+        return files(home), files(folder / name)
 
     return made
 
