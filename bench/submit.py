@@ -17,13 +17,14 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import Refusal, full, slurm
 from bench.cluster import Cluster, requests
 from bench.compose import CONFIGS, ROOT
 from bench.config import Where, build
-from bench.store import Store, replace_whole, take, utc
+from bench.store import Store, replace_whole, take
 
 SNAPSHOT = ("bench", "configs")  # what of the checkout a task needs
 FULL = (
@@ -54,7 +55,7 @@ class Submission:
     code: str  # digest of the snapshot
     runs: tuple[str, ...]  # ids of all runs of the sweep, parents included
     command: tuple[str, ...]  # sbatch's words but for the array
-    time: str
+    time: str  # to the microsecond: it orders submissions
     arrays: list[dict] = field(default_factory=list)  # {"job": number, "elements": how many}
 
     @property
@@ -186,7 +187,7 @@ def prepare(
         code=digest,
         runs=tuple(run_ids),
         command=tuple(command(folder, name, cluster, where.nodes)),
-        time=utc(),
+        time=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
     submission.sweep_file.write_text(submission.sweep_text)
     full.reserve(folder / REFUSED)

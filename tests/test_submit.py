@@ -205,6 +205,11 @@ def test_equal_code_is_kept_once_and_a_changed_snapshot_is_refused(tmp_path):
     assert "has been changed" in refusal(a_submission, tmp_path)
 
 
+def test_submissions_of_one_second_are_in_order(tmp_path):
+    names = [a_submission(tmp_path).name for _ in range(6)]
+    assert [s.name for s in submissions(tmp_path / "results", "x")] == names
+
+
 def test_a_submission_comes_back_as_it_was_written(submission):
     assert Submission.read(submission.folder) == submission
     (submission.folder / "submission.json").write_text("{")
