@@ -239,9 +239,9 @@ def one_attention(length, rank, width, packed):
     compare(f"attention {length=} {rank=} {packed=}", fast, exact, *inputs)
 
 
-def model():
+def model(name, changes):
     """A whole model with fused shells, and again on its plain backends, against itself without."""
-    made, task = built(shrunk(make_run("quick_recall", "quasiseparable", {}, 0, 0)))
+    made, task = built(shrunk(make_run("quick_recall", name, changes, 0, 0)))
     made.to(DEVICE)
     batch = {key: x.to(DEVICE) for key, x in task.example(4).items()}
     parameters = [p for _, p in sorted(made.named_parameters())]
@@ -255,9 +255,11 @@ def model():
     fast = gradients()
     with backbone.plain(made):
         again = gradients()
-    FOUND["model"] = largest((a - b).norm() / b.norm().clamp(min=1e-6) for a, b in zip(fast, exact, strict=True))
-    FOUND["model, differs"] = float(all(torch.equal(a, b) for a, b in zip(fast, exact, strict=True)))
-    FOUND["model, plain again"] = float(not all(torch.equal(a, b) for a, b in zip(again, exact, strict=True)))
+    FOUND[f"{name} model"] = largest(
+        (a - b).norm() / b.norm().clamp(min=1e-6) for a, b in zip(fast, exact, strict=True)
+    )
+    FOUND[f"{name} model, differs"] = float(all(torch.equal(a, b) for a, b in zip(fast, exact, strict=True)))
+    FOUND[f"{name} model, plain again"] = float(not all(torch.equal(a, b) for a, b in zip(again, exact, strict=True)))
 
 
 def half(name, changes):

@@ -128,6 +128,23 @@ def test_exact_features_are_their_formula_in_the_parameters_precision_whatever_a
     assert plain.conv_BLK.shape[-1] == plain.raw_BLK.shape[-1] == 0
 
 
+def test_autocast_rounds_the_gradients_of_exact_features_as_it_rounds_those_of_all_linear_maps():
+    """Rounded once, to bf16: near those in fp32, and not equal to them."""
+    layer = model_of(mixer="vandermonde").layers[0].shell.float()
+    x = torch.randn(2, LENGTH, WIDTH, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    wanted = torch.randn(2, LENGTH, layer.wants.exact, generator=torch.Generator().manual_seed(3))
+    segments = torch.ones(2, LENGTH, dtype=torch.int64)
+
+    def gradients(on: bool) -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            exact = layer.exact(x, segments)
+        return list(torch.autograd.grad((exact * wanted).sum(), (x, layer.in_exact.weight, layer.conv_exact.weight_CW)))
+
+    for half, full in zip(gradients(True)[:2], gradients(False)[:2], strict=True):
+        assert half.dtype == torch.float32 and 1e-5 < (half - full).norm() / full.norm() < 6e-3
+    assert torch.equal(gradients(True)[2], gradients(False)[2])
+
+
 @pytest.mark.parametrize("mixer", sorted(MIXERS))
 def test_parameters_for_a_kind_of_feature_exist_only_where_it_is_asked_for(mixer):
     layer = model_of(mixer=mixer).layers[0].shell

@@ -24,7 +24,12 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 CLOSE = 1e-5
 CLOSE_ON_GPU = 1e-4
 CALLS = {
-    "the shell": [["convolution"], ["norm"], ["model"]],
+    "the shell": [
+        ["convolution"],
+        ["norm"],
+        ["model", "quasiseparable", {}],
+        ["model", "vandermonde", {"mixer.sam": True}],
+    ],
     "low rank": [
         ["product"],
         ["mixer", "low_rank", {"rank": 4}],

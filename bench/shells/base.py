@@ -72,6 +72,24 @@ def short_conv(
     return y_BLC
 
 
+class ExactProduct(torch.autograd.Function):
+    """x_BLD W_KD^T in the precision of W. Gradients are products in `narrow`, autocast's dtype, as those of all other
+    linear maps are: it is the phases made of the values that a rounding would spoil."""
+
+    @staticmethod
+    def forward(ctx, x_BLD: Tensor, weight_KD: Tensor, narrow: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x_BLD.to(narrow), weight_KD.to(narrow))
+        ctx.dtypes = x_BLD.dtype, weight_KD.dtype
+        return F.linear(x_BLD.to(weight_KD.dtype), weight_KD)
+
+    @staticmethod
+    def backward(ctx, g_BLK: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_BLD, weight_KD = ctx.saved_tensors
+        g_BLK = g_BLK.to(x_BLD.dtype)
+        gw_KD = g_BLK.flatten(0, -2).t() @ x_BLD.flatten(0, -2)
+        return (g_BLK @ weight_KD).to(ctx.dtypes[0]), gw_KD.to(ctx.dtypes[1]), None
+
+
 class Several(nn.ModuleList):
     """Mixers that stand where a shell has its one, all with the same grant, features and wishes."""
 
@@ -138,10 +156,14 @@ class Shell(nn.Module, ABC):
 
     def exact(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
         """The channels that autocast must not touch, in the precision of the parameters."""
-        with torch.autocast(x_BLD.device.type, enabled=False):
-            exact_BLK = self.in_exact(x_BLD.to(self.in_exact.weight.dtype))
-            exact_BLK = exact_BLK * (segments_BL > 0).to(exact_BLK.dtype)[..., None]
-            return self.convolve(exact_BLK, segments_BL, self.conv_exact) if self.settings.conv_width else exact_BLK
+        device, weight_KD = x_BLD.device.type, self.in_exact.weight
+        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_KD.dtype
+        with torch.autocast(device, enabled=False):
+            exact_BLK = ExactProduct.apply(x_BLD, weight_KD, narrow)
+            exact_BLK = exact_BLK if self.in_exact.bias is None else exact_BLK + self.in_exact.bias
+            if self.settings.conv_width:
+                return self.convolve(exact_BLK, segments_BL, self.conv_exact)
+            return exact_BLK * (segments_BL > 0).to(exact_BLK.dtype)[..., None]
 
     def convolve(self, x_BLC: Tensor, segments_BL: Tensor, taps: Taps) -> Tensor:
         """Padding may hold anything: biases, what a layer before made of them."""

@@ -88,6 +88,10 @@ class Gated(Shell):
         both = short_conv(both, segments_BL, weight, bias, self.settings.conv_causal, self.packed)
         return both.split((v_BLC.shape[-1], self.wants.conv), dim=-1)
 
+    def convolve(self, x_BLC: Tensor, segments_BL: Tensor, taps: Taps) -> Tensor:
+        fused = self.backend == "triton"
+        return self.fused(x_BLC, segments_BL, taps, False) if fused else super().convolve(x_BLC, segments_BL, taps)
+
     def fused(self, x_BLC: Tensor, segments_BL: Tensor, taps: Taps, silu: bool) -> Tensor:
         """`short_conv` of channels that may be anything on padding, then SiLU if asked for, as one operator."""
         width = taps.weight_CW.shape[1]
