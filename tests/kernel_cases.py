@@ -19,7 +19,17 @@ from bench.check import subject_of
 from bench.check.backends import errors, plain
 from bench.check.verb import of
 from bench.compose import make_run, make_where
-from bench.kernels import conv, cosine_sums, exponential_features, grid_sums, low_rank, scan, softmax, toeplitz
+from bench.kernels import (
+    conv,
+    cosine_sums,
+    exponential_features,
+    grid_sums,
+    long_cosine_sums,
+    low_rank,
+    scan,
+    softmax,
+    toeplitz,
+)
 from bench.kernels.gated_norm import gated_norm
 from bench.mixers import lags
 from bench.mixers.attention import bounds
@@ -152,6 +162,32 @@ def one_sum(rank, spacing, size):
         return torch.cos(2 * math.pi * turns).sum(-2).float()
 
     compare(f"cosines {rank=} {spacing=} {size=}", fast, exact, random(2, 5, 2, 2 * rank))
+
+
+def long():
+    """Stretches that end before the row does; rows of frequencies of their own, and one for all."""
+    if INTERPRETED:
+        cosine_sums.TOKENS = 16
+    long_cosine_sums.KEPT = 2 * 5 * 2 * 70  # five tokens
+    for batch in (1, 2):
+        one_long(batch, 8, 70)
+
+
+def one_long(batch, spacing, size):
+    def waves(wide):
+        turns = (0.05 * wide.tanh()).double()[..., None] * (spacing * torch.arange(size, device=DEVICE))
+        return torch.cos(2 * math.pi * turns).sum(-2).float().expand(2, -1, -1, -1)
+
+    def fast(wide, x, s):
+        f = 0.05 * wide.tanh()
+        y = long_cosine_sums.apply_cosines(f, s, spacing)
+        return torch.cat([y, long_cosine_sums.gather_cosines(f, x, spacing, size).transpose(1, 2)], 1)
+
+    def exact(wide, x, s):
+        y = torch.einsum("blhk,bhkp->blhp", waves(wide), s)
+        return torch.cat([y, torch.einsum("blhk,blhp->bkhp", waves(wide), x)], 1)
+
+    compare(f"long {batch=}", fast, exact, random(batch, 12, 2, 3), random(2, 12, 2, 6), random(2, 2, size, 6))
 
 
 def grid():
@@ -292,6 +328,11 @@ def mixer(name, changes, in_half=False):
         for packed in (False, True):
             figures = errors(subject, ways["triton"], packed, 37 if INTERPRETED else 300, in_half, plain)
             FOUND[f"{label} {packed=}"] = largest(figures.values())
+
+
+def in_stretches(name, changes):
+    long_cosine_sums.KEPT = 4000
+    mixer(name, changes)
 
 
 for call in json.loads(sys.argv[1]):

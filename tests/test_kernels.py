@@ -38,6 +38,7 @@ CALLS = {
     "features, grids, tiles": [
         ["exponentials"],
         ["cosines"],
+        ["long"],
         ["grid"],
         ["tiles"],
         ["mixer", "toeplitz", {"sam": True}],
@@ -53,7 +54,11 @@ CALLS = {
     "decay": [["mixer", "decay_attention", {"normalise": True, "feature_map": "elu1"}]],
 }
 # Backends that compute another matrix than `matrix`, near it by a stated tolerance.
-NEAR = {"a sum of exponentials": [["mixer", "cauchy", {"rank": 3}]], "a grid": [["mixer", "vandermonde", {"rank": 3}]]}
+NEAR = {
+    "a sum of exponentials": [["mixer", "cauchy", {"rank": 3}]],
+    "a grid": [["mixer", "vandermonde", {"rank": 3}]],
+    "a grid in stretches": [["in_stretches", "vandermonde", {"rank": 3}]],
+}
 NEAR_ENOUGH = 5e-4
 HALVES = [
     ["half", "attention", {"sam": True, "rank": 4}],
