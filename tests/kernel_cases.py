@@ -21,10 +21,10 @@ from bench.check.verb import of
 from bench.compose import make_run, make_where
 from bench.kernels import (
     conv,
+    cosine_products,
     cosine_sums,
     exponential_features,
     grid_sums,
-    long_cosine_sums,
     low_rank,
     scan,
     softmax,
@@ -168,7 +168,7 @@ def long():
     """Stretches that end before the row does; rows of frequencies of their own, and one for all."""
     if INTERPRETED:
         cosine_sums.TOKENS = 16
-    long_cosine_sums.KEPT = 2 * 5 * 2 * 70  # five tokens
+    cosine_products.KEPT = 2 * 5 * 2 * 70  # five tokens
     for batch in (1, 2):
         one_long(batch, 8, 70)
 
@@ -180,8 +180,8 @@ def one_long(batch, spacing, size):
 
     def fast(wide, x, s):
         f = 0.05 * wide.tanh()
-        y = long_cosine_sums.apply_cosines(f, s, spacing)
-        return torch.cat([y, long_cosine_sums.gather_cosines(f, x, spacing, size).transpose(1, 2)], 1)
+        y = cosine_products.apply_cosines(f, s, spacing)
+        return torch.cat([y, cosine_products.gather_cosines(f, x, spacing, size).transpose(1, 2)], 1)
 
     def exact(wide, x, s):
         y = torch.einsum("blhk,bhkp->blhp", waves(wide), s)
@@ -331,7 +331,7 @@ def mixer(name, changes, in_half=False):
 
 
 def in_stretches(name, changes):
-    long_cosine_sums.KEPT = 4000
+    cosine_products.KEPT = 4000
     mixer(name, changes)
 
 

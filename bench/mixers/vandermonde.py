@@ -62,17 +62,11 @@ class Vandermonde(Mixer):
         super().__init__(grant, backend)
         if backend == "triton":
             require_triton()
-            from bench.kernels.cosine_sums import cosine_sums
+            from bench.kernels.cosine_products import apply_cosines, gather_cosines
             from bench.kernels.grid_sums import from_grid, to_grid
-            from bench.kernels.long_cosine_sums import apply_cosines, gather_cosines, too_many
-            from bench.kernels.low_rank import apply_states, gather_rows
 
-            self.cosines, self.to_grid, self.from_grid, self.grid = cosine_sums, to_grid, from_grid, grid(args.bound)
-            self.short, self.long, self.too_many = (
-                (apply_states, gather_rows),
-                (apply_cosines, gather_cosines),
-                too_many,
-            )
+            self.apply_cosines, self.gather_cosines = apply_cosines, gather_cosines
+            self.to_grid, self.from_grid, self.grid = to_grid, from_grid, grid(args.bound)
         self.args = args
         if not args.sam:
             self.q_LHR = nn.Parameter(torch.empty(grant.length, grant.heads, args.rank))
@@ -106,23 +100,13 @@ class Vandermonde(Mixer):
 
     def interpolated(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         """Cosines at the points of a coarse grid only: v is summed up there, or the sum is interpolated from there."""
-        (batch, length), spacing, size = v_BLHP.shape[:2], self.grid.spacing, self.grid.size(v_BLHP.shape[1])
+        length, spacing, size = v_BLHP.shape[1], self.grid.spacing, self.grid.size(v_BLHP.shape[1])
         f_BLHR, g_BLHR = (x_BHLR.transpose(1, 2) for x_BHLR in self.frequencies(features, length))
         weight_O = self.grid.weights(v_BLHP.device)
         real_BL11 = real(segments_BL, v_BLHP.dtype)
         v_BLHP = v_BLHP * real_BL11
-        u_BHKP = self.to_grid(v_BLHP, weight_O, spacing, size)
-        if self.too_many(batch, length, self.grant.heads, size):
-            apply, gather = self.long
-            first_BLHP, s_BHKP = apply(f_BLHR, u_BHKP, spacing), gather(g_BLHR, v_BLHP, spacing, size)
-        else:
-            apply, gather = self.short
-            by_f_BLHK, by_g_BLHK = (
-                self.cosines(x_BLHR, spacing, size, v_BLHP.dtype).expand(batch, -1, -1, -1)
-                for x_BLHR in (f_BLHR, g_BLHR)
-            )
-            first_BLHP, s_BHKP = apply(by_f_BLHK, u_BHKP), gather(by_g_BLHK, v_BLHP)
-        second_BLHP = self.from_grid(s_BHKP, weight_O, spacing, length)
+        first_BLHP = self.apply_cosines(f_BLHR, self.to_grid(v_BLHP, weight_O, spacing, size), spacing)
+        second_BLHP = self.from_grid(self.gather_cosines(g_BLHR, v_BLHP, spacing, size), weight_O, spacing, length)
         scale_BL = (self.lengths(segments_BL) * self.args.rank).to(v_BLHP.dtype).rsqrt()
         return (first_BLHP - second_BLHP) * (real_BL11 * scale_BL[:, :, None, None])
 

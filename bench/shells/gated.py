@@ -89,8 +89,9 @@ class Gated(Shell):
         return both.split((v_BLC.shape[-1], self.wants.conv), dim=-1)
 
     def convolve(self, x_BLC: Tensor, segments_BL: Tensor, taps: Taps) -> Tensor:
-        fused = self.backend == "triton"
-        return self.fused(x_BLC, segments_BL, taps, False) if fused else super().convolve(x_BLC, segments_BL, taps)
+        if self.backend == "triton":
+            return self.fused(x_BLC, segments_BL, taps, False)
+        return super().convolve(x_BLC, segments_BL, taps)
 
     def fused(self, x_BLC: Tensor, segments_BL: Tensor, taps: Taps, silu: bool) -> Tensor:
         """`short_conv` of channels that may be anything on padding, then SiLU if asked for, as one operator."""
