@@ -145,6 +145,16 @@ def test_autocast_rounds_the_gradients_of_exact_features_as_it_rounds_those_of_a
     assert torch.equal(gradients(True)[2], gradients(False)[2])
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own
+def test_a_layer_with_exact_features_is_one_graph_under_autocast():
+    layer, segments = model_of(mixer="vandermonde").layers[0].float(), torch.ones(2, LENGTH, dtype=torch.int64)
+    x = torch.randn(2, LENGTH, WIDTH, generator=torch.Generator().manual_seed(2))
+    torch._dynamo.reset()  # else what other tests of this process compiled counts against the limit of recompilations
+    graph = torch.compile(layer, backend="eager", fullgraph=True, dynamic=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(graph(x, segments), layer(x, segments))
+
+
 @pytest.mark.parametrize("mixer", sorted(MIXERS))
 def test_parameters_for_a_kind_of_feature_exist_only_where_it_is_asked_for(mixer):
     layer = model_of(mixer=mixer).layers[0].shell
