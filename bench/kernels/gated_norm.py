@@ -10,10 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bench.kernels.sigmoid import sigmoid
+
 PROGRAMS = 2048
 """Of the gradient: each sums its share of the rows into one row of the weight's gradient."""
 PER_WARP = 512
 """Channels of a row that a warp takes."""
+STAGES = 1
+"""Rows of the gradient on their way from memory, with the one that is worked on."""
 
 
 @triton.jit
@@ -34,32 +38,35 @@ def _forward(
     known_C = c_C < channels
     z_at = (n // length) * z_b + (n % length) * z_l
     u_C, z_C = _row(y_ptr, v_ptr, z_ptr, n * channels, z_at, c_C, known_C, tl.load(scale_ptr), SKIP)
-    r = 1 / tl.sqrt(tl.sum(u_C * u_C, axis=0) / channels + eps)
+    r = tl.rsqrt(tl.sum(u_C * u_C, axis=0) / channels + eps)
     weight_C = tl.load(weight_ptr + c_C, mask=known_C, other=0.0)
-    tl.store(out_ptr + n * channels + c_C, u_C * r * weight_C * z_C * tl.sigmoid(z_C), mask=known_C)
+    tl.store(out_ptr + n * channels + c_C, u_C * r * weight_C * z_C * sigmoid(z_C), mask=known_C)
 
 
 @triton.jit
 def _backward(
     g_ptr, y_ptr, v_ptr, z_ptr, scale_ptr, weight_ptr, gy_ptr, gv_ptr, gz_ptr, part_ptr,
     rows, length, channels, z_b, z_l, eps, SKIP: tl.constexpr, C: tl.constexpr, SHARE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     c_C = tl.arange(0, C)
     weight_C, scale = tl.load(weight_ptr + c_C, mask=c_C < channels, other=0.0), tl.load(scale_ptr)
     sum_C = tl.zeros((C,), tl.float32)
-    for i in range(SHARE):
+    for i in tl.range(0, SHARE, num_stages=STAGES):
         n = (tl.program_id(0) * SHARE + i).to(tl.int64)
         known_C = c_C < tl.where(n < rows, channels, 0)
         z_at = (n // length) * z_b + (n % length) * z_l
         u_C, z_C = _row(y_ptr, v_ptr, z_ptr, n * channels, z_at, c_C, known_C, scale, SKIP)
         g_C = tl.load(g_ptr + n * channels + c_C, mask=known_C, other=0.0).to(tl.float32)
-        r = 1 / tl.sqrt(tl.sum(u_C * u_C, axis=0) / channels + eps)
-        sigmoid_C = tl.sigmoid(z_C)
+        r = tl.rsqrt(tl.sum(u_C * u_C, axis=0) / channels + eps)
+        sigmoid_C = sigmoid(z_C)
         gate_C, normal_C = z_C * sigmoid_C, u_C * r
-        sum_C += g_C * gate_C * normal_C
-        gz_C = g_C * normal_C * weight_C * sigmoid_C * (1 + z_C * (1 - sigmoid_C))
-        g_C = g_C * gate_C * weight_C
-        gu_C = r * (g_C - normal_C * (tl.sum(g_C * normal_C, axis=0) / channels))
+        said_C = g_C * normal_C
+        sum_C += said_C * gate_C
+        said_C *= weight_C
+        gz_C = said_C * (sigmoid_C + gate_C * (1 - sigmoid_C))
+        mean = tl.sum(said_C * gate_C, axis=0) / channels
+        gu_C = r * (g_C * gate_C * weight_C - normal_C * mean)
         tl.store(gz_ptr + n * channels + c_C, gz_C, mask=known_C)
         tl.store(gy_ptr + n * channels + c_C, gu_C * scale, mask=known_C)
         if SKIP:
@@ -101,7 +108,8 @@ def gated_norm_backward(
     _backward[(programs,)](
         g_BLC, y_BLC, v_BLC, z_BLC, scale, weight_C, gy_BLC, gv_BLC, gz_BLC, part_SC,
         batch * length, length, channels, *z_BLC.stride()[:2], eps,
-        SKIP=skip, C=triton.next_power_of_2(channels), SHARE=share, num_warps=_warps(channels),
+        SKIP=skip, C=triton.next_power_of_2(channels), SHARE=share, STAGES=STAGES,
+        num_warps=_warps(channels),
     )  # fmt: skip
     return gy_BLC, gv_BLC, gz_BLC, part_SC.sum(0)
 
