@@ -1,7 +1,7 @@
 """A product with a matrix of low rank, y_i = q_i . sum over j of k_j v_j^T, without a transposed copy of anything.
 
 Rows are gathered into states of R x P numbers a head, and states are applied to rows: two operators, each the other's
-gradient with the roles exchanged.
+gradient with the roles exchanged. A short row's states never leave the chip: one program does all with a row and head.
 Axes: B batch, L length, H heads, P head width, R rank, S shares of a row; T tokens of a tile; A, C tiles of width.
 """
 
@@ -10,13 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.kernels import dense_last, precision
+from bench.kernels import dense_last, precision, warps
 
 TOKENS, TILE, WIDE, WARPS = 64, 64, 128, 4
 """Of a program: tokens of a step, the widest tile of the first factor and of the second, and its warps. What lies
 beyond a tile is another program's, which reads the other factor again."""
 PROGRAMS = 512
 """Rows are cut into shares until so many programs gather: a long row alone would leave most of a GPU idle."""
+SHORT, SHORT_RANK, SHORT_WIDTH = 256, 64, 128
+"""Tokens, rank and head width up to which one program takes a whole row."""
+SHORT_TOKENS, WARPS_SHORT, WARPS_SHORT_BACK, STAGES_SHORT = 64, 4, 4, 1
+"""Tokens that it takes at a time, its warps each way, and loads in flight."""
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -62,6 +66,70 @@ def _apply(
         y_TC += tl.dot(x_TA, s_AC, input_precision=PRECISION)
     y_at = y_ptr + ((row * length + t_T[:, None]) * heads + h) * c_size + c_C[None, :]
     tl.store(y_at, y_TC, mask=known_T[:, None] & known_C[None, :])
+
+
+@triton.jit
+def _rows(ptr, h, x_l, x_h, t_T, length, size, A: tl.constexpr):
+    """Rows t of a head, zero beyond the row and the width."""
+    a_A = tl.arange(0, A)
+    known_TA = (t_T < length)[:, None] & (a_A < size)[None, :]
+    return tl.load(ptr + h * x_h + t_T[:, None] * x_l + a_A[None, :], mask=known_TA, other=0.0)
+
+
+@triton.jit
+def _write(ptr, row, h, heads, t_T, length, size, x_TA, A: tl.constexpr):
+    a_A = tl.arange(0, A)
+    known_TA = (t_T < length)[:, None] & (a_A < size)[None, :]
+    tl.store(ptr + ((row * length + t_T[:, None]) * heads + h) * size + a_A[None, :], x_TA, mask=known_TA)
+
+
+@triton.jit(do_not_specialize=["length"])
+def _short(
+    q_ptr, k_ptr, v_ptr, y_ptr, length, heads, rank, width, q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h,
+    STEPS: tl.constexpr, T: tl.constexpr, A: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    row, h = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    q_ptr, k_ptr, v_ptr = q_ptr + row * q_b, k_ptr + row * k_b, v_ptr + row * v_b
+    s_AC = tl.zeros((A, C), tl.float32)
+    for i in range(STEPS):
+        t_T = i * T + tl.arange(0, T)
+        k_TA, v_TC = _rows(k_ptr, h, k_l, k_h, t_T, length, rank, A), _rows(v_ptr, h, v_l, v_h, t_T, length, width, C)
+        s_AC += tl.dot(tl.trans(k_TA), v_TC, input_precision=PRECISION)
+    s_AC = s_AC.to(v_ptr.dtype.element_ty)
+    for i in range(STEPS):
+        t_T = i * T + tl.arange(0, T)
+        y_TC = tl.dot(_rows(q_ptr, h, q_l, q_h, t_T, length, rank, A), s_AC, input_precision=PRECISION)
+        _write(y_ptr, row, h, heads, t_T, length, width, y_TC, C)
+
+
+@triton.jit(do_not_specialize=["length"])
+def _short_back(
+    gy_ptr, q_ptr, k_ptr, v_ptr, gq_ptr, gk_ptr, gv_ptr,
+    length, heads, rank, width, y_b, y_l, y_h, q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h,
+    STEPS: tl.constexpr, T: tl.constexpr, A: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All gradients of a row and head; the states are made again, and rows read again rather than kept on the chip."""
+    row, h = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    gy_ptr, q_ptr, k_ptr, v_ptr = gy_ptr + row * y_b, q_ptr + row * q_b, k_ptr + row * k_b, v_ptr + row * v_b
+    s_AC, gs_AC = tl.zeros((A, C), tl.float32), tl.zeros((A, C), tl.float32)
+    for i in range(STEPS):
+        t_T = i * T + tl.arange(0, T)
+        k_TA, v_TC = _rows(k_ptr, h, k_l, k_h, t_T, length, rank, A), _rows(v_ptr, h, v_l, v_h, t_T, length, width, C)
+        s_AC += tl.dot(tl.trans(k_TA), v_TC, input_precision=PRECISION)
+        q_TA, gy_TC = _rows(q_ptr, h, q_l, q_h, t_T, length, rank, A), _rows(gy_ptr, h, y_l, y_h, t_T, length, width, C)
+        gs_AC += tl.dot(tl.trans(q_TA), gy_TC, input_precision=PRECISION)
+    s_AC, gs_AC = s_AC.to(v_ptr.dtype.element_ty), gs_AC.to(v_ptr.dtype.element_ty)
+    for i in range(STEPS):
+        t_T = i * T + tl.arange(0, T)
+        gy_TC = _rows(gy_ptr, h, y_l, y_h, t_T, length, width, C)
+        gq_TA = tl.dot(gy_TC, tl.trans(s_AC), input_precision=PRECISION)
+        _write(gq_ptr, row, h, heads, t_T, length, rank, gq_TA, A)
+        v_TC = _rows(v_ptr, h, v_l, v_h, t_T, length, width, C)
+        gk_TA = tl.dot(v_TC, tl.trans(gs_AC), input_precision=PRECISION)
+        _write(gk_ptr, row, h, heads, t_T, length, rank, gk_TA, A)
+        k_TA = _rows(k_ptr, h, k_l, k_h, t_T, length, rank, A)
+        gv_TC = tl.dot(k_TA, gs_AC, input_precision=PRECISION)
+        _write(gv_ptr, row, h, heads, t_T, length, width, gv_TC, C)
 
 
 def _tile(size: int, most: int) -> int:
@@ -114,7 +182,49 @@ def apply_states(x_BLHA: Tensor, s_BHAC: Tensor) -> Tensor:
 
 def low_rank_product(q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor) -> Tensor:
     """y_BLHP, all of one dtype. Nothing is masked: keys or values are zero on padding."""
+    if v_BLHP.shape[1] <= SHORT and k_BLHR.shape[-1] <= SHORT_RANK and v_BLHP.shape[-1] <= SHORT_WIDTH:
+        return short_product(q_BLHR, k_BLHR, v_BLHP)
     return apply_states(q_BLHR, gather_rows(k_BLHR, v_BLHP))
+
+
+def _of_short_rows(k_BLHR: Tensor, v_BLHP: Tensor, most: int) -> tuple[tuple, tuple[int, ...], dict]:
+    """Grid, shapes and constants."""
+    (batch, length, heads, width), rank = v_BLHP.shape, k_BLHR.shape[-1]
+    t = min(SHORT_TOKENS, max(16, triton.next_power_of_2(length)))
+    sizes = {"STEPS": triton.cdiv(length, t), "T": t, "A": _tile(rank, SHORT_RANK), "C": _tile(width, SHORT_WIDTH)}
+    sizes |= {"PRECISION": precision(v_BLHP.dtype), "num_warps": warps(most, t), "num_stages": STAGES_SHORT}
+    return (batch * heads,), (length, heads, rank, width), sizes
+
+
+@torch.library.custom_op("mixerbench::short_product", mutates_args=())
+def short_product(q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor) -> Tensor:
+    q_BLHR, k_BLHR, v_BLHP = (dense_last(x) for x in (q_BLHR, k_BLHR, v_BLHP))
+    y_BLHP, (grid, shapes, sizes) = v_BLHP.new_empty(v_BLHP.shape), _of_short_rows(k_BLHR, v_BLHP, WARPS_SHORT)
+    strides = (stride for x in (q_BLHR, k_BLHR, v_BLHP) for stride in x.stride()[:3])
+    _short[grid](q_BLHR, k_BLHR, v_BLHP, y_BLHP, *shapes, *strides, **sizes)
+    return y_BLHP
+
+
+@torch.library.custom_op("mixerbench::short_product_backward", mutates_args=())
+def short_product_backward(
+    gy_BLHP: Tensor, q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    given = tuple(dense_last(x) for x in (gy_BLHP, q_BLHR, k_BLHR, v_BLHP))
+    grid, shapes, sizes = _of_short_rows(k_BLHR, v_BLHP, WARPS_SHORT_BACK)
+    found = tuple(x.new_empty(x.shape) for x in given[1:])
+    _short_back[grid](*given, *found, *shapes, *(stride for x in given for stride in x.stride()[:3]), **sizes)
+    return found
+
+
+@short_product.register_fake
+def _(q_BLHR, k_BLHR, v_BLHP):
+    return v_BLHP.new_empty(v_BLHP.shape)
+
+
+@short_product_backward.register_fake
+def _(gy_BLHP, q_BLHR, k_BLHR, v_BLHP):
+    return tuple(x.new_empty(x.shape) for x in (q_BLHR, k_BLHR, v_BLHP))
 
 
 @gather_rows.register_fake
@@ -144,5 +254,10 @@ def _apply_gradients(ctx, gy_BLHC):
     return gx, gather_rows(x_BLHA, gy_BLHC) if ctx.needs_input_grad[1] else None
 
 
+def _short_gradients(ctx, gy_BLHP):
+    return short_product_backward(gy_BLHP, *ctx.saved_tensors)
+
+
+short_product.register_autograd(_short_gradients, setup_context=_keep)
 gather_rows.register_autograd(_gather_gradients, setup_context=_keep)
 apply_states.register_autograd(_apply_gradients, setup_context=_keep)
