@@ -17,6 +17,9 @@ from torch import Tensor
 from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment
 from bench.mixers.waves import transform_flops, turns
 
+PRODUCT = 2048
+"""On a GPU rows of up to so many tokens are multiplied by the matrix: transforms along tokens take copies both ways."""
+
 
 @dataclass(frozen=True)
 class Args:
@@ -47,6 +50,8 @@ class DFT(Mixer):
             m_BHLL = self.cosines(length, v_BLHP) * same_segment(segments_BL)
             return torch.einsum("bij,bjhp->bihp", m_BHLL[:, 0], v_BLHP)
         real_BL11 = real(segments_BL, v_BLHP.dtype)
+        if v_BLHP.device.type == "cuda" and length <= PRODUCT:
+            return torch.einsum("ij,bjhp->bihp", self.cosines(length, v_BLHP), v_BLHP * real_BL11) * real_BL11
         wide = torch.promote_types(v_BLHP.dtype, torch.float32)
         # Zeros up to n leave the leading block of the matrix.
         y_BFHP = torch.fft.rfft((v_BLHP * real_BL11).to(wide), n=n, dim=1).real
