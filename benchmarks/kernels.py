@@ -28,7 +28,7 @@ from operators import CASES, Case, Size, step
 
 from bench.speed.clock import copying, multiplying
 
-PROCESSES, EACH = 14, 3
+PROCESSES, EACH = max(1, 3 * (os.cpu_count() or 1) // 4), 3
 """That compile side by side, and the settings that one of them takes."""
 COMPILING = 0.6  # of the time there is, at most
 SMALL_TOKENS, SMALL_HEADS = 2048, 2  # of the check against plain torch

@@ -7,8 +7,9 @@ one is measured. Prints a line an arm and appends it as JSON to --out: loss, pea
 second, or why it failed; the next arm follows, in a new process where CUDA itself has failed. Arms with a line in --out
 are left out, so the same command goes on where it was stopped. Micro-batches are halved until they fit; after --share
 seconds the rest of a step's examples are left out. With --results, what worked is added to DIR/pilots.jsonl, from which
-`mixerbench plan` reckons: without torch.compile (but for --compile), so too much rather than too little. No data set is
-needed: the batch is the task's own made-up example, so the loss says nothing of a mixer, and loading costs nothing.
+`mixerbench plan` reckons: on the backend that a training would choose (but for --backend), though without torch.compile
+(but for --compile), so too much rather than too little. No data set is needed: the batch is the task's own made-up
+example, so the loss says nothing of a mixer, and loading costs nothing.
 --shrink rehearses with tiny sizes on any machine; its pilots are of a device 'shrunk, ...'.
 """
 
@@ -43,7 +44,6 @@ GROUPS = (("table2_paper", "table4", "table5", "table3", "table10"), ("table2_st
 # Examples that a run evaluates on: C4's, ImageNet's and GLUE's validation.
 HELD_OUT = {"masked_lm": 364_608, "images": 50_000, "mnli": 19_647, "qnli": 5_463, "qqp": 40_430, "rte": 277}
 HELD_OUT |= {"sst2": 872, "mrpc": 408, "cola": 1_043, "stsb": 1_500}
-BACKEND = "torch"
 FIRST = 256  # examples of a forward pass that is tried first
 PASSES = 8  # timed of each arm, if its share of the time allows it
 AHEAD = 4  # models that are built while one is measured
@@ -66,14 +66,15 @@ def shrunk(run: Run) -> Run:
     return dataclasses.replace(run, mixer=mixer, protocol=dataclasses.replace(protocol, backbone=small, budget=budget))
 
 
-def ahead(todo: list[Arm], shrink: bool) -> Iterator[tuple[Arm, Run, Future]]:
+def ahead(todo: list[Arm], options: argparse.Namespace) -> Iterator[tuple[Arm, Run, Future]]:
     """Each arm with the run to try and its model and task, which are built on the host while others are measured."""
     with ThreadPoolExecutor(AHEAD) as pool:
         waiting: deque[tuple[Arm, Run, Future]] = deque()
         try:
             for arm in todo:
-                run = shrunk(arm.run) if shrink else arm.run
-                waiting.append((arm, run, pool.submit(built, run)))
+                run = shrunk(arm.run) if options.shrink else arm.run
+                way = registry.backend(registry.mixer_class(run.mixer.name), options.backend, options.device)
+                waiting.append((arm, run, pool.submit(built, run, way)))
                 if len(waiting) > AHEAD:
                     yield waiting.popleft()
             while waiting:
@@ -82,10 +83,10 @@ def ahead(todo: list[Arm], shrink: bool) -> Iterator[tuple[Arm, Run, Future]]:
             pool.shutdown(cancel_futures=True)
 
 
-def built(run: Run) -> tuple[torch.nn.Module, object, float]:
+def built(run: Run, way: str) -> tuple[torch.nn.Module, object, float]:
     """Model and task on the host, seconds that it took."""
     clock = time.perf_counter()
-    return *made(run, BACKEND, "cpu"), time.perf_counter() - clock
+    return *made(run, way, "cpu"), time.perf_counter() - clock
 
 
 # One arm ----------------------------------------------------------------------------------------------------------
@@ -288,6 +289,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--micro", type=int, default=FIRST, help="examples of a forward pass to begin with")
     parser.add_argument("--share", type=duration, default=2.0, help="of an arm's passes, like 2s; 10m: whole steps")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backend", default="auto", help="of mixers and shells: auto, torch, triton or mamba_ssm")
     parser.add_argument("--compile", action="store_true", help="torch.compile of each layer, as training does")
     parser.add_argument("--shrink", action="store_true", help="tiny sizes")
     parser.add_argument("--stop-after", type=duration, default=math.inf, help="start no arm after this time, like 8m")
@@ -304,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     todo, bad = [arm for arm in every if arm.run.id not in before], 0
     stand_for = sum(len(arm.alike) for arm in every)
     print(f"{len(every)} arms for {stand_for} protocols and mixers, {len(todo)} to try", flush=True)
-    for number, (arm, run, future) in enumerate(ahead(todo, options.shrink), 1):
+    for number, (arm, run, future) in enumerate(ahead(todo, options), 1):
         past = time.monotonic() - begun
         if past > options.stop_after:
             print(f"stopped before arm {number} of {len(todo)}: {arm.name}; the same command goes on", flush=True)

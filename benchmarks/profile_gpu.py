@@ -21,7 +21,7 @@ from bench.registry import backend, mixer_class
 from bench.speed import layer, settings, training
 from bench.speed.verb import many_compilations
 
-WARM, STEPS, ROWS = 4, 5, 16
+WARM, STEPS, ROWS = 4, 5, 32
 FITTED = 40  # steps of a training: its first ones are not those of the rest
 
 Found = list[tuple[float, float, str]]  # (milliseconds, calls, name) a step

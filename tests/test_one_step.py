@@ -124,7 +124,7 @@ def test_micro_batches_are_halved_until_they_fit(sweep, tmp_path, monkeypatch, f
 
 def a_step(batch: int = 8) -> one_step.Step:
     run = shrunk(make_run("quick_recall", "low_rank", {"mixer.heads": 2, "protocol.budget.batch": batch}, 0, 0))
-    return one_step.Step(run, *one_step.built(run)[:2], "cpu", False)
+    return one_step.Step(run, *one_step.built(run, "torch")[:2], "cpu", False)
 
 
 def test_the_loss_and_the_weights_do_not_depend_on_the_micro_batch_nor_on_the_search_for_it():
