@@ -48,7 +48,11 @@ class Embedding(nn.Module):
             x_BLD = x_BLD + self.types(batch["types"])
         if self.positions is not None:
             x_BLD = x_BLD + self.positions.weight[: x_BLD.shape[1]]
-        return self.dropout(self.norm(x_BLD))
+        return self.dropout(self.normed(x_BLD))
+
+    def normed(self, x_BLD: Tensor) -> Tensor:
+        """A method, since torch.compile passes over a module of torch's own."""
+        return self.norm(x_BLD)
 
 
 def position_rows(spec: Spec, settings: Settings) -> int:

@@ -321,9 +321,11 @@ def fit(training: Training) -> None:
     )
     if setting.compiled:
         torch._dynamo.reset()  # the limit on recompilations counts per process, and a worker serves many runs
+        for layer in training.model.layers:
+            layer.compile(dynamic=False)
         # Of the embedding its norm alone: a compiled look-up's gradient would add in whatever order threads come.
-        for part in (training.model.embedding.norm, *training.model.layers):
-            part.compile(dynamic=False)
+        embedding = training.model.embedding
+        embedding.normed = torch.compile(embedding.normed, dynamic=False)
         training.loss = torch.compile(training.loss, dynamic=False)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", setting.world))  # ranks of this node
     trainer = lightning.Trainer(

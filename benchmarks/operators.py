@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.kernels import (
     conv,
     cosine_sums,
-    exponential_features,
+    exponential_product,
     gated_norm,
     grid_sums,
     low_rank,
@@ -222,17 +222,23 @@ def grids(size: Size) -> Case:
 
 
 def exponential(size: Size) -> Case:
+    """Beside features made on the chip: features written by torch, then their product."""
     rates, weights = (list(x) for x in zip(*exponentials(4.0), strict=True))
     ones_BL = size.segments.float()
 
-    def exact(x):
-        return torch.cat([w * torch.exp(-t * x.abs()) for t, w in zip(rates, weights, strict=True)], -1)
+    def features(x, dtype):
+        return torch.cat([w**0.5 * torch.exp(-t * x) for t, w in zip(rates, weights, strict=True)], -1).to(dtype)
 
-    def fast(x):
-        dtype = size.draw(1).dtype
-        return exponential_features.exponential_features(x.abs(), ones_BL, rates, weights, dtype)
+    def exact(a, b, v):
+        q, k = features(a, v.dtype), features(b, v.dtype)
+        return torch.einsum("bihk,bhkp->bihp", q, torch.einsum("bjhk,bjhp->bhkp", k, v))
 
-    return Case(exponential_features, [size.rows(size.heads, 16, wide=True)], exact, {"": fast})
+    ways = {
+        "": lambda a, b, v: exponential_product.exponential_product(a, b, v, ones_BL, ones_BL, rates, weights),
+        "features": lambda a, b, v: low_rank.low_rank_product(features(a, v.dtype), features(b, v.dtype), v),
+    }
+    nodes = [size.rows(size.heads, 16, wide=True).detach().exp().requires_grad_() for _ in range(2)]
+    return Case(exponential_product, [*nodes, size.rows(size.heads, WIDTH)], exact, ways)
 
 
 def each(**values: tuple) -> list[dict]:
@@ -247,35 +253,49 @@ ROWS = [
 SCANS = each(CHUNK=(32,), STAGES_BACK=(2,), WARPS=(8,), STAGES=(1,), BLOCK=(512, 4096))
 TILES = each(READ=(128,), WRITTEN=(128,), WARPS=(4,), STAGES=(4,), PLACES=(32, 128), WARPS_BACK=(8,), STAGES_BACK=(3,))
 SOFTMAX = [
-    *each(
-        QUERIES=(64,), KEYS=(128,), WARPS=(4,), STAGES=(2,), OWN=(64,), OTHER=(32,), WARPS_BACK=(4,), STAGES_BACK=(2, 4)
-    ),
-    {"QUERIES": 64, "WARPS": 4},
-    {"WARPS_BACK": 4, "STAGES_BACK": 2},
+    {},
+    {"QUERIES": 128, "WARPS": 8},
     {"OWN": 64, "WARPS_BACK": 4},
+    {"KEYS": 32, "OWN": 64, "OTHER": 32, "WARPS_BACK": 4},
+    {"STAGES": 4},
+    {"STAGES": 2, "STAGES_BACK": 2},
     {"way": "masked"},
     {"way": "unmasked"},
 ]
+EXPONENTIALS = [*each(TOKENS=(32, 128), STAGES=(2,), PROGRAMS=(1024,)), {"way": "features"}]
 CASES = {
     "convolution 1536": Entry(partial(convolution, 12), 128, each(
-        TOKENS=(32, 128), CHANNELS=(128, 512), UNROLLED=(1,), FOUR=(256,)
+        TOKENS=(32, 128), CHANNELS=(128, 512), UNROLLED=(4, 16), FOUR=(64,), SHARES=(16, 64)
     )),
     "convolution 384": Entry(partial(convolution, 3), 128, each(TOKENS=(32, 128), CHANNELS=(128,))),
-    "gated norm": Entry(norm, 128, each(PROGRAMS=(1056, 4096, 16384), PER_WARP=(256, 1024))),
+    "gated norm": Entry(norm, 128, [
+        *each(PROGRAMS=(660, 2048), PER_WARP=(256,), STAGES=(1, 2, 4)), {"PROGRAMS": 2048, "STAGES": 1}
+    ]),
     "scan state 16": Entry(partial(both_ways, 128, 16), 2048, SCANS),
     "scan state 64": Entry(partial(both_ways, 64, 64), 2048, SCANS),
+    "scan state 16 at 128": Entry(partial(both_ways, 128, 16), 128, [{}]),
+    "scan state 64 at 128": Entry(partial(both_ways, 64, 64), 128, [{}]),
     "toeplitz 128": Entry(tiles, 128, [*TILES, {"way": "matrix"}]),
     "toeplitz 2048": Entry(tiles, 2048, [*TILES, {"way": "fourier"}]),
     "toeplitz 8192": Entry(tiles, 8192, [{}, {"READ": 128}, {"PLACES": 128, "WARPS_BACK": 8}, {"way": "fourier"}]),
-    "attention 128": Entry(partial(attention, 16), 128, SOFTMAX),
+    "attention 128": Entry(partial(attention, 16), 128, [
+        *SOFTMAX, {"WHOLE": 64}, {"WHOLE": 64, "OWN": 64, "WARPS_BACK": 4}
+    ]),
     "attention 2048": Entry(partial(attention, 16), 2048, SOFTMAX),
     "attention 8192": Entry(partial(attention, 64), 8192, SOFTMAX[:1] + SOFTMAX[-2:]),
-    "low rank 16": Entry(partial(product, 16), 128, ROWS),
+    "low rank 16": Entry(partial(product, 16), 128, [
+        *each(SHORT=(0,), SHORT_TOKENS=(32, 128), WARPS_SHORT=(2, 8), WARPS_SHORT_BACK=(2, 8)),
+        {"STAGES_SHORT": 1},
+        {"SHORT_TOKENS": 32, "STAGES_SHORT": 1},
+        {"SHORT_TOKENS": 128, "WARPS_SHORT": 8, "WARPS_SHORT_BACK": 8},
+    ]),
+    "low rank 16 at 2048": Entry(partial(product, 16), 2048, [*ROWS, {"PROGRAMS": 1056}, {"TOKENS": 32}]),
     "low rank 192": Entry(partial(product, 192), 128, [*ROWS, {"PROGRAMS": 2048}]),
     "rows gathered 192": Entry(partial(gathered, 192), 128, ROWS),
     "states applied 192": Entry(partial(applied, 192), 128, ROWS),
     "cosine sums 2048": Entry(cosines, 2048, each(TOKENS=(1, 4))),
     "cosine sums 8192": Entry(cosines, 8192, each(TOKENS=(1, 4))),
     "grid sums 2048": Entry(grids, 2048, each(PLACES=(128,), POINTS=(32,), SEEN=(32,), WARPS=(2, 8))),
-    "exponential features": Entry(exponential, 128, each(TOKENS=(16, 32, 128))),
+    "exponential product 128": Entry(exponential, 128, EXPONENTIALS),
+    "exponential product 2048": Entry(exponential, 2048, EXPONENTIALS),
 }  # fmt: skip

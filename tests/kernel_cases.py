@@ -23,7 +23,7 @@ from bench.kernels import (
     conv,
     cosine_products,
     cosine_sums,
-    exponential_features,
+    exponential_product,
     grid_sums,
     low_rank,
     scan,
@@ -77,7 +77,7 @@ def convolution():
     for packed, causal, silu in itertools.product((False, True), repeat=3):
         if not INTERPRETED or (packed + causal + silu) % 2:
             if INTERPRETED:
-                conv.UNROLLED = 7 if packed else 2  # turns that end in the middle of a stretch, and with it
+                conv.UNROLLED = 8 if packed else 2
             one_convolution(packed, causal, silu)
 
 
@@ -111,10 +111,11 @@ def one_norm(skip, scale):
 
 
 def product():
-    for rank, width, programs in ((5, 6, 512), (100, 70, 512), (5, 6, 1)):
+    """Rows that one program takes, and longer or wider ones, in shares or not."""
+    for length, rank, width, programs in ((130, 5, 6, 512), (38, 40, 70, 512), (130, 100, 70, 512), (280, 5, 6, 1)):
         low_rank.PROGRAMS = programs
-        inputs = random(2, 130, 2, 3, rank), random(2, 130, 3, width)
-        compare(f"low rank {rank} {programs=}", fast_product, exact_product, *inputs)
+        inputs = random(2, length, 2, 3, rank), random(2, length, 3, width)
+        compare(f"low rank {length=} {rank=} {programs=}", fast_product, exact_product, *inputs)
 
 
 def fast_product(qk, v):
@@ -126,21 +127,36 @@ def exact_product(qk, v):
 
 
 def exponentials():
-    """Entries beside others in memory, rows in which a batch shares them, tokens that are left out."""
+    """Rows in shares or not; several tiles of entries, of terms and of width;
+    entries beside others in memory, rows in which a batch shares them, tokens that are left out."""
+    kernels = exponential_product
     if INTERPRETED:
-        exponential_features.TOKENS = 16
-    rates, weights, scale = [0.5, 2.0, 11.0], [1.0, 0.7, 3.0], random(2, 37) * (segments(False)[:, :37] % 2)
+        kernels.TOKENS = kernels.WIDE = 16
+    for length, rank, width, programs in ((37, 5, 6, 512), (37, 40, 20, 512), (150, 5, 6, 512), (130, 40, 20, 1)):
+        kernels.PROGRAMS = programs
+        for batch in (1, 2):
+            one_exponential(batch, length, rank, width)
 
-    def fast(wide):
-        x = wide[..., 5:].exp().expand(2, -1, -1, -1)
-        return exponential_features.exponential_features(x, scale, rates, weights, torch.float32)
 
-    def exact(wide):
-        terms = [w * torch.exp(-t * wide[..., 5:].exp()) for t, w in zip(rates, weights, strict=True)]
-        return torch.cat(terms, -1) * scale[..., None, None]
+def one_exponential(batch, length, rank, width):
+    rates, weights = [0.5, 2.0, 11.0], [1.0, 0.7, 3.0]
+    scale, real = random(2, length), (torch.rand(2, length, generator=DRAW) > 0.3).float().to(DEVICE)
 
-    for batch in (1, 2):
-        compare(f"exponentials {batch=}", fast, exact, random(batch, 37, 2, 10))
+    def entries(wide):
+        return wide.exp().expand(2, -1, -1, -1)[..., 3:].unflatten(-1, (2, rank)).unbind(-2)
+
+    def fast(wide, v):
+        return exponential_product.exponential_product(*entries(wide), v[..., 2:], scale, real, rates, weights)
+
+    def exact(wide, v):
+        x_BLHAR = torch.stack(entries(wide), 3)
+        x_BLHAMR = torch.stack([w**0.5 * torch.exp(-t * x_BLHAR) for t, w in zip(rates, weights, strict=True)], -2)
+        q, k = x_BLHAMR.unbind(3)
+        numbers = scale[..., None, None], real[..., None, None]
+        return torch.einsum("bihmr,bjhmr,bjhp->bihp", q, k, v[..., 2:] * numbers[1]) * numbers[0]
+
+    inputs = random(batch, length, 2, 2 * rank + 3), random(2, length, 2, width + 2)
+    compare(f"exponentials {batch=} {length=} {rank=}", fast, exact, *inputs)
 
 
 def cosines():
@@ -246,7 +262,7 @@ def attention():
     """One tile, several with a last one that is cut; padding that holds anything, a row of it, documents that end
     within tiles."""
     if INTERPRETED:
-        softmax.QUERIES, softmax.KEYS, softmax.OWN, softmax.OTHER = 32, 16, 32, 16
+        softmax.QUERIES, softmax.KEYS, softmax.OWN, softmax.OTHER, softmax.WHOLE = 32, 16, 32, 16, 64
     for length, rank, width, packed in ((70, 5, 6, False), (70, 16, 20, True), (29, 7, 16, False), (29, 4, 5, True)):
         one_attention(length, rank, width, packed)
 

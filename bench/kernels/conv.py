@@ -54,7 +54,6 @@ def short_conv(
 @torch.library.custom_op("mixerbench::short_conv_backward", mutates_args=())
 def short_conv_backward(
     gy_BLC: Tensor,
-    other_BLC: Tensor | None,
     x_BLC: Tensor,
     segments_BL: Tensor,
     weight_CW: Tensor,
@@ -63,18 +62,16 @@ def short_conv_backward(
     packed: bool,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (its dtype), of the taps and of the bias (fp32), from that of y or from two that add up to it."""
-    two, other_BLC = other_BLC is not None, gy_BLC if other_BLC is None else other_BLC
-    gy_BLC, other_BLC, x_BLC = dense_last(gy_BLC), dense_last(other_BLC), dense_last(x_BLC)
-    segments_BL = segments_BL.contiguous()
+    """Gradients of x (its dtype), of the taps and of the bias (fp32)."""
+    gy_BLC, x_BLC, segments_BL = dense_last(gy_BLC), dense_last(x_BLC), segments_BL.contiguous()
     (batch, length, channels), width = x_BLC.shape, weight_CW.shape[1]
     grid, shape = _shape(x_BLC)
     gx_BLC = torch.empty(x_BLC.shape, dtype=x_BLC.dtype, device=x_BLC.device)
     part_SWC = torch.empty(batch * grid[0], REACH + 1, channels, dtype=torch.float32, device=x_BLC.device)
     backward[grid](
-        x_BLC, segments_BL, weight_CW, bias_C, gy_BLC, other_BLC, gx_BLC, part_SWC, length, channels,
-        *x_BLC.stride()[:2], *gy_BLC.stride()[:2], *other_BLC.stride()[:2],
-        TWO=two, W=width, LEFT=left, PACKED=packed, SILU=silu, **shape,
+        x_BLC, segments_BL, weight_CW, bias_C, gy_BLC, gx_BLC, part_SWC, length, channels,
+        *x_BLC.stride()[:2], *gy_BLC.stride()[:2],
+        W=width, LEFT=left, PACKED=packed, SILU=silu, **shape,
     )  # fmt: skip
     gw_CW, gb_C = part_SWC.new_empty(channels, width), part_SWC.new_empty(channels)
     tiles = triton.cdiv(channels, SHARES)
@@ -88,7 +85,7 @@ def _(x_BLC, segments_BL, weight_CW, bias_C, left, packed, silu):
 
 
 @short_conv_backward.register_fake
-def _(gy_BLC, other_BLC, x_BLC, segments_BL, weight_CW, bias_C, left, packed, silu):
+def _(gy_BLC, x_BLC, segments_BL, weight_CW, bias_C, left, packed, silu):
     gx_BLC = torch.empty(x_BLC.shape, dtype=x_BLC.dtype, device=x_BLC.device)
     return (
         gx_BLC,
@@ -102,23 +99,10 @@ def _keep(ctx, inputs, output):
     ctx.how = inputs[4:]
 
 
-def _gradients(ctx, gy_BLC, other_BLC=None):
+def _gradients(ctx, gy_BLC):
     x_BLC, segments_BL, weight_CW, bias_C = ctx.saved_tensors
-    found = short_conv_backward(gy_BLC, other_BLC, x_BLC, segments_BL, weight_CW, bias_C, *ctx.how)
-    gx_BLC, gw_CW, gb_C = found
+    gx_BLC, gw_CW, gb_C = short_conv_backward(gy_BLC, x_BLC, segments_BL, weight_CW, bias_C, *ctx.how)
     return gx_BLC, None, gw_CW.to(weight_CW.dtype), gb_C.to(bias_C.dtype), None, None, None
 
 
 short_conv.register_autograd(_gradients, setup_context=_keep)
-
-
-class ForTwo(torch.autograd.Function):
-    """`short_conv` for two readers: what each says of y is added as it is read, not in a pass of its own."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        y_BLC = short_conv(*inputs)
-        _keep(ctx, inputs, y_BLC)
-        return y_BLC, y_BLC.view_as(y_BLC)
-
-    backward = staticmethod(_gradients)

@@ -160,20 +160,16 @@ def _share(part_ptr, d0, d1, d2, d3, d4, d5, d6, db, c_C, channels):
 
 
 @triton.jit
-def _said(gy_C, other_C, c_C, r, length, channels, gy_l, other_l, TWO: tl.constexpr):
-    """What came in for token r from both sides (or one), as it is in memory, zero outside the row."""
+def _said(gy_C, c_C, r, length, channels, stride_l):
+    """What came in for token r, as it is in memory, zero outside the row."""
     inside = (r >= 0) & (r < length)
-    r, known_C = tl.where(inside, r, 0), c_C < tl.where(inside, channels, 0)
-    said_C = tl.load(gy_C + r * gy_l, mask=known_C, other=0.0)
-    return said_C, tl.load(other_C + r * other_l, mask=known_C, other=0.0) if TWO else said_C
+    return tl.load(gy_C + tl.where(inside, r, 0) * stride_l, mask=c_C < tl.where(inside, channels, 0), other=0.0)
 
 
 @triton.jit
-def _of_pre(gy_C, other_C, pre_C, TWO: tl.constexpr, SILU: tl.constexpr):
+def _of_pre(gy_C, pre_C, SILU: tl.constexpr):
     """The gradient of pre."""
     g_C = gy_C.to(tl.float32)
-    if TWO:
-        g_C += other_C.to(tl.float32)
     if SILU:
         sigmoid_C = sigmoid(pre_C)
         g_C *= sigmoid_C + pre_C * (sigmoid_C - sigmoid_C * sigmoid_C)
@@ -182,8 +178,8 @@ def _of_pre(gy_C, other_C, pre_C, TWO: tl.constexpr, SILU: tl.constexpr):
 
 @triton.jit
 def backward(
-    x_ptr, segments_ptr, weight_ptr, bias_ptr, gy_ptr, other_ptr, gx_ptr, part_ptr,
-    length, channels, stride_b, stride_l, gy_b, gy_l, other_b, other_l, TWO: tl.constexpr,
+    x_ptr, segments_ptr, weight_ptr, bias_ptr, gy_ptr, gx_ptr, part_ptr,
+    length, channels, stride_b, stride_l, gy_b, gy_l,
     W: tl.constexpr, LEFT: tl.constexpr, PACKED: tl.constexpr, SILU: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
     U: tl.constexpr,
 ):  # fmt: skip
@@ -197,15 +193,13 @@ def backward(
     known_C = c_C < channels
     bias_C = tl.load(bias_ptr + c_C, mask=known_C, other=0.0).to(tl.float32)
     x_C, gx_C = x_ptr + row * stride_b + c_C, gx_ptr + row * length * channels + c_C
-    gy_C, other_C = gy_ptr + row * gy_b + c_C, other_ptr + row * other_b + c_C
+    gy_C = gy_ptr + row * gy_b + c_C
     segments_ptr, r = segments_ptr + row * length, first - 6 + LEFT
     x0, x1, x2, x3, x4, x5, x6, s0, s1, s2, s3, s4, s5, s6, a0, a1, a2, a3, b0, b1, b2, b3 = _window(
         x_C, known_C, segments_ptr, first - 6, length, stride_l
     )
-    y0, z0 = _said(gy_C, other_C, c_C, r, length, channels, gy_l, other_l, TWO)
-    y1, z1 = _said(gy_C, other_C, c_C, r + 1, length, channels, gy_l, other_l, TWO)
-    y2, z2 = _said(gy_C, other_C, c_C, r + 2, length, channels, gy_l, other_l, TWO)
-    y3, z3 = _said(gy_C, other_C, c_C, r + 3, length, channels, gy_l, other_l, TWO)
+    y0, y1 = _said(gy_C, c_C, r, length, channels, gy_l), _said(gy_C, c_C, r + 1, length, channels, gy_l)
+    y2, y3 = _said(gy_C, c_C, r + 2, length, channels, gy_l), _said(gy_C, c_C, r + 3, length, channels, gy_l)
     zero_C = tl.zeros((C,), tl.float32)
     g0, g1, g2, g3, g4, g5 = zero_C, zero_C, zero_C, zero_C, zero_C, zero_C
     r0 = s0 * 0 - 1  # segments of the last readers; none yet
@@ -213,27 +207,27 @@ def backward(
     for n in tl.static_range(6):
         a4 = _token(x_C, known_C, first + n + 1 + AHEAD, length, stride_l, False)
         b4 = _segment(segments_ptr, first + n + 1 + AHEAD, length, False)
-        y4, z4 = _said(gy_C, other_C, c_C, r + n + AHEAD, length, channels, gy_l, other_l, TWO)
+        y4 = _said(gy_C, c_C, r + n + AHEAD, length, channels, gy_l)
         pre_C, r6 = _seen(
             bias_C, w0, w1, w2, w3, w4, w5, w6, x0, x1, x2, x3, x4, x5, x6, s0, s1, s2, s3, s4, s5, s6, LEFT, PACKED
         )
-        g6 = _of_pre(y0, z0, pre_C, TWO, SILU)
+        g6 = _of_pre(y0, pre_C, SILU)
         x0, x1, x2, x3, x4, x5, x6 = x1, x2, x3, x4, x5, x6, _real(a0, b0)
         s0, s1, s2, s3, s4, s5, s6 = s1, s2, s3, s4, s5, s6, b0
         a0, a1, a2, a3, b0, b1, b2, b3 = a1, a2, a3, a4, b1, b2, b3, b4
         g0, g1, g2, g3, g4, g5, r0, r1, r2, r3, r4, r5 = g1, g2, g3, g4, g5, g6, r1, r2, r3, r4, r5, r6
-        y0, y1, y2, y3, z0, z1, z2, z3 = y1, y2, y3, y4, z1, z2, z3, z4
+        y0, y1, y2, y3 = y1, y2, y3, y4
     d0, d1, d2, d3, d4, d5, d6, db = zero_C, zero_C, zero_C, zero_C, zero_C, zero_C, zero_C, zero_C
     for n in range(0, T, U):
         for u in tl.static_range(U):
             p = first + n + u
             a4 = _token(x_C, known_C, p + 7 + AHEAD, length, stride_l, False)
             b4 = _segment(segments_ptr, p + 7 + AHEAD, length, False)
-            y4, z4 = _said(gy_C, other_C, c_C, p + LEFT + AHEAD, length, channels, gy_l, other_l, TWO)
+            y4 = _said(gy_C, c_C, p + LEFT + AHEAD, length, channels, gy_l)
             pre_C, r6 = _seen(
                 bias_C, w0, w1, w2, w3, w4, w5, w6, x0, x1, x2, x3, x4, x5, x6, s0, s1, s2, s3, s4, s5, s6, LEFT, PACKED
             )
-            g6 = _of_pre(y0, z0, pre_C, TWO, SILU)
+            g6 = _of_pre(y0, pre_C, SILU)
             n6, n5, n4 = _own(g6, r6, s0, PACKED), _own(g5, r5, s0, PACKED), _own(g4, r4, s0, PACKED)
             n3, n2, n1 = _own(g3, r3, s0, PACKED), _own(g2, r2, s0, PACKED), _own(g1, r1, s0, PACKED)
             n0 = _own(g0, r0, s0, PACKED)
@@ -246,7 +240,7 @@ def backward(
             s0, s1, s2, s3, s4, s5, s6 = s1, s2, s3, s4, s5, s6, b0
             a0, a1, a2, a3, b0, b1, b2, b3 = a1, a2, a3, a4, b1, b2, b3, b4
             g0, g1, g2, g3, g4, g5, r0, r1, r2, r3, r4, r5 = g1, g2, g3, g4, g5, g6, r1, r2, r3, r4, r5, r6
-            y0, y1, y2, y3, z0, z1, z2, z3 = y1, y2, y3, y4, z1, z2, z3, z4
+            y0, y1, y2, y3 = y1, y2, y3, y4
     part = part_ptr + (row * tl.num_programs(0) + tl.program_id(0)) * 8 * channels
     _share(part, d0, d1, d2, d3, d4, d5, d6, db, c_C, channels)
 

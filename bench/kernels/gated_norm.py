@@ -12,11 +12,11 @@ from torch import Tensor
 
 from bench.kernels.sigmoid import sigmoid
 
-PROGRAMS = 2048
+PROGRAMS = 1056
 """Of the gradient: each sums its share of the rows into one row of the weight's gradient."""
 PER_WARP = 512
 """Channels of a row that a warp takes."""
-STAGES = 1
+STAGES = 3
 """Rows of the gradient on their way from memory, with the one that is worked on."""
 
 

@@ -59,12 +59,10 @@ class Cauchy(Mixer):
         super().__init__(grant, backend)
         if backend == "triton":
             require_triton()
-            from bench.kernels.exponential_features import exponential_features
-            from bench.kernels.low_rank import low_rank_product
+            from bench.kernels.exponential_product import exponential_product
 
-            self.product, self.exponential_features = low_rank_product, exponential_features
-            rates, weights = zip(*exponentials(args.bound), strict=True)
-            self.terms = list(rates), [weight**0.5 for weight in weights]  # each side has the root of a weight
+            self.product = exponential_product
+            self.terms = [list(x) for x in zip(*exponentials(args.bound), strict=True)]  # rates, weights
         self.args = args
         if args.sam:
             # One axis: the optimiser's rule decays parameters of two or more.
@@ -96,13 +94,11 @@ class Cauchy(Mixer):
 
     def factored(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         """In linear time: with 1 / (a + b) a sum of exponentials, M has rank R times their number."""
-        dtype, batch = v_BLHP.dtype, len(v_BLHP)
-        a_BLHR, b_BLHR = (x.transpose(1, 2).expand(batch, -1, -1, -1) for x in self.nodes(features, v_BLHP.shape[1]))
+        batch, length = v_BLHP.shape[:2]
+        a_BLHR, b_BLHR = (x.transpose(1, 2).expand(batch, -1, -1, -1) for x in self.nodes(features, length))
         real_BL = (segments_BL > 0).to(a_BLHR.dtype)
         scale_BL = real_BL * self.lengths(segments_BL).to(a_BLHR.dtype).rsqrt() * (2 / self.args.rank)
-        q_BLHK = self.exponential_features(a_BLHR, scale_BL, *self.terms, dtype)
-        k_BLHK = self.exponential_features(b_BLHR, real_BL, *self.terms, dtype)
-        return self.product(q_BLHK, k_BLHK, v_BLHP)
+        return self.product(a_BLHR, b_BLHR, v_BLHP, scale_BL, real_BL, *self.terms)
 
     def lengths(self, segments_BL: Tensor) -> Tensor:
         """n of the scale, BL."""

@@ -18,7 +18,8 @@ from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_lengt
 from bench.mixers.waves import transform_flops, turns
 
 PRODUCT = 2048
-"""On a GPU rows of up to so many tokens are multiplied by the matrix: transforms along tokens take copies both ways."""
+"""Rows of up to so many tokens are multiplied by the matrix itself where tensor cores do that (backend 'triton'): on an
+H200 a transform along tokens takes longer, most of it for copies to and fro. More operations, less time."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class DFT(Mixer):
 
     Args: ClassVar = Args
     levels: ClassVar = (False,)
+    backends: ClassVar = ("torch", "triton")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
         super().__init__(grant, backend)
@@ -50,7 +52,7 @@ class DFT(Mixer):
             m_BHLL = self.cosines(length, v_BLHP) * same_segment(segments_BL)
             return torch.einsum("bij,bjhp->bihp", m_BHLL[:, 0], v_BLHP)
         real_BL11 = real(segments_BL, v_BLHP.dtype)
-        if v_BLHP.device.type == "cuda" and length <= PRODUCT:
+        if self.backend == "triton" and length <= PRODUCT:
             return torch.einsum("ij,bjhp->bihp", self.cosines(length, v_BLHP), v_BLHP * real_BL11) * real_BL11
         wide = torch.promote_types(v_BLHP.dtype, torch.float32)
         # Zeros up to n leave the leading block of the matrix.

@@ -46,7 +46,7 @@ class Gated(Shell):
         from bench.kernels import conv, gated_norm  # noqa: F401 they register as torch.ops.mixerbench
 
         if self.settings.conv_width <= conv.REACH:
-            self.backend, self.conv_for_two = "triton", conv.ForTwo.apply
+            self.backend = "triton"
 
     def parts(self) -> list[tuple[Mixer, Tensor]]:
         """Each mixer inside, in the order of their calls, and its part of `scale`."""
@@ -56,11 +56,6 @@ class Gated(Shell):
 
     def mixer_inputs(self, x_BLD: Tensor, segments_BL: Tensor) -> tuple[Tensor, Tensor, Features]:
         """The gate z_BLC, and v_BLHP and the features as the mixer gets them."""
-        z_BLC, (v_BLHP, _), features = self.inputs(x_BLD, segments_BL)
-        return z_BLC, v_BLHP, features
-
-    def inputs(self, x_BLD: Tensor, segments_BL: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Features]:
-        """The gate z_BLC, v_BLHP for the mixer and for the skip, and the features."""
         grant, wants = self.mixer.grant, self.wants
         real_BL1 = (segments_BL > 0).to(x_BLD.dtype)[..., None]
         if self.backend == "triton":  # two products: for one, both gradients would be copied into one tensor
@@ -72,20 +67,16 @@ class Gated(Shell):
             conv_BLK, raw_BLK = self.in_features(x_BLD).split((wants.conv, wants.raw), dim=-1)
             raw_BLK = raw_BLK * real_BL1
         if self.backend == "triton" and self.conv_v is not None:
-            how = self.how(self.conv_v)
-            if self.settings.skip and self.outputs == 1:
-                v_BLC, skip_BLC = self.conv_for_two(v_BLC, segments_BL, *how, True)
-            else:
-                v_BLC = skip_BLC = self.fused(v_BLC, segments_BL, self.conv_v, True)
+            v_BLC = self.fused(v_BLC, segments_BL, self.conv_v, True)
             conv_BLK = self.fused(conv_BLK, segments_BL, self.conv_features, False) if wants.conv else v_BLC[..., :0]
         else:
             v_BLC, conv_BLK = v_BLC * real_BL1, conv_BLK * real_BL1
             if self.conv_v is not None:
                 v_BLC, conv_BLK = self.convolve_both(v_BLC, conv_BLK, segments_BL)
-            v_BLC = skip_BLC = F.silu(v_BLC)
-        v_BLHP, skip_BLHP = (x_BLC.unflatten(-1, (grant.heads, grant.head_width)) for x_BLC in (v_BLC, skip_BLC))
+            v_BLC = F.silu(v_BLC)
+        v_BLHP = v_BLC.unflatten(-1, (grant.heads, grant.head_width))
         exact_BLK = self.exact(x_BLD, segments_BL) if wants.exact else v_BLC[..., :0]
-        return z_BLC, (v_BLHP, skip_BLHP), self.ordered(Features(conv_BLK, raw_BLK, exact_BLK), segments_BL)
+        return z_BLC, v_BLHP, self.ordered(Features(conv_BLK, raw_BLK, exact_BLK), segments_BL)
 
     def convolve_both(self, v_BLC: Tensor, conv_BLK: Tensor, segments_BL: Tensor) -> tuple[Tensor, Tensor]:
         """v and the convolved features in one pass: the taps are separate parameters, the work is one convolution."""
@@ -104,13 +95,10 @@ class Gated(Shell):
 
     def fused(self, x_BLC: Tensor, segments_BL: Tensor, taps: Taps, silu: bool) -> Tensor:
         """`short_conv` of channels that may be anything on padding, then SiLU if asked for, as one operator."""
-        return torch.ops.mixerbench.short_conv(x_BLC, segments_BL, *self.how(taps), silu)
-
-    def how(self, taps: Taps) -> tuple[Tensor, Tensor, int, bool]:
-        """Weights, bias, taps before the token's own, and whether rows are packed."""
         width = taps.weight_CW.shape[1]
         left = width - 1 if self.settings.conv_causal else width // 2
-        return taps.weight_CW, taps.bias_C, left, self.packed
+        packed, weights = self.packed, (taps.weight_CW, taps.bias_C)
+        return torch.ops.mixerbench.short_conv(x_BLC, segments_BL, *weights, left, packed, silu)
 
     def moved(self) -> int:
         """In-projection, convolution with SiLU, mixer, gated norm with skip, out-projection."""
@@ -122,10 +110,10 @@ class Gated(Shell):
         return into + 2 * convolved + mixer + 4 * outputs * inner + outputs * inner + self.width
 
     def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
-        z_BLC, (v_BLHP, skip_BLHP), features = self.inputs(x_BLD, segments_BL)
+        z_BLC, v_BLHP, features = self.mixer_inputs(x_BLD, segments_BL)
         y_BLHP = self.mixer(v_BLHP, features, segments_BL)
         if self.backend == "triton" and self.outputs == 1:
-            sides = (y_BLHP.flatten(-2), skip_BLHP.flatten(-2), z_BLC, self.scale)
+            sides = (y_BLHP.flatten(-2), v_BLHP.flatten(-2), z_BLC, self.scale)
             return self.out(
                 torch.ops.mixerbench.gated_norm(*sides, self.norm.weight, self.settings.norm_eps, self.settings.skip)
             )
