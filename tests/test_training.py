@@ -280,6 +280,25 @@ def test_head_and_loss_compile_without_a_graph_break(protocol, tmp_path):
     torch.testing.assert_close(compiled(model.read(batch), batch), task.loss(model(batch), batch))
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_what_is_compiled_for_a_run_serves_the_next_of_its_arm(tmp_path):
+    """With another seed, so other weights; bit for bit as when it comes first."""
+    run = shrunk(make_run("quick_recall", "identity", {"mixer.heads": 2}, 0, 0))
+    counted = torch._dynamo.utils.counters["stats"]
+
+    def trained(seed):
+        model, task = built(dataclasses.replace(run, seed=seed))
+        how = dataclasses.replace(setting(tmp_path), compiled=True)
+        train.fit(train.Training(model, task, run.protocol, Streams(seed, 0), how))
+        return list(model.parameters()), counted["unique_graphs"]
+
+    torch._dynamo.reset()
+    alone, _ = trained(1)
+    torch._dynamo.reset()
+    (other, before), (second, after) = trained(0), trained(1)
+    assert before == after and all(map(torch.equal, alone, second)) and not all(map(torch.equal, other, second))
+
+
 def test_decay_follows_the_number_of_dimensions_alone():
     model, _ = built(a_run())
     matrices, others = train.optimiser_groups(model, a_run().protocol.optimiser)
