@@ -16,6 +16,7 @@ class Queue:
         self.runs, self.store, self.where = runs, store, where
         self.parents = {r.parent.id: r.parent for r in runs if r.parent}
         self.dead: dict[str, dict] = {}  # run -> owner of its lease that is known to have ended
+        self.last: Run | None = None  # that this worker took
 
     def settled(self, run: Run) -> bool:
         """Has its record and whatever its unsettled children need of it, or will not be tried again."""
@@ -66,9 +67,16 @@ class Queue:
     def finished(self) -> list[Record]:
         return [self.store.record(r.id) for r in self.runs if self.store.has(r.id)]
 
+    def in_turn(self) -> list[Run]:
+        """In order, but first what goes on with the last run's arm and seed: this process has its code compiled."""
+        if self.last is None:
+            return self.runs
+        arm = self.last.mixer, self.last.seed
+        return sorted(self.runs, key=lambda run: (run.mixer, run.seed) != arm)
+
     def next(self, until: float) -> "tuple[Run, Lease] | None":
         """The first run that may start and can end by `until` (second of the epoch), with its lease; None: no run."""
-        for run in self.runs:
+        for run in self.in_turn():
             if self.settled(run) or not self.ready(run):
                 continue
             if until < float("inf") and time.time() + self.expected_seconds(run) > until:
@@ -79,6 +87,7 @@ class Queue:
             if lease and self.settled(run):  # finished by another worker in between, or given up
                 lease.release()
             elif lease:
+                self.last = run
                 return run, lease
         return None
 

@@ -373,6 +373,27 @@ def test_nothing_starts_that_cannot_finish(queue, stop):
     lease.release()
 
 
+def test_two_workers_of_a_sweep_keep_to_their_arms(chain, tmp_path, where):
+    """What a process has compiled serves the next run of its arm only; with nothing of it left, the order decides."""
+    mixers = [{"name": name, "heads": 2} for name in ("identity", "dft")]
+    asked = a_sweep(tmp_path, mixers=mixers, protocols=["base", "other", "child"], varies={})
+    runs = ordered(grid(asked))
+    one, two = (Queue(runs, Store(Path(where.results)), where) for _ in range(2))
+    first, second = one.next(float("inf")), two.next(float("inf"))
+    assert [(r.label, r.mixer.name) for r, _ in (first, second)] == [("base", "identity"), ("base", "dft")]
+    for run, lease in (first, second):
+        record = dataclasses.replace(a_record(0), id=run.id, run=resolved(run), protocol_id=run.protocol_id)
+        one.store.finish(record, {})
+        one.store.weights(run.id).touch()
+        lease.release()
+    taken = [queue.next(float("inf")) for queue in (two, one, two, one)]
+    names = [(r.label, r.mixer.name) for r, _ in taken]
+    assert names == [("other", "dft"), ("other", "identity"), ("child", "dft"), ("child", "identity")]
+    assert one.next(float("inf")) is None
+    for _, lease in taken:
+        lease.release()
+
+
 def test_a_run_in_other_hands_is_waited_for(queue, stop, monkeypatch):
     """A worker stays while another one trains a parent, and takes the child when that is done."""
     base = queue.runs[0]
