@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench import Refusal
 from bench.backbone import Backbone
+from bench.compiling import compile_parts
 from bench.config import Optimiser, Protocol, Schedule
 from bench.full import save
 from bench.replay import Replay
@@ -305,18 +306,6 @@ class Training(lightning.LightningModule):
         self.trace = Trace([tuple(point) for point in curve], list(step_seconds), first_step, spent)
 
 
-def compile_parts(training: Training) -> None:
-    """Compiled code takes parameters as inputs: what a worker compiled for one run serves all later ones of like arms
-    and shapes, which a limit meant for one model must not end."""
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 4096
-    for layer in training.model.layers:
-        layer.compile(dynamic=False)
-    # Of the embedding its norm alone: a compiled look-up's gradient would add in whatever order threads come.
-    embedding = training.model.embedding
-    embedding.normed = torch.compile(embedding.normed, dynamic=False)
-    training.loss = torch.compile(training.loss, dynamic=False)
-
-
 def fit(training: Training) -> None:
     """Train to the end of the budget, from wherever `training` stands. Raises Diverged or Interrupted."""
     setting, steps = training.setting, training.protocol.budget.steps
@@ -332,7 +321,8 @@ def fit(training: Training) -> None:
         prefetch_factor=4 if setting.loaders else None,
     )
     if setting.compiled:
-        compile_parts(training)
+        compile_parts(training.model)
+        training.loss = torch.compile(training.loss, dynamic=False)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", setting.world))  # ranks of this node
     trainer = lightning.Trainer(
         accelerator="gpu" if setting.device == "cuda" else "cpu",

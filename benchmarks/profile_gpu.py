@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from bench.compiling import allow_many
 from bench.config import Run, Where
 from bench.registry import backend, mixer_class
 from bench.speed import layer, settings, training
-from bench.speed.verb import many_compilations
 
 WARM, STEPS, ROWS = 4, 5, 32
 FITTED = 40  # steps of a training: its first ones are not those of the rest
@@ -80,7 +80,7 @@ def main() -> None:
         until=float("inf"), out=None, as_json=False,
     )  # fmt: skip
     chosen, entries, where = settings.read(request)
-    many_compilations(chosen)
+    allow_many()
     for entry in entries:
         way = backend(mixer_class(entry.run.mixer.name), where.backend, "cuda")
         if asked.training:

@@ -42,7 +42,8 @@ MAY = {
     "backbone": ("torch", "config directions mixers seeds shells tasks"),
     "capacity": ("", "backbone config mixers record registry shells tasks"),
     "replay": ("torch", ""),
-    "train": ("torch lightning", "backbone config full replay seeds shells tasks"),
+    "compiling": ("torch", "backbone"),
+    "train": ("torch lightning", "backbone compiling config full replay seeds shells tasks"),
     "evaluate": ("torch", "backbone tasks"),
     "record": ("", "config"),
     "full": ("", ""),
@@ -77,8 +78,8 @@ MAY = {
     ),
     "speed": (
         "torch",
-        "backbone capacity compose config match mixers provenance registry report run seeds shells speed store tasks "
-        "train",
+        "backbone capacity compiling compose config match mixers provenance registry report run seeds shells speed "
+        "store tasks train",
     ),
     "words": ("", ""),
     "cli": (

@@ -167,6 +167,16 @@ def _said(gy_C, c_C, r, length, channels, stride_l):
 
 
 @triton.jit
+def _ahead(x_C, known_C, segments_ptr, gy_C, c_C, place, r, length, channels, stride_l, gy_l):
+    """What the step of x at this place and of reader r will work on."""
+    return (
+        _token(x_C, known_C, place, length, stride_l, False),
+        _segment(segments_ptr, place, length, False),
+        _said(gy_C, c_C, r, length, channels, gy_l),
+    )
+
+
+@triton.jit
 def _of_pre(gy_C, pre_C, SILU: tl.constexpr):
     """The gradient of pre."""
     g_C = gy_C.to(tl.float32)
@@ -178,22 +188,18 @@ def _of_pre(gy_C, pre_C, SILU: tl.constexpr):
 
 @triton.jit
 def backward(
-    x_ptr, segments_ptr, weight_ptr, bias_ptr, gy_ptr, gx_ptr, part_ptr,
-    length, channels, stride_b, stride_l, gy_b, gy_l,
-    W: tl.constexpr, LEFT: tl.constexpr, PACKED: tl.constexpr, SILU: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
-    U: tl.constexpr,
+    x_ptr, segments_ptr, weight_ptr, bias_ptr, gy_ptr, gx_ptr, part_ptr, length, channels, stride_b, stride_l, gy_b,
+    gy_l, W: tl.constexpr, LEFT: tl.constexpr, PACKED: tl.constexpr, SILU: tl.constexpr, T: tl.constexpr,
+    C: tl.constexpr, U: tl.constexpr,
 ):  # fmt: skip
-    """gx of the stretch, and what its tokens say of the gradients of the taps and (last row) the bias.
-
-    A step has place p in x0, and ends with its gx, since p's last reader is r = p + LEFT, whose taps reach p .. p + 6.
-    Six steps before the stretch make g of the other readers of its first places.
-    """
+    """gx of the stretch, and what its tokens say of the gradients of the taps and the bias. A step has place p in x0
+    and ends with its gx, since p's last reader is r = p + LEFT, whose taps reach p .. p + 6. Six steps before the
+    stretch make g of the other readers of its first places."""
     row, first, c_C = tl.program_id(2).to(tl.int64), tl.program_id(0) * T, tl.program_id(1) * C + tl.arange(0, C)
     w0, w1, w2, w3, w4, w5, w6 = _taps(weight_ptr, c_C, channels, W)
     known_C = c_C < channels
     bias_C = tl.load(bias_ptr + c_C, mask=known_C, other=0.0).to(tl.float32)
-    x_C, gx_C = x_ptr + row * stride_b + c_C, gx_ptr + row * length * channels + c_C
-    gy_C = gy_ptr + row * gy_b + c_C
+    x_C, gy_C, gx_C = x_ptr + row * stride_b + c_C, gy_ptr + row * gy_b + c_C, gx_ptr + row * length * channels + c_C
     segments_ptr, r = segments_ptr + row * length, first - 6 + LEFT
     x0, x1, x2, x3, x4, x5, x6, s0, s1, s2, s3, s4, s5, s6, a0, a1, a2, a3, b0, b1, b2, b3 = _window(
         x_C, known_C, segments_ptr, first - 6, length, stride_l
@@ -205,9 +211,8 @@ def backward(
     r0 = s0 * 0 - 1  # segments of the last readers; none yet
     r1, r2, r3, r4, r5 = r0, r0, r0, r0, r0
     for n in tl.static_range(6):
-        a4 = _token(x_C, known_C, first + n + 1 + AHEAD, length, stride_l, False)
-        b4 = _segment(segments_ptr, first + n + 1 + AHEAD, length, False)
-        y4 = _said(gy_C, c_C, r + n + AHEAD, length, channels, gy_l)
+        place, at_r = first + n + 1 + AHEAD, r + n + AHEAD
+        a4, b4, y4 = _ahead(x_C, known_C, segments_ptr, gy_C, c_C, place, at_r, length, channels, stride_l, gy_l)
         pre_C, r6 = _seen(
             bias_C, w0, w1, w2, w3, w4, w5, w6, x0, x1, x2, x3, x4, x5, x6, s0, s1, s2, s3, s4, s5, s6, LEFT, PACKED
         )
@@ -221,9 +226,8 @@ def backward(
     for n in range(0, T, U):
         for u in tl.static_range(U):
             p = first + n + u
-            a4 = _token(x_C, known_C, p + 7 + AHEAD, length, stride_l, False)
-            b4 = _segment(segments_ptr, p + 7 + AHEAD, length, False)
-            y4 = _said(gy_C, c_C, p + LEFT + AHEAD, length, channels, gy_l)
+            place, at_r = p + 7 + AHEAD, p + LEFT + AHEAD
+            a4, b4, y4 = _ahead(x_C, known_C, segments_ptr, gy_C, c_C, place, at_r, length, channels, stride_l, gy_l)
             pre_C, r6 = _seen(
                 bias_C, w0, w1, w2, w3, w4, w5, w6, x0, x1, x2, x3, x4, x5, x6, s0, s1, s2, s3, s4, s5, s6, LEFT, PACKED
             )
@@ -234,8 +238,8 @@ def backward(
             d0, d1, d2, d3 = d0 + x0 * n6, d1 + x0 * n5, d2 + x0 * n4, d3 + x0 * n3
             d4, d5, d6 = d4 + x0 * n2, d5 + x0 * n1, d6 + x0 * n0
             db += _reader(g6, g5, g4, g3, g2, g1, g0, LEFT)  # p's own
-            told_C = _pre(zero_C, n6, n5, n4, n3, n2, n1, n0, w0, w1, w2, w3, w4, w5, w6)
-            tl.store(gx_C + p * channels, tl.where(s0 > 0, told_C, 0.0), mask=c_C < tl.where(p < length, channels, 0))
+            gx = _pre(zero_C, n6, n5, n4, n3, n2, n1, n0, w0, w1, w2, w3, w4, w5, w6)
+            tl.store(gx_C + p * channels, tl.where(s0 > 0, gx, 0.0), mask=c_C < tl.where(p < length, channels, 0))
             x0, x1, x2, x3, x4, x5, x6 = x1, x2, x3, x4, x5, x6, _real(a0, b0)
             s0, s1, s2, s3, s4, s5, s6 = s1, s2, s3, s4, s5, s6, b0
             a0, a1, a2, a3, b0, b1, b2, b3 = a1, a2, a3, a4, b1, b2, b3, b4

@@ -36,7 +36,10 @@ def speed(asked: Asked) -> int:
         raise Refusal(f"{out / NAME} is there already; delete it or name another --out")
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(settings.threads)
-    many_compilations(settings)
+    if settings.compiled:
+        from bench.compiling import allow_many
+
+        allow_many()
     start = {
         "schema": SCHEMA,
         "started": utc(),
@@ -82,14 +85,6 @@ def version_of(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def many_compilations(settings: Settings) -> None:
-    """Every cell compiles the forward of `Layer` for itself; past its usual limit dynamo would leave it uncompiled."""
-    if settings.compiled:
-        from torch import _dynamo
-
-        _dynamo.config.recompile_limit = _dynamo.config.accumulated_recompile_limit = 4096
 
 
 # Layers -------------------------------------------------------------------------------------------------------------
