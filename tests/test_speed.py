@@ -163,6 +163,20 @@ def test_what_was_not_begun_in_time_is_skipped():
     assert [cell.result.outcome for cell in cells] == ["skipped"] * 2 and cells[0].log == ["drop a"]
 
 
+def test_a_training_whose_turn_never_came_has_no_figure(monkeypatch):
+    """The time is up after the first cell's turn: the others were ready, but only a layer's step was timed before."""
+
+    class Unprepared(Fake):
+        def known(self) -> bool:
+            return self.label in self.log
+
+    log, until = [], time.time() + 60
+    cells = [Unprepared("a", log), Unprepared("b", log), Fake("layer", log)]
+    monkeypatch.setattr(time, "time", lambda: until + ("a" in log))
+    measure(cells, PLAIN, until, lambda cell, number: None)
+    assert [cell.result.outcome for cell in cells] == ["ok", "skipped", "ok"]
+
+
 def test_seconds_are_shared_out_over_the_rounds():
     assert share(0.01, PLAIN) == (3, 4)  # `most` steps of each turn
     assert share(0.2, PLAIN) == (3, 1) and share(0.9, PLAIN) == (3, 1) and share(1.1, PLAIN) == (1, 1)

@@ -67,6 +67,13 @@ class Timed:
         result.estimate = clock.waited(self.step, device)
         result.outcome = "ok"
 
+    def known(self) -> bool:
+        """Whether there is a time of a step: preparing gives one."""
+        return self.result.outcome == "ok"
+
+    def skip(self) -> None:
+        self.result.outcome, self.result.reason = "skipped", "the time was up"
+
     def turns(self) -> int:
         """In how many rounds it takes part."""
         return share(self.result.estimate, self.settings)[0]
@@ -188,14 +195,18 @@ def measure(cells: list[Timed], settings: Settings, until: float, save: Callable
     round n = 1, 2, ... What was not begun by `until` is skipped."""
     for cell in cells:
         if time.time() > until:
-            cell.result.outcome, cell.result.reason = "skipped", "the time was up"
+            cell.skip()
         else:
             attempt(cell, cell.prepare)
         save(cell, 0)
     for number in range(settings.rounds):
         for cell in cells if number % 2 == 0 else reversed(cells):
-            if cell.result.outcome == "ok" and number < cell.turns() and time.time() <= until:
+            if cell.result.outcome != "ok" or number >= cell.turns():
+                continue
+            if time.time() <= until:
                 attempt(cell, cell.turn)
+            elif not cell.known():
+                cell.skip()
         save(None, number + 1)
     for cell in cells:
         cell.drop()

@@ -101,6 +101,9 @@ class Fit(Timed):
         """Nothing is shared between fits, so there is nothing to prepare."""
         self.result.outcome = self.result.outcome or "ok"
 
+    def known(self) -> bool:
+        return bool(self.result.turns)
+
     def turns(self) -> int:
         return self.settings.rounds
 

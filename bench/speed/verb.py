@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from bench import Refusal, provenance, registry
+from bench.compiling import allow_many
 from bench.compose import ROOT
 from bench.config import Where
 from bench.report import speed as report
@@ -37,8 +38,6 @@ def speed(asked: Asked) -> int:
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(settings.threads)
     if settings.compiled:
-        from bench.compiling import allow_many
-
         allow_many()
     start = {
         "schema": SCHEMA,
