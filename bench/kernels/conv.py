@@ -29,8 +29,10 @@ SHARES = 32
 
 
 def _shape(x_BLC: Tensor) -> tuple[tuple[int, int, int], dict]:
-    """The grid, and what a program is: four channels a thread."""
+    """The grid, and what a program is: four channels a thread. Inside a row programs count in 32 bits."""
     batch, length, channels = x_BLC.shape
+    if length * max(channels, x_BLC.stride(1)) >= 2**31:
+        raise ValueError(f"a row of {length} tokens, {x_BLC.stride(1)} numbers apart, is too long for this convolution")
     tile = min(CHANNELS, max(128, triton.next_power_of_2(channels)))
     grid = triton.cdiv(length, TOKENS), triton.cdiv(channels, tile), batch
     return grid, {"T": TOKENS, "C": tile, "U": UNROLLED, "num_warps": tile // FOUR}

@@ -17,7 +17,7 @@ TOKENS, TILE, WIDE, WARPS = 64, 64, 128, 4
 beyond a tile is another program's, which reads the other factor again."""
 PROGRAMS = 512
 """Rows are cut into shares until so many programs gather: a long row alone would leave most of a GPU idle."""
-SHORT, SHORT_RANK, SHORT_WIDTH = 256, 64, 128
+SHORT, SHORT_RANK, SHORT_WIDTH = 128, 64, 128
 """Tokens, rank and head width up to which one program takes a whole row."""
 SHORT_TOKENS, WARPS_SHORT, WARPS_SHORT_BACK, STAGES_SHORT = 64, 4, 4, 2
 """Tokens that it takes at a time, its warps each way, and loads in flight."""
