@@ -36,7 +36,8 @@ def main() -> None:
     rows = [row for form in found.values() for row in form]
     verdicts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("pass", "fail", "skip")}
     print(f"# {len(found)} mixers and forms: {', '.join(f'{count} {name}' for name, count in verdicts.items())}\n")
-    print("Made of `make gpu`'s `check.json` by `benchmarks/check_tables.py`; `mixerbench check` says what a row asks.")
+    print("Made of `mixerbench check NAME where.device=cuda --json` (all: `make gpu`) by benchmarks/check_tables.py;")
+    print("`mixerbench check` says what a row asks.")
     for name, group in groupby(found, key=lambda label: label.partition(" ")[0]):
         print(f"\n## {name}\n", *table({label: found[label] for label in group}), sep="\n")
 

@@ -73,14 +73,18 @@ def ahead(todo: list[Arm], options: argparse.Namespace) -> Iterator[tuple[Arm, R
         try:
             for arm in todo:
                 run = shrunk(arm.run) if options.shrink else arm.run
-                way = registry.backend(registry.mixer_class(run.mixer.name), options.backend, options.device)
-                waiting.append((arm, run, pool.submit(built, run, way)))
+                waiting.append((arm, run, pool.submit(built, run, way_of(run, options))))
                 if len(waiting) > AHEAD:
                     yield waiting.popleft()
             while waiting:
                 yield waiting.popleft()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def way_of(run: Run, options: argparse.Namespace) -> str:
+    """The backend of mixer and shell."""
+    return registry.backend(registry.mixer_class(run.mixer.name), options.backend, options.device)
 
 
 def built(run: Run, way: str) -> tuple[torch.nn.Module, object, float]:
@@ -274,7 +278,7 @@ def keep(arm: Arm, told: dict, pilots: list[Pilot], options) -> None:
     if options.out:
         line = {"arm": arm.name, "run": arm.run.id, "protocol": arm.run.protocol_id, **told}
         line |= {"also": sorted({r.label for r in arm.alike[1:]})}
-        line |= {"device": model_on(options), "torch": torch.__version__}
+        line |= {"device": model_on(options), "backend": way_of(arm.run, options), "torch": torch.__version__}
         torn = options.out.exists() and not options.out.read_bytes().endswith(b"\n")
         with options.out.open("a") as file:
             file.write("\n" * torn + json.dumps(line) + "\n")

@@ -15,7 +15,7 @@ from benchmarks import one_step
 from tests.conftest import shrunk
 
 FIELDS = {"arm", "run", "protocol", "outcome", "loss", "finite", "parameters", "micro", "memory_gib", "examples_per_s"}
-FIELDS |= {"tokens_per_s", "step_s", "device", "torch", "also", "passes"}
+FIELDS |= {"tokens_per_s", "step_s", "device", "backend", "torch", "also", "passes"}
 SMALL = """question: Does it run?
 protocols: [quick_recall]
 mixers: [{name: dense, heads: 2}, {name: low_rank, heads: 2}]
