@@ -30,6 +30,7 @@ from pathlib import Path
 import torch
 
 from bench import registry, train
+from bench.cli import guarded
 from bench.compose import ROOT
 from bench.config import Run, inner_width, resolved
 from bench.evaluate import to_device
@@ -328,4 +329,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(guarded(main, sys.argv[1:]))
