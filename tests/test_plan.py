@@ -16,7 +16,7 @@ from bench.plan.costs import longest, makespan
 from bench.plan.effects import _sd, _sds
 from bench.plan.evidence import Pilot, append_pilot, read_pilots
 from bench.plan.graph import Node
-from bench.plan.verb import Plan, plan
+from bench.plan.verb import Plan, pilots_missing, plan
 from bench.record import Capacity, Cost, Record
 from bench.store import Store
 from bench.sweep import grid, load, ordered
@@ -352,6 +352,16 @@ def test_wrong_words_and_damaged_files_are_refused(tmp_path, store):
     with open(store.root / "pilots.jsonl", "a") as file:
         file.write('{"protocol_id": "half')
     assert "pilots.jsonl:2: not a whole pilot" in refusal(planned, tmp_path, store)
+
+
+def test_committed_pilots_price_a_sweep_until_some_are_measured_here(tmp_path, store):
+    one, folder = grid(a_sweep(tmp_path, **ONE))[0], store.root / "full_scale"
+    append_pilot(folder / "pilots.jsonl", a_pilot(one, evaluation=13.0))
+    assert planned(tmp_path, store, **ONE).totals.device_seconds == (85, 90, 95)
+    missing = pilots_missing(tmp_path / "x.yaml", cli.where_of([f"where.results={store.root}"]), "")
+    assert [run.protocol_id for run in missing] == [one.protocol_id]  # --pilot still measures here
+    append_pilot(store.root / "pilots.jsonl", a_pilot(one))
+    assert planned(tmp_path, store, **ONE).totals.device_seconds == (35, 40, 45)
 
 
 def test_a_pilot_after_a_line_that_was_cut_stands_on_a_line_of_its_own(tmp_path):

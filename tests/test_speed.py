@@ -157,6 +157,26 @@ def test_memory_and_faults_are_outcomes_of_their_cells_only():
         measure([Fake("e", log, fails={"prepare": Refusal("wrong word")})], PLAIN, 0.0 + math.inf, lambda *_: None)
 
 
+def test_what_finds_no_memory_beside_the_others_is_measured_after_them_by_itself():
+    log, saved = [], []
+
+    class Large(Fake):
+        """Fits if all others have let go of their memory."""
+
+        def prepare(self) -> None:
+            if log.count("drop a") == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().prepare()
+
+    never = {"prepare": torch.OutOfMemoryError("CUDA out of memory")}
+    cells = [Large("early", log), Fake("a", log), Large("large", log), Fake("never", log, fails=never)]
+    measure(cells, PLAIN, math.inf, lambda cell, number: saved.append(cell.label if cell else number))
+    assert [c.result.outcome for c in cells] == ["oom", "ok", "ok", "oom"]
+    assert [c.result.reason == rounds.ALONE for c in cells] == [False, False, True, False]
+    assert log[log.index("prepare large") :][:5] == ["prepare large", "large", "large", "large", "drop large"]
+    assert saved == ["early", "a", "large", "never", 1, 2, 3, "large", "never"]  # 'early' was alone as it was
+
+
 def test_what_was_not_begun_in_time_is_skipped():
     cells = [Fake("a", []), Fake("b", [])]
     measure(cells, PLAIN, time.time() - 1, lambda cell, number: None)

@@ -152,6 +152,13 @@ def read_pilots(path: Path) -> list[Pilot]:
     return found
 
 
+def known_pilots(root: Path) -> list[Pilot]:
+    """Of a results folder: the committed ones, <root>/*/pilots.jsonl, then its own. Where two are of one thing the last
+    counts: what was measured here."""
+    paths = [*sorted(root.glob("*/pilots.jsonl")), root / "pilots.jsonl"]
+    return [pilot for path in paths for pilot in read_pilots(path)]
+
+
 def pilot_of(record: Record, weights_bytes: int, time: str) -> Pilot:
     """What the record of a training cut short says of the costs of whole ones.
 

@@ -10,7 +10,7 @@ from bench.compose import ROOT
 from bench.config import Run, Where, canonical
 from bench.plan.costs import SOURCES, Costs, Range, Totals, totals
 from bench.plan.effects import Effect, effects
-from bench.plan.evidence import Ledger, read_pilots
+from bench.plan.evidence import Ledger, known_pilots, read_pilots
 from bench.plan.graph import LEFT, STATES, Node, nodes
 from bench.plan.screen import show
 from bench.plan.why import Reason, reasons
@@ -68,7 +68,7 @@ def plan_verb(path: Path, where: Where, parallel: int, device: str, pilot: bool,
 
 
 def pilots_missing(path: Path, where: Where, device: str) -> list[Run]:
-    """One run of each protocol and mixer that was not measured, on any device or on `device`."""
+    """One run of each protocol and mixer that was not measured here, on any device or on `device`."""
     known = read_pilots(ROOT / where.results / "pilots.jsonl")
     there = {(p.protocol_id, canonical(p.mixer, "mixer")) for p in known if device in ("", p.device)}
     each = {(r.protocol_id, r.mixer.canonical): r for r in ordered(_runs(cells(load(path))))}
@@ -80,7 +80,7 @@ def plan(sweep: Sweep, store: Store, retries: int, parallel: int, device: str) -
     """Nothing is started or written. Raises Refusal for a damaged record or pilot, or an unknown device."""
     places, ledger = cells(sweep), Ledger(store)
     graph = nodes(ordered(_runs(places)), store, ledger, retries)
-    costs = Costs(ledger, read_pilots(store.root / "pilots.jsonl"), graph, device)
+    costs = Costs(ledger, known_pilots(store.root), graph, device)
     return Plan(
         sweep=sweep.name,
         runs=len(graph),

@@ -16,6 +16,7 @@ from bench.speed import clock, layer, naive
 from bench.speed.settings import Entry, Settings
 
 CEILINGS = ("copy", "matrix")
+ALONE = "measured after the others, by itself: beside them there was no memory for it"
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Result:
     """What is known of a cell so far; plain values."""
 
     outcome: str = ""  # 'ok', 'oom', 'unfit', 'error', 'skipped' (the time was up); '' before it is prepared
-    reason: str = ""
+    reason: str = ""  # for an outcome that is not 'ok', or what is special about one that is
     backend: str = ""
     first: float = 0.0  # seconds of the first step, compilation included
     estimate: float = 0.0  # seconds of one step, warm, before the rounds
@@ -192,22 +193,45 @@ def attempt(cell: Timed, action: Callable[[], None]) -> None:
 
 def measure(cells: list[Timed], settings: Settings, until: float, save: Callable[[Timed | None, int], None]) -> None:
     """Prepare all cells, then let them take turns; `save(cell, 0)` after each that is prepared, `save(None, n)` after
-    round n = 1, 2, ... What was not begun by `until` is skipped."""
-    for cell in cells:
+    round n = 1, 2, ... What was not begun by `until` is skipped. A cell that ran out of memory beside others (their
+    CUDA graphs keep theirs) is measured after them, by itself."""
+    crowded = []
+    for number, cell in enumerate(cells):
         if time.time() > until:
             cell.skip()
         else:
             attempt(cell, cell.prepare)
+        if cell.result.outcome == "oom" and any(other.result.outcome == "ok" for other in cells[:number]):
+            crowded.append(cell)
         save(cell, 0)
     for number in range(settings.rounds):
-        for cell in cells if number % 2 == 0 else reversed(cells):
-            if cell.result.outcome != "ok" or number >= cell.turns():
-                continue
-            if time.time() <= until:
-                attempt(cell, cell.turn)
-            elif not cell.known():
-                cell.skip()
+        take_turns(cells if number % 2 == 0 else cells[::-1], number, until)
         save(None, number + 1)
     for cell in cells:
         cell.drop()
     clock.release(settings.device)
+    for cell in crowded:
+        if time.time() <= until:
+            alone(cell, settings.rounds, until)
+            save(cell, 0)
+
+
+def take_turns(cells: list[Timed], number: int, until: float) -> None:
+    """Round `number` of those that still have turns."""
+    for cell in cells:
+        if cell.result.outcome != "ok" or number >= cell.turns():
+            continue
+        if time.time() <= until:
+            attempt(cell, cell.turn)
+        elif not cell.known():
+            cell.skip()
+
+
+def alone(cell: Timed, rounds: int, until: float) -> None:
+    """All of a cell's turns on end, with the memory to itself."""
+    cell.result = Result(backend=cell.result.backend, reason=ALONE)
+    attempt(cell, cell.prepare)
+    for number in range(rounds):
+        take_turns([cell], number, until)
+    cell.drop()
+    clock.release(cell.settings.device)
