@@ -156,12 +156,13 @@ def both_ways(width: int, state: int, size: Size) -> Case:
 
 
 def tiles(size: Size) -> Case:
-    """Beside tiles: by Fourier transforms, and by the matrix itself where it is short."""
+    """Beside tiles: by Fourier transforms, of places or of blocks, and by the matrix itself where it is short."""
     count_B = torch.full((size.batch,), size.length, device=size.device)
     w = size.draw(size.batch, size.heads, 2 * size.length - 1, wide=True)
     ways = {
         "": lambda v, w: toeplitz.toeplitz(v, w, count_B),
         "fourier": lambda v, w: lags.convolve(w, v),
+        "blocks": torch.compile(lambda v, w: lags.by_blocks(w, v), dynamic=False),
         "matrix": lambda v, w: lags.apply(lags.spread(w.to(v.dtype)), v),
     }
     exact = ways["matrix" if size.length < 4096 else "fourier"]
@@ -276,8 +277,8 @@ CASES = {
     "scan state 16 at 128": Entry(partial(both_ways, 128, 16), 128, [{}]),
     "scan state 64 at 128": Entry(partial(both_ways, 64, 64), 128, [{}]),
     "toeplitz 128": Entry(tiles, 128, [*TILES, {"way": "matrix"}]),
-    "toeplitz 2048": Entry(tiles, 2048, [*TILES, {"way": "fourier"}]),
-    "toeplitz 8192": Entry(tiles, 8192, [{}, {"READ": 128}, {"PLACES": 128, "WARPS_BACK": 8}, {"way": "fourier"}]),
+    "toeplitz 2048": Entry(tiles, 2048, [*TILES, {"way": "fourier"}, {"way": "blocks"}]),
+    "toeplitz 8192": Entry(tiles, 8192, [{}, {"READ": 128}, {"way": "fourier"}, {"way": "blocks"}]),
     "attention 128": Entry(partial(attention, 16), 128, [
         *SOFTMAX, {"WHOLE": 64}, {"WHOLE": 64, "OWN": 64, "WARPS_BACK": 4}
     ]),

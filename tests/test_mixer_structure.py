@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from bench.mixers import lags, waves
 from bench.mixers import vandermonde as vandermonde_room
 from bench.mixers.base import Features
 from tests.test_mixers import HEADS, LENGTH, WIDTH, assert_equal_ways, build, full, gradients, inputs, rank, rows
@@ -31,6 +32,53 @@ def test_dft_places_are_exact_in_fp32_at_long_rows():
     row = torch.arange(2048, dtype=torch.float64) * 2047 % 2048
     expected = math.sqrt(2 / 2048) * torch.cos(2 * math.pi * row / 2048)
     torch.testing.assert_close(mixer.cosines(2048, v)[2047].double(), expected, rtol=0, atol=5e-8)
+
+
+# Long rows by products of smaller matrices ---------------------------------------------------------------------------
+
+
+def same_values_and_gradients(found, expected, leaves):
+    """Within 1e-13 of their size, in fp64."""
+    g = torch.randn_like(expected)
+    pairs = zip(torch.autograd.grad(found, leaves, g), torch.autograd.grad(expected, leaves, g), strict=True)
+    for one, other in [(found.detach(), expected.detach()), *pairs]:
+        assert float((one - other).norm() / other.norm()) < 1e-13
+
+
+@pytest.mark.parametrize(("n", "length"), [(2, 2), (12, 12), (64, 64), (128, 100), (200, 200), (2048, 2048)])
+def test_the_real_part_of_a_transform_is_two_products(n, length):
+    v = torch.randn(2, length, 3, 2, dtype=torch.float64, requires_grad=True)
+    m = torch.cos(2 * math.pi * waves.turns(length, n, v))
+    same_values_and_gradients(waves.real_part(v, n), torch.einsum("ij,bjhp->bihp", m, v), (v,))
+
+
+def test_stretches_are_even_near_the_root_and_none_where_a_factor_would_be_large():
+    assert [waves.stretches(n) for n in (8192, 131_072, 3000, 4096)] == [64, 256, 50, 64]
+    assert waves.stretches(4099) is waves.stretches(2**21) is None
+
+
+@pytest.mark.parametrize(("length", "filters"), [(64, 2), (200, 1), (200, 2), (257, 2), (1000, 1)])
+def test_constant_diagonals_by_blocks_are_the_matrix(length, filters):
+    w = torch.randn(filters, 3, 2 * length - 1, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(2, length, 3, 4, dtype=torch.float64, requires_grad=True)
+    same_values_and_gradients(lags.by_blocks(w, v), lags.apply(lags.spread(w), v), (w, v))
+
+
+@pytest.mark.parametrize("way", ["toeplitz", "dft"])
+def test_long_rows_of_16_bits_are_as_near_as_the_matrix_in_16_bits(way):
+    """What transforms of rounded numbers add stays within twice the error of a plain product of them."""
+    v = torch.randn(2, 2048, 2, 64).abs()
+    if way == "toeplitz":
+        w = torch.randn(2, 2, 4095)
+        exact = lags.convolve(w.double(), v.double())
+        found, plain = lags.product(w, v.bfloat16(), None, False), lags.apply(lags.spread(w), v.bfloat16())
+    else:
+        m = torch.cos(2 * math.pi * waves.turns(2048, 2048, v.double()))
+        exact = torch.einsum("ij,bjhp->bihp", m, v.double())
+        found = waves.real_part(v.bfloat16(), 2048)
+        plain = torch.einsum("ij,bjhp->bihp", m.bfloat16(), v.bfloat16())
+    errors = [float((x.double() - exact).norm() / exact.norm()) for x in (found, plain)]
+    assert 1e-4 < errors[0] < 2 * errors[1] < 0.02
 
 
 @pytest.mark.parametrize("sam", [False, True])

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from bench.mixers.base import Features, Grant, Mixer, Wants, real, require_length, same_segment
-from bench.mixers.waves import transform_flops, turns
+from bench.mixers.waves import real_part, stretches, transform_flops, turns
 
-PRODUCT = 2048
-"""Rows of up to so many tokens are multiplied by the matrix itself where tensor cores do that (backend 'triton'): on an
-H200 a transform along tokens takes longer, most of it for copies to and fro. More operations, less time."""
+PRODUCT, PRODUCT_WIDE = 1024, 2048
+"""Rows of up to so many tokens of 16 bits (or more) are multiplied by the matrix itself where tensor cores do that
+(backend 'triton'), longer ones of 16 bits by two smaller ones (waves.py): on an H200 a transform along tokens takes
+longer, most of it for copies to and fro. More operations, less time."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,12 @@ class DFT(Mixer):
             m_BHLL = self.cosines(length, v_BLHP) * same_segment(segments_BL)
             return torch.einsum("bij,bjhp->bihp", m_BHLL[:, 0], v_BLHP)
         real_BL11 = real(segments_BL, v_BLHP.dtype)
-        if self.backend == "triton" and length <= PRODUCT:
-            return torch.einsum("ij,bjhp->bihp", self.cosines(length, v_BLHP), v_BLHP * real_BL11) * real_BL11
+        if self.backend == "triton":
+            narrow = v_BLHP.dtype.itemsize == 2
+            if length <= (PRODUCT if narrow else PRODUCT_WIDE):
+                return torch.einsum("ij,bjhp->bihp", self.cosines(length, v_BLHP), v_BLHP * real_BL11) * real_BL11
+            if narrow and stretches(n):
+                return real_part(v_BLHP * real_BL11, n) * (math.sqrt(2 / n) * real_BL11)
         wide = torch.promote_types(v_BLHP.dtype, torch.float32)
         # Zeros up to n leave the leading block of the matrix.
         y_BFHP = torch.fft.rfft((v_BLHP * real_BL11).to(wide), n=n, dim=1).real

@@ -1,8 +1,11 @@
 """Products with matrices of constant diagonals given by their lags, shared by the long convolutions.
 
 w_BHK holds the weights of lags -(L-1) .. L-1 (B = 1 if all rows share them), so that M_ij = w at lag i - j.
-Axes: B batch, L length, H heads, P head width, K = 2 L - 1 lags.
+Axes: B batch, L length, H heads, P head width, K = 2 L - 1 lags; C blocks of T places each, N = 2 C points, F waves
+(frequencies 0 .. C, cosine and sine of each), S both parts of the places of a block.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +16,13 @@ from bench.mixers.base import same_segment
 SHORT = 1024
 """Up to this length the L x L matrix is faster than Fourier transforms on a GPU (sam: equal near 1,700 on an H200)."""
 
-TILED = 8192
-"""Up to this length tiles on the tensor cores (kernels/toeplitz.py) are faster than they, at 8,192 by 1.3 (H200)."""
+TILED, TILED_WIDE = 1024, 8192
+"""Up to this length tiles on the tensor cores (kernels/toeplitz.py) are faster than `by_blocks` in 16 bits, and than
+transforms in more, at 8,192 by 1.3 (H200)."""
+
+
+BLOCK, LONG = 64, 32768
+"""Places of a block of `by_blocks` up to a length, beyond that twice as many: from there on the waves cost more."""
 
 
 def product(w_BHK: Tensor, v_BLHP: Tensor, segments_BL: Tensor, packed: bool) -> Tensor:
@@ -23,6 +31,8 @@ def product(w_BHK: Tensor, v_BLHP: Tensor, segments_BL: Tensor, packed: bool) ->
         return apply(spread(w_BHK) * same_segment(segments_BL), v_BLHP)
     if v_BLHP.shape[1] <= SHORT:
         return apply(spread(w_BHK.to(v_BLHP.dtype)), v_BLHP)
+    if in_blocks(v_BLHP):
+        return by_blocks(w_BHK, v_BLHP)
     return convolve(w_BHK, v_BLHP)
 
 
@@ -69,3 +79,67 @@ def convolve(w_BHK: Tensor, v_BLHP: Tensor) -> Tensor:
     v_BFHP = torch.fft.rfft(v_BLHP.to(wide), n=n, dim=1)
     y_BNHP = torch.fft.irfft(w_BFH1 * v_BFHP, n=n, dim=1)
     return y_BNHP[:, length - 1 : 2 * length - 1].to(v_BLHP.dtype)
+
+
+def in_blocks(v_BLHP: Tensor) -> bool:
+    """Whether rows without a tile go by blocks: in 16 bits, by heads wide enough to pay for matrices of their own."""
+    return v_BLHP.dtype.itemsize == 2 and v_BLHP.shape[-1] >= BLOCK
+
+
+def by_blocks(w_BHK: Tensor, v_BLHP: Tensor) -> Tensor:
+    """The same product, by products of matrices in the dtype of v: for tensor cores, where a transform has none.
+
+    Cut into blocks of T places the matrix is one of T x T blocks that depend on the difference of two blocks' numbers
+    only: a convolution over blocks, by a Fourier transform over as few points as there are blocks, twice, for padding.
+    Each frequency then has one matrix of T x T complex numbers, which is of constant diagonals again.
+    """
+    batch, length, heads, width = v_BLHP.shape
+    size = BLOCK if length <= LONG else 2 * BLOCK
+    blocks = -(-length // size)
+    v_BCTHP = F.pad(v_BLHP, (0, 0, 0, 0, 0, blocks * size - length)).unflatten(1, (blocks, size))
+    if len(w_BHK) == 1:  # one matrix for all rows, which so are channels
+        v_BHCM = v_BCTHP.permute(3, 1, 2, 0, 4).reshape(1, heads, blocks, size * batch * width)
+    else:
+        v_BHCM = v_BCTHP.permute(0, 3, 1, 2, 4).reshape(batch, heads, blocks, size * width)
+    at_C = torch.arange(blocks, device=v_BLHP.device)
+    to_FC = _waves(at_C, blocks, v_BLHP)
+    v_BHFSM = (to_FC @ v_BHCM).unflatten(2, (blocks + 1, 2)).unflatten(-1, (size, -1)).flatten(3, 4)
+    y_BHFSM = _matrices(w_BHK.to(v_BLHP.dtype), size) @ v_BHFSM
+    back_FC = to_FC * _counts(blocks, v_BLHP)[:, None]
+    y_BHCM = back_FC.T @ y_BHFSM.unflatten(3, (2, size)).flatten(2, 3).flatten(3)
+    if len(w_BHK) == 1:
+        y_BCTHP = y_BHCM.view(heads, blocks, size, batch, width).permute(3, 1, 2, 0, 4)
+    else:
+        y_BCTHP = y_BHCM.view(batch, heads, blocks, size, width).permute(0, 2, 3, 1, 4)
+    return y_BCTHP.flatten(1, 2)[:, :length]
+
+
+def _waves(at_N: Tensor, blocks: int, like: Tensor) -> Tensor:
+    """cos and -sin of 2 pi f n / N, FN; phases less whole turns, as integers and so exact."""
+    wide = torch.promote_types(like.dtype, torch.float32)
+    turns_FN = (torch.arange(blocks + 1, device=like.device)[:, None] * at_N % (2 * blocks)).to(wide) / (2 * blocks)
+    phase_FN = 2 * math.pi * turns_FN
+    return torch.stack((phase_FN.cos(), -phase_FN.sin()), dim=1).flatten(0, 1).to(like.dtype)
+
+
+def _counts(blocks: int, like: Tensor) -> Tensor:
+    """What each wave counts for on the way back, F: of N, all frequencies but the first and the last stand for two."""
+    count_F = torch.full((2 * (blocks + 1),), 1 / blocks, dtype=like.dtype, device=like.device)
+    count_F[:2] = count_F[-2:] = 1 / (2 * blocks)
+    return count_F
+
+
+def _matrices(w_BHK: Tensor, size: int) -> Tensor:
+    """The transformed blocks, BHFSS: of real and imaginary parts to real and imaginary parts."""
+    length = (w_BHK.shape[-1] + 1) // 2
+    blocks = -(-length // size)
+    w_BHNT = F.pad(w_BHK, (blocks * size - length + 1, blocks * size - length)).unflatten(-1, (2 * blocks, size))
+    at_N = torch.arange(-blocks, blocks, device=w_BHK.device)
+    # Lag -r of a block is lag T - r of the block before it.
+    ahead_BHFK = _waves(at_N + 1, blocks, w_BHK) @ w_BHNT[..., 1:]
+    behind_BHFK = _waves(at_N, blocks, w_BHK) @ w_BHNT
+    w_BHFK = torch.cat((ahead_BHFK, behind_BHFK), dim=-1)
+    real_BHFTT, imaginary_BHFTT = spread(w_BHFK[:, :, 0::2]), spread(w_BHFK[:, :, 1::2])
+    to_real_BHFTS = torch.cat((real_BHFTT, -imaginary_BHFTT), dim=-1)
+    to_imaginary_BHFTS = torch.cat((imaginary_BHFTT, real_BHFTT), dim=-1)
+    return torch.cat((to_real_BHFTS, to_imaginary_BHFTS), dim=-2)
