@@ -1,11 +1,11 @@
 """Do a mixer's backends train alike? The same runs with each, and how far apart two seeds are.
 
 Command: python benchmarks/backends.py --steps 300 --out results/backends where.device=cuda where.loaders=3
-Trains cauchy, vandermonde and quasiseparable, sequence-aligned, four heads, with each of --backends and --seeds (the
-schedule is that of --steps). Several of these commands share the runs, and one goes on where another was stopped. Then,
-over the second half of the curve and on validation: the mean distance of two backends on one seed (which sees the same
-batches from the same weights) beside that of two seeds on the first. They agree if it is no larger. Writes
-backends.json and curves.png into --out. Exit status: 1 if two do not agree.
+Words may be `protocol.precision=fp32` and such. Trains cauchy, vandermonde and quasiseparable, sequence-aligned,
+four heads, with each of --backends and --seeds (the schedule is that of --steps). Several of these commands share the
+runs, and one goes on where another was stopped. Then, over the second half of the curve and on validation: the mean
+distance of two backends on one seed (which sees the same batches from the same weights) beside that of two seeds on the
+first. They agree if it is no larger. Writes backends.json and curves.png into --out. Exit status: 1 if two disagree.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench import Refusal
 from bench.cli import guarded, refuse_early, where_of
-from bench.compose import ROOT, make_run
+from bench.compose import ROOT, make_run, parse_overrides
 from bench.queue import Queue
 from bench.record import Record
 from bench.report.plots import settings
@@ -82,8 +82,10 @@ def main(words: list[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--out", type=Path, required=True)
     places = [word for word in words if word.startswith("where.")]
-    options, where = parser.parse_args([word for word in words if word not in places]), where_of(places)
-    changes = {"protocol.budget.steps": options.steps, "mixer.sam": True, "mixer.heads": 4}
+    held = [word for word in words if word.startswith("protocol.")]
+    options = parser.parse_args([word for word in words if word not in places + held])
+    where, changes = where_of(places), {"mixer.sam": True, "mixer.heads": 4}
+    changes |= {"protocol.budget.steps": options.steps} | parse_overrides(held)
     runs = {(m, s): make_run(options.protocol, m, changes, s, 0) for m in options.mixers for s in options.seeds}
     trained, out = {}, (ROOT / options.out).resolve()
     for backend in options.backends:

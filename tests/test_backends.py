@@ -39,3 +39,10 @@ def test_a_backend_that_is_as_far_as_another_seed_does_not_agree(made, change):
     values = {"curve": tuple((step, loss + 9) for step, loss in one.curve), "metrics": {**one.metrics, "loss": 9.0}}
     trained["low_rank", "auto", 0] = dataclasses.replace(one, **{change: values[change]})
     assert not backends.compared(trained, "low_rank", ["torch", "auto"], [0, 1])["agree"]
+
+
+def test_the_protocol_may_be_changed_in_words(tmp_path):
+    words = ["--seeds", "0", "1", "--out", str(tmp_path), "protocol.precision=bf16", "where.device=cpu"]
+    assert backends.main([*WORDS, *words]) == 0
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("*/runs/*/record.json")]
+    assert len(records) == 4 and {r["run"]["protocol"]["precision"] for r in records} == {"bf16"}
