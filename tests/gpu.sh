@@ -13,7 +13,7 @@ jobs() {
     printf '%s\n' "tests replay tests/test_replay.py" "tests speed tests/test_speed.py" \
         "tests mixers tests/test_mixers_gpu.py" "tests training tests/test_training.py"
     $python -W ignore -c 'from tests.test_kernels import CALLS, NEAR
-for n, name in enumerate([*CALLS, *NEAR]):
+for n, name in enumerate([*CALLS, *NEAR, "halves"]):
     print(f"tests kernels-{n} tests/test_kernels.py::test_so_it_is_on_the_gpu[{name}]")'
     for sam in true false misaligned; do echo "check quasiseparable sam=$sam"; done
     for file in configs/mixer/*.yaml; do

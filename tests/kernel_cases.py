@@ -27,6 +27,7 @@ from bench.kernels import (
     grid_sums,
     low_rank,
     scan,
+    scan_short,
     softmax,
     toeplitz,
 )
@@ -157,6 +158,59 @@ def one_exponential(batch, length, rank, width):
 
     inputs = random(batch, length, 2, 2 * rank + 3), random(2, length, 2, width + 2)
     compare(f"exponentials {batch=} {length=} {rank=}", fast, exact, *inputs)
+
+
+def scans(in_half):
+    """Short rows, full or not, and longer ones, of which one has a place in its last chunk; programs that take a head,
+    some or all of a group's; documents that end within chunks; both directions, with c and b of their own or not, and
+    one. In fp32 the interpreter's short rows are as long as those of bf16."""
+    if INTERPRETED:
+        scan_short.WIDE_PLACES = scan_short.PLACES
+        multiply_bf16()
+    for length, heads, groups, state, sides, directions, packed, programs in (
+        (128, 6, 1, 16, 2, 2, False, 1),
+        (128, 2, 2, 16, 2, 2, False, 1),
+        (100, 5, 1, 16, 1, 2, True, 1),
+        (128, 4, 1, 64, 1, 1, False, 1000),
+        (64, 6, 2, 16, 2, 2, True, 1),
+        (1, 1, 1, 64, 1, 2, False, 1),
+        (129, 4, 2, 16, 1, 1, True, 1),
+        (260, 4, 1, 64, 2, 2, False, 1),
+    ):
+        scan_short.PROGRAMS = programs
+        one_scan(length, heads, groups, state, sides, directions, packed, torch.bfloat16 if in_half else torch.float32)
+
+
+def one_scan(length, heads, groups, state, sides, directions, packed, dtype):
+    """c and b beside others in memory; the exact matrix from sums over whole rows, in fp64."""
+    cuts = torch.tensor([[length // 3, length - 5], [70, 71]] if packed else [[length] * 2] * 2, device=DEVICE)
+    place_L = torch.arange(length, device=DEVICE)
+    segments_BL = 1 + (place_L >= cuts[..., None]).sum(1)
+    same_BLL1 = (segments_BL[:, :, None] == segments_BL[:, None])[..., None]
+
+    def fast(v, wide, raw, delta):
+        c, b = wide.to(dtype)[..., 3:].unflatten(-1, (2, state)).unbind(-2)
+        dt = F.softplus(raw - 3)
+        return scan.scan(v.to(dtype), c, b, dt, -dt, delta, segments_BL, packed).float()
+
+    def exact(v, wide, raw, delta):
+        v, wide, dt, delta = v.to(dtype).double(), wide.to(dtype).double(), F.softplus(raw.double() - 3), delta.double()
+        cb = torch.einsum("bidgn,bjdgn->bijdg", *wide[..., 3:].unflatten(-1, (2, state)).unbind(-2))
+        cb = cb.expand(-1, -1, -1, max(sides, directions), -1).repeat_interleave(heads // groups, -1)
+        sums = -dt.cumsum(1)
+        back = sums + dt  # without a place's own
+        apart = place_L[:, None, None] - place_L[:, None]  # of the reading place from the written one, LL1
+        logs = [sums[:, :, None, 0] - sums[:, None, :, 0], back[:, None, :, -1] - back[:, :, None, -1]]
+        matrix = torch.diag_embed(delta.transpose(1, 2)).permute(0, 2, 3, 1)
+        for d in range(directions):
+            kept = same_BLL1 & (apart * (1 - 2 * d) > 0)
+            entry = cb[..., d, :] * dt[:, None, :, d] * logs[d].masked_fill(~kept, -math.inf).exp()
+            matrix = matrix + entry
+        return torch.einsum("bijh,bjhp->bihp", matrix, v).float()
+
+    inputs = random(2, length, heads, 5), random(2, length, sides, groups, 2 * state + 3)
+    name = f"scan {length=} {heads=} {groups=} {state=} {sides=} {directions=} {packed=} {dtype=}"
+    compare(name, fast, exact, *inputs, random(2, length, directions, heads), random(2, length, heads))
 
 
 def cosines():
@@ -314,8 +368,8 @@ def model(name, changes):
     FOUND[f"{name} model, plain again"] = float(not all(torch.equal(a, b) for a, b in zip(again, exact, strict=True)))
 
 
-def half(name, changes):
-    """As `mixer`, in bf16. The interpreter keeps bf16 as integers, and multiplies those: its products are mended."""
+def multiply_bf16():
+    """The interpreter keeps bf16 as integers, and multiplies those: its products are mended."""
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     product = InterpreterBuilder.create_dot
@@ -328,15 +382,22 @@ def half(name, changes):
     def create_dot(builder, a, b, *more):
         return product(builder, widened(a), widened(b), *more)
 
+    InterpreterBuilder.create_dot = create_dot
+
+
+def half(name, changes):
+    """As `mixer`, in bf16."""
     if INTERPRETED:
-        InterpreterBuilder.create_dot = create_dot
+        multiply_bf16()
     mixer(name, changes, in_half=True)
 
 
 def mixer(name, changes, in_half=False):
     """A mixer's backend against its own matrix in fp64, as `check` holds it to on a GPU."""
     if INTERPRETED:
-        scan.CHUNK = 16  # several chunks in a short row: the interpreter is slow
+        scan.CHUNK = scan_short.PLACES = scan_short.WIDE_PLACES = (
+            16  # several chunks in a short row: the interpreter is slow
+        )
         cosine_sums.TOKENS = 64
     for label, (make, declared) in of(name, changes, make_where({"where.device": "cpu"})).items():
         ways = dict(declared.backends)

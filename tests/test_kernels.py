@@ -49,6 +49,7 @@ CALLS = {
         ["mixer", "attention", {"sam": False, "rank": 4}],
     ],
     "both directions": [["mixer", "quasiseparable", {"sam": True}], ["mixer", "add", {"sam": False, "heads": 2}]],
+    "scans": [["scans", False]],
     "groups": [["mixer", "quasiseparable", {"sam": True, "groups": 2}], ["mixer", "semiseparable", {}]],
     "products of scans": [["mixer", "mult", {"sam": True}], ["mixer", "mult", {"sam": False, "heads": 2}]],
     "decay": [["mixer", "decay_attention", {"normalise": True, "feature_map": "elu1"}], ["mixer", "dft", {}]],
@@ -61,6 +62,7 @@ NEAR = {
 }
 NEAR_ENOUGH = 5e-4
 HALVES = [
+    ["scans", True],
     ["half", "attention", {"sam": True, "rank": 4}],
     ["half", "quasiseparable", {"sam": True}],
     ["half", "toeplitz", {"sam": True}],
@@ -89,7 +91,7 @@ def test_a_near_one_is_near(calls):
     assert all((figure > CLOSE) == name.endswith("packed=False") for name, figure in found.items()), found
 
 
-@pytest.mark.parametrize("call", HALVES, ids=[call[1] for call in HALVES])
+@pytest.mark.parametrize("call", HALVES, ids=["scans", *(call[1] for call in HALVES[1:])])
 def test_in_bf16_a_kernel_is_as_near_as_check_asks(call):
     found = figures([call], interpreted=True)
     assert found and all(figure < HALF for figure in found.values()), found
@@ -99,8 +101,8 @@ def test_in_bf16_a_kernel_is_as_near_as_check_asks(call):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(
     ("calls", "bound"),
-    [*((c, CLOSE_ON_GPU) for c in CALLS.values()), *((c, NEAR_ENOUGH) for c in NEAR.values())],
-    ids=[*CALLS, *NEAR],
+    [*((c, CLOSE_ON_GPU) for c in CALLS.values()), *((c, NEAR_ENOUGH) for c in NEAR.values()), (HALVES, HALF)],
+    ids=[*CALLS, *NEAR, "halves"],
 )
 def test_so_it_is_on_the_gpu(calls, bound):
     """Sums of fp32 in another order; nothing rounds to TF32 here."""
