@@ -16,9 +16,10 @@ from bench.mixers.base import same_segment
 SHORT = 1024
 """Up to this length the L x L matrix is faster than Fourier transforms on a GPU (sam: equal near 1,700 on an H200)."""
 
-TILED, TILED_WIDE = 1024, 8192
-"""Up to this length tiles on the tensor cores (kernels/toeplitz.py) are faster than `by_blocks` in 16 bits, and than
-transforms in more, at 8,192 by 1.3 (H200)."""
+TILED, TILED_SHARED, TILED_WIDE = 2048, 1024, 8192
+"""Up to this length tiles on the tensor cores (kernels/toeplitz.py) are faster than `by_blocks`, which makes a row's
+matrices where each row has weights of its own, or once where all share them; in fp32 faster than transforms, at 8,192
+by 1.3 (all on an H200)."""
 
 
 BLOCK, LONG = 64, 32768

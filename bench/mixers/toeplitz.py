@@ -66,7 +66,8 @@ class Toeplitz(Mixer):
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         length = v_BLHP.shape[1]
-        most = lags.TILED if lags.in_blocks(v_BLHP) else lags.TILED_WIDE
+        narrow = lags.TILED if self.sam else lags.TILED_SHARED
+        most = narrow if lags.in_blocks(v_BLHP) else lags.TILED_WIDE
         if self.backend == "triton" and not self.grant.packed and length <= most:
             return self.tiled(v_BLHP, features, segments_BL)
         real_BL11 = real(segments_BL, v_BLHP.dtype)
