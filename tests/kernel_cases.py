@@ -27,7 +27,6 @@ from bench.kernels import (
     grid_sums,
     low_rank,
     scan,
-    scan_short,
     softmax,
     toeplitz,
 )
@@ -161,23 +160,17 @@ def one_exponential(batch, length, rank, width):
 
 
 def scans(in_half):
-    """Short rows, full or not, and longer ones, of which one has a place in its last chunk; programs that take a head,
-    some or all of a group's; documents that end within chunks; both directions, with c and b of their own or not, and
-    one. In fp32 the interpreter's short rows are as long as those of bf16."""
-    if INTERPRETED:
-        scan_short.WIDE_PLACES = scan_short.PLACES
-        multiply_bf16()
-    for length, heads, groups, state, sides, directions, packed, programs in (
-        (128, 6, 1, 16, 2, 2, False, 1),
-        (128, 2, 2, 16, 2, 2, False, 1),
-        (100, 5, 1, 16, 1, 2, True, 1),
-        (128, 4, 1, 64, 1, 1, False, 1000),
-        (64, 6, 2, 16, 2, 2, True, 1),
-        (1, 1, 1, 64, 1, 2, False, 1),
-        (129, 4, 2, 16, 1, 1, True, 1),
-        (260, 4, 1, 64, 2, 2, False, 1),
+    """Rows of one chunk, full or not, and of more, of which one has a place in its last; documents that end within
+    chunks; heads that share c and b or not; both directions, with c and b of their own or not, and one."""
+    multiply_bf16()
+    for length, heads, groups, state, sides, directions, packed in (
+        (128, 6, 1, 16, 2, 2, False),
+        (100, 5, 1, 16, 1, 2, True),
+        (64, 6, 2, 16, 2, 2, True),
+        (1, 1, 1, 64, 1, 2, False),
+        (129, 4, 2, 16, 1, 1, True),
+        (200, 4, 1, 64, 2, 2, False),
     ):
-        scan_short.PROGRAMS = programs
         one_scan(length, heads, groups, state, sides, directions, packed, torch.bfloat16 if in_half else torch.float32)
 
 
@@ -370,6 +363,8 @@ def model(name, changes):
 
 def multiply_bf16():
     """The interpreter keeps bf16 as integers, and multiplies those: its products are mended."""
+    if not INTERPRETED:
+        return
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     product = InterpreterBuilder.create_dot
@@ -387,8 +382,7 @@ def multiply_bf16():
 
 def half(name, changes):
     """As `mixer`, in bf16."""
-    if INTERPRETED:
-        multiply_bf16()
+    multiply_bf16()
     mixer(name, changes, in_half=True)
 
 

@@ -2,10 +2,9 @@
 
     i > j: M_ij = c_i^T A_i .. A_{j+1} dt_j b_j      i = j: M_ii = delta_i
     i < j: M_ij = c'_i^T A'_i .. A'_{j-1} dt'_j b'_j, the primes for direction 1
-The matrix of a chunk lives on the chip; between chunks go states of N x P numbers a head. Rows that need none have
-programs of their own (scan_short.py). `scan` prepares what has no channels (sums of log A, weights, borders of
-documents) in plain torch, which has its gradient; the operator `chunk_products` does the rest, and its gradient is one
-more pass beside the states' adjoint scan.
+The matrix of a chunk lives on the chip; between chunks go states of N x P numbers a head. `scan` prepares what has no
+channels (sums of log A, weights, borders of documents) in plain torch, which has its gradient; the operator
+`chunk_products` does the rest, and its gradient is one more pass beside the states' adjoint scan.
 Axes: B batch, L length, H heads, P head width, N state, G groups, D direction (0 forward, 1 backward; of c and b 1 if
 both share), K chunks, T places of a chunk, I shares of a state.
 """
@@ -16,7 +15,6 @@ import triton
 from torch import Tensor
 
 from bench.kernels import precision
-from bench.kernels.scan_short import fits, short_scan
 from bench.kernels.scan_tiles import carry, carry_back, products, products_back, states
 
 CHUNK = 64
@@ -42,8 +40,6 @@ def scan(
 
     With one direction M is the strict lower triangle and the diagonal.
     """
-    if fits(v_BLHP, c_BLDGN.shape[-1]):
-        return short_scan(v_BLHP, c_BLDGN, b_BLDGN, dt_BLDH, rate_BLDH, delta_BLH, segments_BL, packed)
     batch = len(v_BLHP)
     rate_BKDHT, dt_BKDHT = (_cut(x.expand(batch, -1, -1, -1)) for x in (rate_BLDH, dt_BLDH))
     sum_BKDHT = rate_BKDHT.cumsum(-1)
