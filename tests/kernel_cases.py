@@ -389,9 +389,7 @@ def half(name, changes):
 def mixer(name, changes, in_half=False):
     """A mixer's backend against its own matrix in fp64, as `check` holds it to on a GPU."""
     if INTERPRETED:
-        scan.CHUNK = scan_short.PLACES = scan_short.WIDE_PLACES = (
-            16  # several chunks in a short row: the interpreter is slow
-        )
+        scan.CHUNK = 16  # several chunks in a short row: the interpreter is slow
         cosine_sums.TOKENS = 64
     for label, (make, declared) in of(name, changes, make_where({"where.device": "cpu"})).items():
         ways = dict(declared.backends)

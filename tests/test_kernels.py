@@ -50,6 +50,7 @@ CALLS = {
     ],
     "both directions": [["mixer", "quasiseparable", {"sam": True}], ["mixer", "add", {"sam": False, "heads": 2}]],
     "scans": [["scans", False]],
+    "a state too large for the chip": [["mixer", "quasiseparable", {"sam": True, "state": 200}]],
     "groups": [["mixer", "quasiseparable", {"sam": True, "groups": 2}], ["mixer", "semiseparable", {}]],
     "products of scans": [["mixer", "mult", {"sam": True}], ["mixer", "mult", {"sam": False, "heads": 2}]],
     "decay": [["mixer", "decay_attention", {"normalise": True, "feature_map": "elu1"}], ["mixer", "dft", {}]],
@@ -108,6 +109,23 @@ def test_so_it_is_on_the_gpu(calls, bound):
     """Sums of fp32 in another order; nothing rounds to TF32 here."""
     found = figures(calls, interpreted=False)
     assert found and all(figure < bound for figure in found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("width", "state", "dtype", "fits"),
+    [
+        (64, 64, torch.bfloat16, True),
+        (128, 192, torch.bfloat16, True),  # Table 2's SAM row
+        (64, 1536, torch.bfloat16, False),  # and the one without
+        (256, 256, torch.bfloat16, False),
+        (64, 128, torch.float32, True),
+        (128, 128, torch.float32, False),
+    ],
+)
+def test_a_scan_goes_by_the_kernel_where_the_chip_has_room(width, state, dtype, fits):
+    from bench.kernels.scan import takes
+
+    assert takes(torch.empty(1, 2, 3, width, dtype=dtype), state) == fits
 
 
 @pytest.mark.parametrize("name", [n for n in choices("mixer") if "triton" in registry.mixer_class(n).backends])

@@ -22,6 +22,9 @@ BLOCK = 1024
 """Numbers of a state that one program carries from chunk to chunk."""
 WARPS, WARPS_BACK = 4, 4
 """Of `products` and `products_back`; with eight the latter took twice as long on an H200."""
+ROOM = 1024
+"""Bytes of a token's v and c together, as the chip counts them, from which on a program of the gradients may need more
+shared memory than an H200 has."""
 STAGES, STAGES_BACK = 3, 1
 """Loads in flight; the loop over two directions of `products_back` has no registers for more than its own."""
 
@@ -62,6 +65,16 @@ def scan(
     return chunk_products(v_BLHP, c_BLDGN, b_BLDGN, *small, decay_BKDH, segments_BL, packed)[0]
 
 
+def takes(v_BLHP: Tensor, state: int) -> bool:
+    """Whether heads so wide, with so large a state, fit on the chip: elsewhere a mixer has its plain scan."""
+    return (_padded(v_BLHP.shape[-1]) + _padded(state)) * v_BLHP.element_size() < ROOM
+
+
+def _padded(size: int) -> int:
+    """As programs count: a power of two, and enough for a product."""
+    return max(16, triton.next_power_of_2(size))
+
+
 def _cut(x_BL: Tensor) -> Tensor:
     """BL... into chunks BK...T, the last filled up with zeros: what a program reads of them lies side by side."""
     filled_BL = F.pad(x_BL, (0, 0) * (x_BL.ndim - 2) + (0, -x_BL.shape[1] % CHUNK))
@@ -90,8 +103,8 @@ def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> dict:
         "ints": (length, heads, heads // groups, state, width, decay_BKDH.shape[1]),
         "SHARED": c_BLDGN.shape[2] == 1,
         "T": CHUNK,
-        "N": max(16, triton.next_power_of_2(state)),
-        "P": max(16, triton.next_power_of_2(width)),
+        "N": _padded(state),
+        "P": _padded(width),
         "PRECISION": precision(v_BLHP.dtype),
     }
 

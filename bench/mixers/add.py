@@ -61,9 +61,9 @@ class Add(Mixer):
         super().__init__(grant, backend)
         if backend == "triton":
             require_triton()
-            from bench.kernels.scan import scan
+            from bench.kernels.scan import scan, takes
 
-            self.scan = scan
+            self.scan, self.takes = scan, takes
         self.args = args
         self.directions = 2 if args.separate else 1
         # One axis each: the optimiser's rule decays parameters of two or more.
@@ -100,7 +100,7 @@ class Add(Mixer):
         if not self.args.shift:
             delta_BLH = delta_BLH + own_terms(c_BLDGN, b_BLDGN, dt_BLDH)
         terms = Terms(*sets, delta_BLH)
-        if self.backend == "triton":
+        if self.backend == "triton" and self.takes(v_BLHP, self.args.state):
             return self.scan(v_BLHP, *masked(terms, segments_BL), segments_BL, self.grant.packed)
         v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
         y_BLHP = chunked_scan(v_BLHP, terms, segments_BL, self.grant.packed)

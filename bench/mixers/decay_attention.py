@@ -76,9 +76,9 @@ class DecayAttention(Mixer):
         super().__init__(grant, backend)
         if backend == "triton":
             require_triton()
-            from bench.kernels.scan import scan
+            from bench.kernels.scan import scan, takes
 
-            self.scan = scan
+            self.scan, self.takes = scan, takes
         self.args = args
         # One axis: the optimiser's rule decays parameters of two or more.
         self.bias_H = nn.Parameter(torch.empty(grant.heads))
@@ -96,7 +96,7 @@ class DecayAttention(Mixer):
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         real_BL11 = real(segments_BL, v_BLHP.dtype)
         terms = self.terms(features, segments_BL)
-        if self.backend == "triton":
+        if self.backend == "triton" and self.takes(v_BLHP, terms.c_BLDGN.shape[-1]):
             terms = masked(terms, segments_BL)
             y_BLHP = self.scan(v_BLHP, *terms, segments_BL, self.grant.packed)
         else:

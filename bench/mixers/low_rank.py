@@ -64,9 +64,9 @@ class LowRank(Mixer):
         if backend == "triton":
             require_triton()
             from bench.kernels.low_rank import low_rank_product
-            from bench.kernels.scan import scan
+            from bench.kernels.scan import scan, takes
 
-            self.product, self.scan = low_rank_product, scan
+            self.product, self.scan, self.takes = low_rank_product, scan, takes
         self.args = args
         if not args.sam:
             self.q_LHR = nn.Parameter(torch.empty(grant.length, grant.heads, args.rank))
@@ -82,7 +82,8 @@ class LowRank(Mixer):
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         q_BLHR, k_BLHR = self.mapped(features, v_BLHP.shape[1])
         if self.grant.packed:
-            way = self.scanned if self.backend == "triton" else self.quadratic
+            fused = self.backend == "triton" and self.takes(v_BLHP, q_BLHR.shape[-1])
+            way = self.scanned if fused else self.quadratic
             return way(q_BLHR, k_BLHR, v_BLHP, segments_BL)
         real_BL11 = real(segments_BL, q_BLHR.dtype)
         if self.args.normalise:

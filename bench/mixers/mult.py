@@ -51,9 +51,9 @@ class Mult(Mixer):
         super().__init__(grant, backend)
         if backend == "triton":
             require_triton()
-            from bench.kernels.scan import scan
+            from bench.kernels.scan import scan, takes
 
-            self.scan = scan
+            self.scan, self.takes = scan, takes
         self.args = args
         self.directions = 2 if args.separate else 1
         # One axis each: the optimiser's rule decays parameters of two or more.
@@ -77,7 +77,8 @@ class Mult(Mixer):
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
         c_BLDGN, b_BLDGN, dt_BLDH, rate_BLDH = self.sets(features, v_BLHP.shape[1])
-        way = self.by_kernel if self.backend == "triton" else causal_scan
+        fused = self.backend == "triton" and self.takes(v_BLHP, self.args.state)
+        way = self.by_kernel if fused else causal_scan
 
         def one_way(d: int, turn: Callable[[Tensor], Tensor]) -> Tensor:
             """Direction d, with `turn` to make it a forward one."""

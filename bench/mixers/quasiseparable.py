@@ -66,9 +66,9 @@ class Quasiseparable(Mixer):
             mamba_scan()  # refuse now rather than in the first step
         if backend == "triton":
             require_triton()
-            from bench.kernels.scan import scan
+            from bench.kernels.scan import scan, takes
 
-            self.scan = scan
+            self.scan, self.takes = scan, takes
         self.args = args
         self.directions = 2 if args.separate else 1
         # One axis each: the optimiser's rule decays parameters of two or more.
@@ -93,7 +93,7 @@ class Quasiseparable(Mixer):
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         terms = self.terms(features, v_BLHP.shape[1])
-        if self.backend == "triton":
+        if self.backend == "triton" and self.takes(v_BLHP, self.args.state):
             return self.scan(v_BLHP, *masked(terms, segments_BL), segments_BL, self.grant.packed)
         v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
         if self.backend == "mamba_ssm":

@@ -45,9 +45,9 @@ class Semiseparable(Mixer):
         super().__init__(grant, backend)
         if backend == "triton":
             require_triton()
-            from bench.kernels.scan import scan
+            from bench.kernels.scan import scan, takes
 
-            self.scan = scan
+            self.scan, self.takes = scan, takes
         self.args = args
         # One axis each: the optimiser's rule decays parameters of two or more.
         self.A_log_H = nn.Parameter(torch.empty(grant.heads))
@@ -67,7 +67,7 @@ class Semiseparable(Mixer):
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         terms = self.terms(features, v_BLHP.shape[1])
-        if self.backend == "triton":
+        if self.backend == "triton" and self.takes(v_BLHP, self.args.state):
             one_way = Terms(*(x[:, :, None] for x in terms), own_terms(*(x[:, :, None] for x in terms[:3])))
             return self.scan(v_BLHP, *masked(one_way, segments_BL), segments_BL, self.grant.packed)
         v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
