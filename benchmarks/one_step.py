@@ -7,13 +7,14 @@ one is measured. Prints a line an arm and appends it as JSON to --out: loss, pea
 second, or why it failed; the next arm follows, in a new process where CUDA itself has failed. Arms with a line in --out
 are left out, so the same command goes on where it was stopped. Micro-batches are halved until they fit; after --share
 seconds the rest of a step's examples are left out. With --results, what worked is added to DIR/pilots.jsonl, from which
-`mixerbench plan` reckons: on the backend that a training would choose (but for --backend), though without torch.compile
-(but for --compile), so too much rather than too little. No data set is needed: the batch is the task's own made-up
-example, so the loss says nothing of a mixer, and loading costs nothing.
+`mixerbench plan` reckons: on the backend that a training would choose (but for --backend) and, on a GPU, with a pass as
+one CUDA graph, though without torch.compile (but for --compile), so too much rather than too little. No data set is
+needed: the batch is the task's own made-up example, so the loss says nothing of a mixer, and loading costs nothing.
 --shrink rehearses with tiny sizes on any machine; its pilots are of a device 'shrunk, ...'.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -37,6 +38,7 @@ from bench.evaluate import to_device
 from bench.plan.arms import Arm, arms
 from bench.plan.evidence import WEIGHT_BYTES, Pilot, append_pilot
 from bench.provenance import model_of
+from bench.replay import WARM, Replay
 from bench.speed.training import NOWHERE, made
 from bench.store import utc
 from bench.words import duration
@@ -104,7 +106,8 @@ class Step:
         self.run, self.device, self.task = run, device, task
         self.model = model.to(device).train()
         settings = run.protocol.optimiser
-        self.optimiser = torch.optim.AdamW(train.optimiser_groups(self.model, settings), lr=settings.lr)
+        fused = {"fused": True} if device == "cuda" else {}
+        self.optimiser = torch.optim.AdamW(train.optimiser_groups(self.model, settings), lr=settings.lr, **fused)
         if compiled:
             for layer in self.model.layers:
                 layer.compile(dynamic=False)
@@ -151,9 +154,9 @@ class Step:
                 self.optimiser.zero_grad(set_to_none=True)
             micro //= 2
 
-    def take(self, micro: int, share: float) -> tuple[float, list[float], float]:
-        """Loss of an example seen, seconds of each micro-batch, of the optimiser. After `share` the rest is left out,
-        but not the second micro-batch."""
+    def take(self, micro: int, share: float) -> tuple[float, list[float]]:
+        """Loss of an example seen, seconds of each micro-batch. After `share` the rest is left out, but not the second
+        micro-batch."""
         total, seconds, seen = 0.0, [], 0
         for part in self.parts(micro):
             if len(seconds) > 1 and sum(seconds) > share:
@@ -161,12 +164,39 @@ class Step:
             loss, took = self.one(part)
             total, seen = total + loss, seen + self.task.count(part)
             seconds.append(took)
+        self.update()
+        return total * self.targets / seen, seconds
+
+    def update(self) -> float:
+        """Seconds of the optimiser, whose gradients are gone afterwards."""
         clock = self.now()
         if clip := self.run.protocol.optimiser.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return total * self.targets / seen, seconds, self.now() - clock
+        return self.now() - clock
+
+    def updated(self, micro: int) -> float:
+        """Seconds of an optimiser's step that is not its first, which makes the moments."""
+        self.one(next(self.parts(micro)))
+        return self.update()
+
+    def replayed(self, micro: int) -> list[float]:
+        """Seconds of micro-batches as CUDA graphs, without what the host needs to launch them one by one. Raises
+        RuntimeError if a pass is none, or memory for one lacks."""
+
+        def passed(inputs: dict) -> None:
+            with self.precision():
+                loss = self.task.loss(self.model(inputs), inputs) / self.targets
+            loss.backward()
+            self.optimiser.zero_grad(set_to_none=True)
+
+        replay, part, seconds = Replay(passed), next(self.parts(micro)), []
+        for _ in range(WARM + 1 + PASSES):
+            clock = self.now()
+            replay(part)
+            seconds.append(self.now() - clock)
+        return seconds[WARM + 1 :]
 
     def look(self, micro: int) -> float:
         """Seconds of an example when it is only evaluated."""
@@ -185,13 +215,16 @@ def measure(arm: Arm, run: Run, future: Future, options) -> tuple[dict, list[Pil
     model, task, startup = future.result()
     one = Step(run, model, task, device, options.compile)
     micro, first = one.fitting(min(options.micro, size))
-    loss, seconds, optimiser = one.take(micro, options.share)
-    whole, passes = len(seconds), math.ceil(size / micro)
+    loss, seconds = one.take(micro, options.share)
+    whole, passes, graph = len(seconds), math.ceil(size / micro), False
     while len(seconds) < PASSES and sum(seconds) < options.share:
         seconds += one.take(micro, options.share - sum(seconds))[1]
-    low, mid, high = (q * passes + optimiser for q in quantiles(seconds))
-    look = one.look(micro)
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    optimiser, look = one.updated(micro), one.look(micro)
+    if device == "cuda":
+        with contextlib.suppress(RuntimeError):  # also for want of memory: then as they were
+            seconds, graph = one.replayed(micro), True
+    low, mid, high = (q * passes + optimiser for q in quantiles(seconds))
     parameters = sum(p.numel() for p in model.parameters())
     told = {
         "loss": loss,
@@ -199,6 +232,7 @@ def measure(arm: Arm, run: Run, future: Future, options) -> tuple[dict, list[Pil
         "parameters": parameters,
         "micro": micro,
         "passes": f"{whole} of {passes}",
+        "graph": graph,
         "memory_gib": round(memory / 2**30, 2),
         "examples_per_s": round(size / mid, 1),
         "tokens_per_s": round(size * task.spec().length / mid, 1),

@@ -15,7 +15,7 @@ from benchmarks import one_step
 from tests.conftest import shrunk
 
 FIELDS = {"arm", "run", "protocol", "outcome", "loss", "finite", "parameters", "micro", "memory_gib", "examples_per_s"}
-FIELDS |= {"tokens_per_s", "step_s", "device", "backend", "torch", "also", "passes"}
+FIELDS |= {"tokens_per_s", "step_s", "device", "backend", "torch", "also", "passes", "graph"}
 SMALL = """question: Does it run?
 protocols: [quick_recall]
 mixers: [{name: dense, heads: 2}, {name: low_rank, heads: 2}]
@@ -180,3 +180,13 @@ def test_where_the_device_is_lost_a_new_process_goes_on_with_the_next_arm(sweep,
 def test_no_arm_is_started_when_the_time_is_over(sweep, capsys):
     assert one_step.main([str(sweep), "--device", "cpu", "--stop-after", "0s"]) == 0
     assert "stopped before arm 1 of 2" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_a_pass_is_timed_as_one_graph(sweep, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert one_step.main([str(sweep), "--out", str(out), "--results", str(tmp_path)]) == 0
+    assert [line["graph"] for line in lines(out)] == [True, True]
+    for pilot in read_pilots(tmp_path / "pilots.jsonl"):
+        assert 0 < pilot.step_p10 <= pilot.step_p50 <= pilot.step_p90 < pilot.first_step
