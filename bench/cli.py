@@ -91,18 +91,18 @@ def sweep(options: argparse.Namespace) -> int:
     from bench import launch
     from bench.queue import Queue
     from bench.store import Store
-    from bench.sweep import grid, load, ordered
+    from bench.sweep import load, work_of
     from bench.where import results, shares
 
     where = where_of(options.words)
-    if options.on and (options.workers != 1 or options.stop_after is not None):
-        raise Refusal("--workers and --stop-after are for this machine; with --on say it in the cluster file")
+    if options.on and (options.workers != 1 or options.stop_after is not None or options.seeds):
+        raise Refusal("--workers, --stop-after and --seeds are for this machine; with --on see the cluster file")
     if options.max_parallel is not None and (options.on is None or options.max_parallel < 1):
         raise Refusal("--max-parallel must be at least 1 and goes with --on")
     if options.workers < 1:
         raise Refusal(f"--workers must be at least 1, got {options.workers}")
     until = float("inf") if options.stop_after is None else time.time() + options.stop_after
-    runs = ordered(grid(load(options.path)))
+    runs = work_of(load(options.path), options.seeds)
     store = Store(results(where))
     missing = [r for r in runs if not store.has(r.id)]
     there = len(runs) - len(missing)
@@ -114,7 +114,7 @@ def sweep(options: argparse.Namespace) -> int:
     if todo:
         refuse_early(todo, where)
         shared = shares(where, options.workers)
-        code = launch.local(options.path, runs, store, where, options.words, shared, until)
+        code = launch.local(options.path, options.seeds, runs, store, where, options.words, shared, until)
         if code == 130:
             return code
         return say_missing(runs, store, where.retries) or code

@@ -20,16 +20,25 @@ POLL_SECONDS = 0.5
 
 
 def local(
-    path: Path, runs: list[Run], store: Store, where: Where, words: list[str], shares: list[str], until: float
+    path: Path,
+    seeds: list[int] | None,
+    runs: list[Run],
+    store: Store,
+    where: Where,
+    words: list[str],
+    shares: list[str],
+    until: float,
 ) -> int:
-    """Train the runs of the sweep at `path` with attached workers, to the end or until Ctrl-C (130).
+    """Train the runs of the sweep at `path`, or of some of its seeds, with attached workers, to the end or until Ctrl-C
+    (130).
 
     Each of `shares` starts a worker: the GPUs that it sees, '' for no word on them. Raises Refusal if a worker refused
     its input; 1 if one ended in another way than it should.
     """
     logs = store.root / "logs"
     store.writable(logs)
-    command = [sys.executable, "-m", "bench.worker", str(path), "--until", str(until), "--where", *words]
+    some = [] if seeds is None else ["--seeds", ",".join(map(str, seeds))]
+    command = [sys.executable, "-m", "bench.worker", str(path), *some, "--until", str(until), "--where", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": str(where.threads), "PYTHONUNBUFFERED": "1"}
     started: dict[Path, subprocess.Popen] = {}
     handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}

@@ -236,6 +236,14 @@ def grid(sweep: Sweep) -> list[Run]:
     return list(runs.values())
 
 
+def work_of(sweep: Sweep, seeds: list[int] | None) -> list[Run]:
+    """The runs of a sweep, or those of some of its seeds, and what they need, in the order in which to train them.
+    Raises Refusal for a seed that is none of the sweep's."""
+    if missing := [seed for seed in seeds or () if seed not in sweep.seeds]:
+        raise Refusal(f"--seeds {missing[0]} is none of {sweep.name}'s; it has: {', '.join(map(str, sweep.seeds))}")
+    return ordered([run for run in grid(sweep) if seeds is None or run.seed in seeds])
+
+
 def ordered(runs: list[Run]) -> list[Run]:
     """All runs and what they need, seed by seed and each chain depth first: an interruption costs one chain at most.
 

@@ -24,6 +24,8 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--on", type=Path, default=None, metavar="slurm/c.yaml", help=on)
     sweep.add_argument("--max-parallel", type=int, default=None, metavar="N", help="with --on: tasks at a time")
     sweep.add_argument("--stop-after", type=duration, default=None, metavar="9m", help=until)
+    some = "of the sweep's seeds, these only: whole blocks of a table, say before a machine goes back"
+    sweep.add_argument("--seeds", type=numbers, default=None, metavar="0,1", help=some)
     sweep.add_argument("words", nargs="*", metavar="where.key=value")
 
     report = verbs.add_parser("report", help="table, figure and fairness certificate of a sweep, from its records")
@@ -96,7 +98,7 @@ def add_tending(verbs: argparse._SubParsersAction) -> None:
     retry.add_argument("--only", type=kinds_of, default=[], metavar="oom,timeout,…", help=kinds)
     retry.add_argument("--on", type=Path, default=None, metavar="slurm/c.yaml", help="as of `sweep`")
     retry.add_argument("--max-parallel", type=int, default=None, metavar="N", help="as of `sweep`")
-    retry.set_defaults(workers=1, stop_after=None)
+    retry.set_defaults(workers=1, stop_after=None, seeds=None)
     for verb in (status, logs, cancel, retry):
         verb.add_argument("path", type=Path, metavar="sweeps/x.yaml")
     for verb in (cancel, retry):

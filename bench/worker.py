@@ -24,8 +24,9 @@ from bench.record import Record
 from bench.run import execute
 from bench.store import SPARED, Lease, Store
 from bench.submit import Submission, refuse
-from bench.sweep import grid, load, named, ordered
+from bench.sweep import grid, load, named, ordered, work_of
 from bench.where import results
+from bench.words import numbers
 
 POLL_SECONDS = 0.5
 POLL_AT_MOST = 8.0  # every look costs the shared file system a few calls a run
@@ -154,6 +155,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.worker")
     parser.add_argument("sweep", type=Path, nargs="?")
     parser.add_argument("--until", type=float, default=float("inf"), help="stop at this second of the epoch")
+    parser.add_argument("--seeds", type=numbers, default=None, help="of the sweep's seeds, these only")
     parser.add_argument("--where", nargs="*", default=[], metavar="where.key=value")
     parser.add_argument("--submission", type=Path, help="folder of a submission to Slurm, instead of all others")
     options = parser.parse_args(arguments)
@@ -162,7 +164,7 @@ def main(arguments: list[str]) -> int:
         if options.submission:
             return serve(Submission.read(options.submission), stop)
         where = make_where(parse_overrides(options.where))
-        work(Queue(ordered(grid(load(options.sweep))), Store(results(where)), where), stop)
+        work(Queue(work_of(load(options.sweep), options.seeds), Store(results(where)), where), stop)
     except Refusal as error:
         refuse(error, options.submission)
         return 2

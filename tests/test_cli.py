@@ -377,7 +377,7 @@ def test_a_launcher_that_fails_takes_its_workers_along(tmp_path, monkeypatch, wh
 
     monkeypatch.setattr(launch, "watch", broken)
     with pytest.raises(Refusal):
-        launch.local(path, runs, results, where, [f"where.results={where.results}"], [""], float("inf"))
+        launch.local(path, None, runs, results, where, [f"where.results={where.results}"], [""], float("inf"))
     assert [p.poll() is not None for p in seen] == [True]
 
 
@@ -402,7 +402,7 @@ def test_a_worker_sees_its_share(tmp_path, monkeypatch, where):
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(launch, "subprocess", SimpleNamespace(Popen=started))
-    launch.local(tmp_path / "x.yaml", [], Store(Path(where.results)), where, [], ["1", "", "0"], float("inf"))
+    launch.local(tmp_path / "x.yaml", None, [], Store(Path(where.results)), where, [], ["1", "", "0"], float("inf"))
     assert seen == ["1", None, "0"]
 
 

@@ -63,7 +63,7 @@ MAY = {
     "element": ("", "cluster compose full slurm store submit"),
     "queue": ("", "config record slurm store"),
     "ranks": ("", "config record run store submit sweep where worker"),
-    "worker": ("", "compose config full queue ranks record run slurm store submit sweep tune where"),
+    "worker": ("", "compose config full queue ranks record run slurm store submit sweep tune where words"),
     "launch": ("", "config store sweep"),
     "plain": ("", ""),
     "status": ("", "config plain record slurm store submit sweep"),

@@ -14,7 +14,7 @@ from bench.compose import make_run
 from bench.config import resolved
 from bench.queue import Queue
 from bench.store import Store
-from bench.sweep import cells, grid, load, named, ordered
+from bench.sweep import cells, grid, load, named, ordered, work_of
 from bench.worker import Stop, work
 from tests.conftest import forget
 from tests.test_store import a_record
@@ -371,6 +371,15 @@ def test_nothing_starts_that_cannot_finish(queue, stop):
     taken, lease = queue.next(stop.until)
     assert taken.id == base.id
     lease.release()
+
+
+def test_some_seeds_of_a_sweep_are_its_runs_of_these_seeds_and_what_they_need(chain, tmp_path):
+    asked = a_sweep(tmp_path, protocols=["grandchild"], varies={}, seeds=[0, 1, 2])
+    every = work_of(asked, None)
+    assert every == ordered(grid(asked)) and {r.seed for r in every} == {0, 1, 2}
+    some = work_of(asked, [2, 0])
+    assert some == [r for r in every if r.seed != 1] and {r.label for r in some} == {"base", "child", "grandchild"}
+    assert "--seeds 7 is none of" in refusal(work_of, asked, [0, 7]) and "0, 1, 2" in refusal(work_of, asked, [7])
 
 
 def test_two_workers_of_a_sweep_keep_to_their_arms(chain, tmp_path, where):
