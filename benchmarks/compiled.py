@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import triton
-from operators import CASES, Size, step
+from operators import CASES, Size, chosen, step
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
@@ -92,14 +92,14 @@ def lines(name: str, values: dict, dtype: torch.dtype, made: list) -> Iterator[t
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="words that the name of a case begins with")
+    parser.add_argument("--only", type=chosen, default=list(CASES), help="words that the name of a case begins with")
     parser.add_argument("--settings", choices=["first", "all"], default="first")
     parser.add_argument("--flags", action="store_true")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--arch", type=int, default=90)
     asked, made, runs = parser.parse_args(), [], True
     compile_only(asked.arch, asked.flags, made)
-    for name in (name for name in CASES if name.startswith(tuple(asked.only.split(",")))):
+    for name in asked.only:
         for values in CASES[name].settings[: None if asked.settings == "all" else 1]:
             setting = " ".join(f"{key}={value}" for key, value in values.items()) or "as it is"
             for line, able in lines(name, values, getattr(torch, asked.dtype), made):

@@ -24,7 +24,7 @@ from threading import Lock
 
 import torch
 import triton
-from operators import CASES, Case, Size, step
+from operators import CASES, Case, Size, chosen, step
 
 from bench.speed.clock import copying, multiplying
 
@@ -157,7 +157,7 @@ def prepare(tasks: list, tokens: int, until: float, keep: Callable[[tuple, dict]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="words that the name of a case begins with")
+    parser.add_argument("--only", type=chosen, default=list(CASES), help="words that the name of a case begins with")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--seconds", type=float, default=220)
     parser.add_argument("--out", type=Path)
@@ -166,8 +166,7 @@ def main() -> None:
     if asked.child:
         return child(asked.tokens)
     start, rows = time.time(), []
-    names = [name for name in CASES if name.startswith(tuple(asked.only.split(",")))]
-    tasks = [(n, i) for n in names for i in range(len(CASES[n].settings))]
+    tasks = [(n, i) for n in asked.only for i in range(len(CASES[n].settings))]
     file = (asked.out or Path(os.devnull)).open("w")
 
     def keep(task: tuple, row: dict) -> None:
@@ -183,7 +182,7 @@ def main() -> None:
         keep(task, {**found[task], **row})
     device = torch.cuda.get_device_name() if CUDA else "cpu"
     print(f"\n{device}, {asked.tokens} tokens, {time.time() - start:.0f} s in all; ms of forward and backward\n")
-    for row in sorted((row for row in rows if "ms" in row), key=lambda row: (names.index(row["case"]), row["ms"])):
+    for row in sorted((row for row in rows if "ms" in row), key=lambda row: (asked.only.index(row["case"]), row["ms"])):
         print(line(row))
 
 

@@ -4,6 +4,7 @@ A setting changes constants at the head of the operator's file; the key `way` in
 same, such as by Fourier transforms. The first setting is the operator as it is.
 """
 
+import argparse
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -300,3 +301,12 @@ CASES = {
     "exponential product 128": Entry(exponential, 128, EXPONENTIALS),
     "exponential product 2048": Entry(exponential, 2048, EXPONENTIALS),
 }  # fmt: skip
+
+
+def chosen(text: str) -> list[str]:
+    """Names of the cases that begin with one of these words, for argparse."""
+    words = text.split(",")
+    for word in words:
+        if not any(name.startswith(word) for name in CASES):
+            raise argparse.ArgumentTypeError(f"no case begins with '{word}'; there are: {', '.join(CASES)}")
+    return [name for name in CASES if name.startswith(tuple(words))]

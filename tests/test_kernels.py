@@ -161,3 +161,11 @@ def test_every_kernel_compiles_for_an_h100_and_fits_there():
     ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert set(re.findall(r"(\w+\.\w+)(?: \w+=\w+)? +registers", ended.stdout)) == kernels()
+
+
+def test_a_case_that_there_is_not_is_refused_with_those_there_are():
+    command = [sys.executable, "-W", "ignore", "benchmarks/compiled.py", "--only", "scan,skan"]
+    ended = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "0"}, cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 2 and "no case begins with 'skan'; there are: convolution 1536," in ended.stderr
