@@ -114,3 +114,12 @@ def setting(
         checkpoint_seconds,
         should_stop,
     )
+
+
+def rows_are_long(monkeypatch):
+    """Toeplitz and the DFT take the rows of a test for those that they cut into blocks, given the backend 'triton'."""
+    from bench.mixers import dft, lags
+
+    for room, name, value in ((lags, "TILED", 0), (lags, "TILED_SHARED", 0), (lags, "SHORT", 0), (dft, "PRODUCT", 0)):
+        monkeypatch.setattr(room, name, value)
+    monkeypatch.setattr(lags, "BLOCK", 4)  # heads of a test are narrow

@@ -16,9 +16,11 @@ import torch
 
 from bench import backbone, registry
 from bench.check import subject_of
-from bench.check.backends import HALF
+from bench.check.backends import HALF, errors, plain
 from bench.check.verb import of
 from bench.compose import ROOT, choices, make_where
+from bench.mixers import dft, lags
+from tests.conftest import rows_are_long
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 CLOSE = 1e-5
@@ -98,6 +100,19 @@ def test_in_bf16_a_kernel_is_as_near_as_check_asks(call):
     assert found and all(figure < HALF for figure in found.values()), found
 
 
+@pytest.mark.parametrize(("name", "function"), [("toeplitz", "by_blocks"), ("dft", "real_part")])
+def test_long_rows_of_16_bits_go_by_products_of_smaller_matrices(name, function, monkeypatch):
+    """Which need no kernels; here at every level, with padding."""
+    rows_are_long(monkeypatch)
+    room, calls = {"by_blocks": lags, "real_part": dft}[function], []
+    real = getattr(room, function)
+    monkeypatch.setattr(room, function, lambda *given: calls.append(given) or real(*given))
+    for make, declared in of(name, {}, make_where({"where.device": "cpu"})).values():
+        subject, before = subject_of(make, declared, full=False, device="cpu"), len(calls)
+        found = errors(subject, dict(declared.backends)["triton"], False, 300, True, plain)
+        assert len(calls) > before and all(figure < HALF for figure in found.values()), found
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(
@@ -134,11 +149,12 @@ def test_a_mixer_of_kernels_has_plain_backends_that_need_none(name):
     for make, declared in of(name, {}, make_where({"where.device": "cpu"})).values():
         subject = subject_of(make, declared, full=False, device="cpu")
         grant, segments_BL = subject.grant(12, False), subject.documents([[12]], 12)
-        plain, fused = (subject.initialised(m(grant), torch.float32) for m in (make, dict(declared.backends)["triton"]))
-        v_BLHP, features = subject.inputs(plain, segments_BL)
+        ways = make, dict(declared.backends)["triton"]
+        unfused, fused = (subject.initialised(way(grant), torch.float32) for way in ways)
+        v_BLHP, features = subject.inputs(unfused, segments_BL)
         given = v_BLHP.float(), type(features)(*(x.float() for x in features)), segments_BL
         with backbone.plain(fused):
-            assert torch.equal(fused(*given), plain(*given))
+            assert torch.equal(fused(*given), unfused(*given))
 
 
 def kernels():

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from bench.check import Declared, check_mixer, subject_of
-from bench.check.backends import compiled, errors, plain
+from bench.check.backends import compiled, errors, one_graph, plain
 from bench.check.verb import everything
 from bench.compose import make_where
 from bench.mixers import lags
 from bench.mixers.base import Features
 from tests import wrong_mixers as wrong
+from tests.conftest import rows_are_long
 from tests.test_mixers import build, inputs, segments_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -50,6 +51,16 @@ def test_toeplitz_by_fourier_transforms(label, half, bound, monkeypatch):
     monkeypatch.setattr(lags, "SHORT", 0)
     subject = subject_of(*FOUND[label], full=False, device="cuda")
     assert all(figure <= bound for figure in errors(subject, subject.make, False, LONG, half, plain).values())
+
+
+@pytest.mark.parametrize("label", [label for label in FOUND if label.startswith(("toeplitz", "dft"))])
+@pytest.mark.parametrize("way", [plain, one_graph])
+def test_long_rows_of_16_bits_by_products_of_smaller_matrices(label, way, monkeypatch):
+    rows_are_long(monkeypatch)
+    make, declared = FOUND[label]
+    subject = subject_of(make, declared, full=False, device="cuda")
+    figures = errors(subject, dict(declared.backends)["triton"], False, LONG, True, way)
+    assert all(figure <= 3e-2 for figure in figures.values()), figures
 
 
 @pytest.mark.parametrize(("cls", "verdict"), [(wrong.Aligned, "pass"), (wrong.DetachedWhenCompiled, "fail")])
