@@ -5,7 +5,6 @@ The folder's steps.jsonl and pilots.jsonl are what benchmarks/one_step.py left (
 tried twice the last line counts. Nothing else is read: a sweep's finished runs change nothing here.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from bench.plan.costs import Range
 from bench.plan.verb import Plan, plan
 from bench.store import Store
 from bench.sweep import load
-from benchmarks.one_step import GROUPS
+from benchmarks.one_step import GROUPS, tries
 
 PLAN = ("sweep", "runs", "device hours", "least", "most", "longest chain, days")
 ARM = ("arm", "backend", "loss", "parameters", "examples a pass", "memory GiB", "examples/s", "tokens/s", "step s")
@@ -49,8 +48,9 @@ def arm(step: dict) -> list[str]:
 
 def table(folder: Path) -> list[str]:
     """Lines of the page. Raises OSError without the two files, Refusal for a damaged pilot."""
-    steps = {(x["run"], x["device"]): x for x in map(json.loads, (folder / "steps.jsonl").read_text().splitlines())}
-    (folder / "pilots.jsonl").stat()
+    for name in ("steps.jsonl", "pilots.jsonl"):
+        (folder / name).stat()
+    steps = {(x["run"], x["device"]): x for x in tries(folder / "steps.jsonl")}
     sweeps = [load(ROOT / "sweeps" / f"{name}.yaml") for group in GROUPS for name in group]
     rows = [priced(plan(sweep, Store(folder), retries=0, parallel=1, device="")) for sweep in sweeps]
     devices = sorted({x["device"] for x in steps.values()})

@@ -7,9 +7,10 @@ one is measured. Prints a line an arm and appends it as JSON to --out: loss, pea
 second, or why it failed; the next arm follows, in a new process where CUDA itself has failed. Arms with a line in --out
 are left out, so the same command goes on where it was stopped. Micro-batches are halved until they fit; after --share
 seconds the rest of a step's examples are left out. With --results, what worked is added to DIR/pilots.jsonl, from which
-`mixerbench plan` reckons: on the backend that a training would choose (but for --backend) and, on a GPU, with a pass as
-one CUDA graph, though without torch.compile (but for --compile), so too much rather than too little. No data set is
-needed: the batch is the task's own made-up example, so the loss says nothing of a mixer, and loading costs nothing.
+`mixerbench plan` reckons: on the backend that a training would choose (but for --backend), on a GPU with a pass as one
+CUDA graph, without torch.compile (but for --compile). A training that is compiled takes less, one that is spread over
+several devices, whose passes the host launches, may take more. No data set is needed: the batch is the task's own
+made-up example, so the loss says nothing of a mixer, and loading costs nothing.
 --shrink rehearses with tiny sizes on any machine; its pilots are of a device 'shrunk, ...'.
 """
 
@@ -181,9 +182,9 @@ class Step:
         self.one(next(self.parts(micro)))
         return self.update()
 
-    def replayed(self, micro: int) -> list[float]:
-        """Seconds of micro-batches as CUDA graphs, without what the host needs to launch them one by one. Raises
-        RuntimeError if a pass is none, or memory for one lacks."""
+    def replayed(self, micro: int, share: float) -> list[float]:
+        """Seconds of micro-batches as CUDA graphs, without what the host needs to launch them one by one; after `share`
+        no more. Raises RuntimeError if a pass is none, or memory for one lacks."""
 
         def passed(inputs: dict) -> None:
             with self.precision():
@@ -192,11 +193,13 @@ class Step:
             self.optimiser.zero_grad(set_to_none=True)
 
         replay, part, seconds = Replay(passed), next(self.parts(micro)), []
-        for _ in range(WARM + 1 + PASSES):
+        for _ in range(WARM + 1):
+            replay(part)
+        while not seconds or (len(seconds) < PASSES and sum(seconds) < share):
             clock = self.now()
             replay(part)
             seconds.append(self.now() - clock)
-        return seconds[WARM + 1 :]
+        return seconds
 
     def look(self, micro: int) -> float:
         """Seconds of an example when it is only evaluated."""
@@ -223,7 +226,8 @@ def measure(arm: Arm, run: Run, future: Future, options) -> tuple[dict, list[Pil
     optimiser, look = one.updated(micro), one.look(micro)
     if device == "cuda":
         with contextlib.suppress(RuntimeError):  # also for want of memory: then as they were
-            seconds, graph = one.replayed(micro), True
+            seconds, graph = one.replayed(micro, options.share), True
+        torch.cuda.synchronize()  # a context that is lost was not for want of memory
     low, mid, high = (q * passes + optimiser for q in quantiles(seconds))
     parameters = sum(p.numel() for p in model.parameters())
     told = {
@@ -297,15 +301,17 @@ def model_on(options) -> str:
 
 
 def done(options) -> set[str]:
-    """Ids of the runs that --out has a line of, from this device. A line that was cut short counts for nothing."""
-    found = set()
-    for line in options.out.read_text().splitlines() if options.out and options.out.exists() else []:
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if values["device"] == model_on(options):
-            found.add(values["run"])
+    """Ids of the runs that --out has a line of, from this device."""
+    here = model_on(options)
+    return {values["run"] for values in (tries(options.out) if options.out else []) if values["device"] == here}
+
+
+def tries(path: Path) -> list[dict]:
+    """The lines of --out; none if there is no file, and not one that was cut short."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
     return found
 
 

@@ -406,6 +406,35 @@ def test_a_worker_sees_its_share(tmp_path, monkeypatch, where):
     assert seen == ["1", None, "0"]
 
 
+def test_workers_get_the_seeds_that_are_asked_for(tmp_path, monkeypatch, where):
+    path, seen = sweep_file(tmp_path), []
+
+    def started(command, env, **rest):
+        seen.append(command[2:])
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(Popen=started))
+    for seeds in (None, [1, 0]):
+        launch.local(path, seeds, [], Store(Path(where.results)), where, [], [""], float("inf"))
+    assert [command[1:4] for command in seen] == [[str(path), "--until", "inf"], [str(path), "--seeds", "1,0"]]
+
+
+def test_a_worker_trains_the_seeds_that_it_is_given(tmp_path, monkeypatch):
+    path, seen = sweep_file(tmp_path, seeds=[0, 1]), []
+    monkeypatch.setattr(worker, "work", lambda queue, stop: seen.append({run.seed for run in queue.runs}))
+    words = ["--where", f"where.results={tmp_path}", "where.device=cpu"]
+    assert worker.main([str(path), *words]) == worker.main([str(path), "--seeds", "1", *words]) == 0
+    assert seen == [set(load(path).seeds), {1}] and len(seen[0]) > 1
+
+
+def test_seeds_are_for_this_machine_and_of_the_sweep(call, tmp_path):
+    path = sweep_file(tmp_path)
+    code, _, error = call("sweep", path, "--seeds", "7")
+    assert code == 2 and "--seeds 7 is none of" in error
+    code, _, error = call("sweep", path, "--seeds", "0", "--on", "slurm/template.yaml")
+    assert code == 2 and "are for this machine" in error
+
+
 def test_merge_and_its_refusal(call, tmp_path):
     Store(tmp_path / "there").finish(a_record(0), {})
     code, out, _ = call("merge", tmp_path / "there", "--into", tmp_path / "x")

@@ -11,7 +11,7 @@ from bench.plan.evidence import read_pilots
 from bench.plan.verb import plan
 from bench.store import Store
 from bench.sweep import cells, grid, load, ordered
-from benchmarks import one_step
+from benchmarks import full_scale, one_step
 from tests.conftest import shrunk
 
 FIELDS = {"arm", "run", "protocol", "outcome", "loss", "finite", "parameters", "micro", "memory_gib", "examples_per_s"}
@@ -81,6 +81,12 @@ def test_every_arm_of_table_4_takes_a_shrunk_step_and_its_pilots_price_the_table
     pilots, sweep = read_pilots(tmp_path / "pilots.jsonl"), load(path)
     assert len(pilots) == 5 * 9 and all(p.device.startswith("shrunk, ") and p.evaluation > 0 for p in pilots)
     made = plan(sweep, Store(tmp_path), 0, 1, "")
+    out.rename(tmp_path / "steps.jsonl")
+    page = full_scale.table(tmp_path)
+    (row,) = [line for line in page if line.startswith("| `table4` |")]
+    hours = made.totals.device_seconds.times(1 / 3600)
+    assert [cell.strip() for cell in row.split("|")][3:6] == [f"{x:,.0f}" for x in (hours.mid, hours.low, hours.high)]
+    assert sum(line.startswith("| main_") for line in page) == 25 and sum("unknown" in line for line in page) == 6
     assert made.totals.unknown == () and 0 < made.totals.device_seconds.low <= made.totals.device_seconds.high
     assert made.states["missing"] == len(cells(sweep))
 

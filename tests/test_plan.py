@@ -252,6 +252,16 @@ def test_two_devices_for_a_run_cost_twice_their_wall_time(tmp_path, store):
     assert made.totals.device_seconds.mid == 2 * 40 and made.totals.wall_seconds.mid == 40
 
 
+def test_pilots_of_another_number_of_devices_are_no_costs_of_this_one(tmp_path, store):
+    both = {"mixers": [*ONE["mixers"], {"name": "dense", "heads": 2}], "seeds": [0]}
+    runs = grid(a_sweep(tmp_path, **both))
+    for one in runs:
+        append_pilot(store.root / "pilots.jsonl", a_pilot(one))
+    append_pilot(store.root / "pilots.jsonl", a_pilot(runs[0], world=8, evaluation=99.0))
+    made = planned(tmp_path, store, **both)
+    assert made.totals.device_seconds == (14, 16, 18) and made.rows[0].sources == {"pilot": 2}
+
+
 def test_the_schedule_respects_chains_as_computed_by_hand(chain, tmp_path):
     """Two seeds of base (4 s) -> other (2 s), child (3 s). With two workers: bases to 4, other 0 to 6, child 0 to 7,
     other 1 to 8, child 1 to 10; with three other 1 from 4 to 6 beside them, child 1 from 6 to 9."""

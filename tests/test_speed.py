@@ -177,6 +177,15 @@ def test_what_finds_no_memory_beside_the_others_is_measured_after_them_by_itself
     assert saved == ["early", "a", "large", "never", 1, 2, 3, "large", "never"]  # 'early' was alone as it was
 
 
+def test_what_waited_for_memory_until_the_time_was_up_is_skipped(monkeypatch):
+    log, until = [], time.time() + 60
+    never = {"prepare": torch.OutOfMemoryError("CUDA out of memory")}
+    cells = [Fake("a", log), Fake("large", log, fails=never)]
+    monkeypatch.setattr(time, "time", lambda: until + ("drop a" in log))
+    measure(cells, PLAIN, until, lambda cell, number: None)
+    assert [cell.result.outcome for cell in cells] == ["ok", "skipped"]
+
+
 def test_what_was_not_begun_in_time_is_skipped():
     cells = [Fake("a", []), Fake("b", [])]
     measure(cells, PLAIN, time.time() - 1, lambda cell, number: None)

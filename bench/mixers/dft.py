@@ -58,7 +58,7 @@ class DFT(Mixer):
             if length <= (PRODUCT if narrow else PRODUCT_WIDE):
                 return torch.einsum("ij,bjhp->bihp", self.cosines(length, v_BLHP), v_BLHP * real_BL11) * real_BL11
             if narrow and stretches(n):
-                return real_part(v_BLHP * real_BL11, n) * (math.sqrt(2 / n) * real_BL11)
+                return real_part(v_BLHP * real_BL11, n) * math.sqrt(2 / n) * real_BL11
         wide = torch.promote_types(v_BLHP.dtype, torch.float32)
         # Zeros up to n leave the leading block of the matrix.
         y_BFHP = torch.fft.rfft((v_BLHP * real_BL11).to(wide), n=n, dim=1).real

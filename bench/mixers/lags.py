@@ -5,21 +5,20 @@ Axes: B batch, L length, H heads, P head width, K = 2 L - 1 lags; C blocks of T 
 (frequencies 0 .. C, cosine and sine of each), S both parts of the places of a block.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench.mixers.base import same_segment
+from bench.mixers.waves import half_waves
 
 SHORT = 1024
 """Up to this length the L x L matrix is faster than Fourier transforms on a GPU (sam: equal near 1,700 on an H200)."""
 
 TILED, TILED_SHARED, TILED_WIDE = 2048, 1024, 8192
-"""Up to this length tiles on the tensor cores (kernels/toeplitz.py) are faster than `by_blocks`, which makes a row's
-matrices where each row has weights of its own, or once where all share them; in fp32 faster than transforms, at 8,192
-by 1.3 (all on an H200)."""
+"""Up to this length tiles on the tensor cores (kernels/toeplitz.py) are faster: in 16 bits than `by_blocks`, which has
+matrices to make for each row where rows have weights of their own, or once where all share them; else than transforms,
+at 8,192 by 1.3 (on an H200, heads of 128 channels)."""
 
 
 BLOCK, LONG = 64, 32768
@@ -103,7 +102,7 @@ def by_blocks(w_BHK: Tensor, v_BLHP: Tensor) -> Tensor:
     else:
         v_BHCM = v_BCTHP.permute(0, 3, 1, 2, 4).reshape(batch, heads, blocks, size * width)
     at_C = torch.arange(blocks, device=v_BLHP.device)
-    to_FC = _waves(at_C, blocks, v_BLHP)
+    to_FC = half_waves(at_C, 2 * blocks, v_BLHP)
     v_BHFSM = (to_FC @ v_BHCM).unflatten(2, (blocks + 1, 2)).unflatten(-1, (size, -1)).flatten(3, 4)
     y_BHFSM = _matrices(w_BHK.to(v_BLHP.dtype), size) @ v_BHFSM
     back_FC = to_FC * _counts(blocks, v_BLHP)[:, None]
@@ -113,14 +112,6 @@ def by_blocks(w_BHK: Tensor, v_BLHP: Tensor) -> Tensor:
     else:
         y_BCTHP = y_BHCM.view(batch, heads, blocks, size, width).permute(0, 2, 3, 1, 4)
     return y_BCTHP.flatten(1, 2)[:, :length]
-
-
-def _waves(at_N: Tensor, blocks: int, like: Tensor) -> Tensor:
-    """cos and -sin of 2 pi f n / N, FN; phases less whole turns, as integers and so exact."""
-    wide = torch.promote_types(like.dtype, torch.float32)
-    turns_FN = (torch.arange(blocks + 1, device=like.device)[:, None] * at_N % (2 * blocks)).to(wide) / (2 * blocks)
-    phase_FN = 2 * math.pi * turns_FN
-    return torch.stack((phase_FN.cos(), -phase_FN.sin()), dim=1).flatten(0, 1).to(like.dtype)
 
 
 def _counts(blocks: int, like: Tensor) -> Tensor:
@@ -137,8 +128,8 @@ def _matrices(w_BHK: Tensor, size: int) -> Tensor:
     w_BHNT = F.pad(w_BHK, (blocks * size - length + 1, blocks * size - length)).unflatten(-1, (2 * blocks, size))
     at_N = torch.arange(-blocks, blocks, device=w_BHK.device)
     # Lag -r of a block is lag T - r of the block before it.
-    ahead_BHFK = _waves(at_N + 1, blocks, w_BHK) @ w_BHNT[..., 1:]
-    behind_BHFK = _waves(at_N, blocks, w_BHK) @ w_BHNT
+    ahead_BHFK = half_waves(at_N + 1, 2 * blocks, w_BHK) @ w_BHNT[..., 1:]
+    behind_BHFK = half_waves(at_N, 2 * blocks, w_BHK) @ w_BHNT
     w_BHFK = torch.cat((ahead_BHFK, behind_BHFK), dim=-1)
     real_BHFTT, imaginary_BHFTT = spread(w_BHFK[:, :, 0::2]), spread(w_BHFK[:, :, 1::2])
     to_real_BHFTS = torch.cat((real_BHFTT, -imaginary_BHFTT), dim=-1)

@@ -20,6 +20,15 @@ def turns(length: int, n: int, like: Tensor) -> Tensor:
     return (at_L[:, None] * at_L % n).to(torch.promote_types(like.dtype, torch.float32)) / n
 
 
+def half_waves(at_N: Tensor, points: int, like: Tensor) -> Tensor:
+    """cos and -sin of 2 pi f n / points, FN, for the frequencies 0 .. points / 2; phases less whole turns, as integers
+    and so exact."""
+    wide = torch.promote_types(like.dtype, torch.float32)
+    at_F = torch.arange(points // 2 + 1, device=like.device)
+    phase_FN = 2 * math.pi * (at_F[:, None] * at_N % points).to(wide) / points
+    return torch.stack((phase_FN.cos(), -phase_FN.sin()), dim=1).flatten(0, 1).to(like.dtype)
+
+
 def stretches(n: int) -> int | None:
     """A of `real_part`, the even divisor of n nearest to its root; None where A or J would be above 1,024."""
     even = [a for a in range(2, min(n, 1024) + 1, 2) if n % a == 0 and n // a <= 1024]
@@ -37,10 +46,8 @@ def real_part(v_BLHP: Tensor, n: int) -> Tensor:
     j = n // a
     wide = torch.promote_types(v_BLHP.dtype, torch.float32)
     at_F, at_A, at_J = (torch.arange(size, device=v_BLHP.device) for size in (a // 2 + 1, a, j))
-    phase_FA = 2 * math.pi * (at_F[:, None] * at_A % a).to(wide) / a
-    to_FA = torch.stack((phase_FA.cos(), -phase_FA.sin()), dim=1).flatten(0, 1).to(v_BLHP.dtype)
     v_BAM = F.pad(v_BLHP, (0, 0, 0, 0, 0, n - length)).reshape(batch, a, j * heads * width)
-    v_BFSM = (to_FA @ v_BAM).view(batch, a // 2 + 1, 2 * j, heads * width)
+    v_BFSM = (half_waves(at_A, a, v_BLHP) @ v_BAM).view(batch, a // 2 + 1, 2 * j, heads * width)
     phase_FIJ = 2 * math.pi * ((at_F[:, None] + a * at_J)[..., None] * at_J % n).to(wide) / n
     y_BFIM = torch.cat((phase_FIJ.cos(), phase_FIJ.sin()), dim=-1).to(v_BLHP.dtype) @ v_BFSM
     mirror_BFIM = y_BFIM[:, 1 : a // 2].flip(1, 2)

@@ -93,11 +93,13 @@ class Costs:
         """Sort -> mixer -> what whole runs cost."""
         records: dict[tuple[Sort, str], list] = {}
         for f in self.records:
-            if f.device == self.device:
+            if (f.device, f.world) == (self.device, self.world):
                 records.setdefault((_sort(f), f.mixer), []).append(f)
         known: dict[Sort, dict[str, Estimate]] = {}
         for pilot, text in self.pilots:
-            for sort in [s for s in self.steps if s[0] == pilot.protocol_id and pilot.device == self.device]:
+            if (pilot.device, pilot.world) != (self.device, self.world):
+                continue
+            for sort in [s for s in self.steps if s[0] == pilot.protocol_id]:
                 seconds = by_steps(pilot, self.steps[sort])
                 lasting = self.kept[sort] * pilot.weights_bytes + pilot.record_bytes
                 estimate = Estimate(seconds, "pilot", lasting, pilot.checkpoint_bytes)

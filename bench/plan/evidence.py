@@ -153,8 +153,8 @@ def read_pilots(path: Path) -> list[Pilot]:
 
 
 def known_pilots(root: Path) -> list[Pilot]:
-    """Of a results folder: the committed ones, <root>/*/pilots.jsonl, then its own. Where two are of one thing the last
-    counts: what was measured here."""
+    """Of a results folder: the committed ones, <root>/*/pilots.jsonl, then its own. Where two are of one thing and
+    one device the last counts: what was measured here."""
     paths = [*sorted(root.glob("*/pilots.jsonl")), root / "pilots.jsonl"]
     return [pilot for path in paths for pilot in read_pilots(path)]
 

@@ -69,9 +69,14 @@ def derived(row: dict, naive: dict | None, ceilings: dict) -> dict:
         "seconds": seconds,
         "roofline": least,
         "share": least / seconds["median"] if least else None,
-        "speedup": ratios(naive["turns"], row["turns"]) if naive and row["way"] != "naive" else {},
+        "speedup": ratios(naive["turns"], row["turns"]) if beside(row, naive) else {},
         "host_bound": host > 0.9 * seconds["median"],
     }
+
+
+def beside(row: dict, naive: dict | None) -> bool:
+    """Whether it had its turns in the rounds of its arm's naive way: one that was measured by itself says so."""
+    return naive is not None and row["way"] != "naive" and not (row["reason"] or naive["reason"])
 
 
 def growth(rows: list[dict]) -> list[dict]:

@@ -193,8 +193,8 @@ def attempt(cell: Timed, action: Callable[[], None]) -> None:
 
 def measure(cells: list[Timed], settings: Settings, until: float, save: Callable[[Timed | None, int], None]) -> None:
     """Prepare all cells, then let them take turns; `save(cell, 0)` after each that is prepared, `save(None, n)` after
-    round n = 1, 2, ... What was not begun by `until` is skipped. A cell that ran out of memory beside others (their
-    CUDA graphs keep theirs) is measured after them, by itself."""
+    round n = 1, 2, ... What was not begun by `until` is skipped. A cell that cannot be prepared for the memory that
+    others keep (their CUDA graphs do) is measured after them, by itself."""
     crowded = []
     for number, cell in enumerate(cells):
         if time.time() > until:
@@ -213,7 +213,9 @@ def measure(cells: list[Timed], settings: Settings, until: float, save: Callable
     for cell in crowded:
         if time.time() <= until:
             alone(cell, settings.rounds, until)
-            save(cell, 0)
+        else:
+            cell.skip()
+        save(cell, 0)
 
 
 def take_turns(cells: list[Timed], number: int, until: float) -> None:
