@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from bench import registry, train
+from bench import Refusal, registry, train
 from bench.cli import guarded
 from bench.compose import ROOT
 from bench.config import Run, inner_width, resolved
@@ -346,6 +346,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """0 if every arm that was started gave a finite loss."""
     options, begun = parsed(arguments), time.monotonic()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise Refusal("--device cuda: no CUDA device is visible; use: cpu")
     groups = [options.sweeps] if options.sweeps else [[ROOT / "sweeps" / f"{n}.yaml" for n in g] for g in GROUPS]
     before, every = done(options), arms(groups)
     todo, bad = [arm for arm in every if arm.run.id not in before], 0

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from bench.cli import guarded
 from bench.compose import ROOT, make_run
 from bench.plan.arms import arms
 from bench.plan.evidence import read_pilots
@@ -196,3 +197,9 @@ def test_on_a_gpu_a_pass_is_timed_as_one_graph(sweep, tmp_path):
     assert [line["graph"] for line in lines(out)] == [True, True]
     for pilot in read_pilots(tmp_path / "pilots.jsonl"):
         assert 0 < pilot.step_p10 <= pilot.step_p50 <= pilot.step_p90 < pilot.first_step
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused_in_one_line(capsys):
+    assert guarded(one_step.main, []) == 2
+    assert capsys.readouterr().err == "mixerbench: --device cuda: no CUDA device is visible; use: cpu\n"
