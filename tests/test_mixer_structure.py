@@ -37,7 +37,7 @@ def test_dft_places_are_exact_in_fp32_at_long_rows():
 # Long rows by products of smaller matrices ---------------------------------------------------------------------------
 
 
-def same_values_and_gradients(found, expected, leaves):
+def assert_same_values_and_gradients(found, expected, leaves):
     """Within 1e-13 of their size, in fp64."""
     g = torch.randn_like(expected)
     pairs = zip(torch.autograd.grad(found, leaves, g), torch.autograd.grad(expected, leaves, g), strict=True)
@@ -49,7 +49,7 @@ def same_values_and_gradients(found, expected, leaves):
 def test_the_real_part_of_a_transform_is_two_products(n, length):
     v = torch.randn(2, length, 3, 2, dtype=torch.float64, requires_grad=True)
     m = torch.cos(2 * math.pi * waves.turns(length, n, v))
-    same_values_and_gradients(waves.real_part(v, n), torch.einsum("ij,bjhp->bihp", m, v), (v,))
+    assert_same_values_and_gradients(waves.real_part(v, n), torch.einsum("ij,bjhp->bihp", m, v), (v,))
 
 
 def test_stretches_are_even_near_the_root_and_none_where_a_factor_would_be_large():
@@ -61,9 +61,9 @@ def test_stretches_are_even_near_the_root_and_none_where_a_factor_would_be_large
 def test_constant_diagonals_by_blocks_are_the_matrix(length, filters, monkeypatch):
     w = torch.randn(filters, 3, 2 * length - 1, dtype=torch.float64, requires_grad=True)
     v = torch.randn(2, length, 3, 4, dtype=torch.float64, requires_grad=True)
-    same_values_and_gradients(lags.by_blocks(w, v), lags.apply(lags.spread(w), v), (w, v))
+    assert_same_values_and_gradients(lags.by_blocks(w, v), lags.apply(lags.spread(w), v), (w, v))
     monkeypatch.setattr(lags, "LONG", 0)  # blocks of twice as many places
-    same_values_and_gradients(lags.by_blocks(w, v), lags.apply(lags.spread(w), v), (w, v))
+    assert_same_values_and_gradients(lags.by_blocks(w, v), lags.apply(lags.spread(w), v), (w, v))
 
 
 @pytest.mark.parametrize("way", ["toeplitz", "dft"])

@@ -231,7 +231,7 @@ def take_turns(cells: list[Timed], number: int, until: float) -> None:
 
 def alone(cell: Timed, rounds: int, until: float) -> None:
     """All of a cell's turns on end, with the memory to itself."""
-    cell.result = Result(backend=cell.result.backend, reason=ALONE)
+    cell.result.outcome, cell.result.reason = "", ALONE
     attempt(cell, cell.prepare)
     for number in range(rounds):
         take_turns([cell], number, until)
