@@ -220,14 +220,14 @@ def measure(arm: Arm, run: Run, future: Future, options) -> tuple[dict, list[Pil
     micro, first = one.fitting(min(options.micro, size))
     loss, seconds = one.take(micro, options.share)
     whole, passes, graph = len(seconds), math.ceil(size / micro), False
-    while len(seconds) < PASSES and sum(seconds) < options.share:
-        seconds += one.take(micro, options.share - sum(seconds))[1]
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     optimiser, look = one.updated(micro), one.look(micro)
     if device == "cuda":
         with contextlib.suppress(RuntimeError):  # also for want of memory: then as they were
             seconds, graph = one.replayed(micro, options.share), True
         torch.cuda.synchronize()  # a context that is lost was not for want of memory
+    while not graph and len(seconds) < PASSES and sum(seconds) < options.share:
+        seconds += one.take(micro, options.share - sum(seconds))[1]
     low, mid, high = (q * passes + optimiser for q in quantiles(seconds))
     parameters = sum(p.numel() for p in model.parameters())
     told = {
