@@ -203,3 +203,14 @@ def test_on_a_gpu_a_pass_is_timed_as_one_graph(sweep, tmp_path):
 def test_a_device_that_is_not_there_is_refused_in_one_line(capsys):
     assert guarded(one_step.main, []) == 2
     assert capsys.readouterr().err == "mixerbench: --device cuda: no CUDA device is visible; use: cpu\n"
+
+
+def test_the_committed_page_is_what_its_steps_and_pilots_give_and_every_arm_has_a_finite_loss(every):
+    folder = ROOT / "results" / "full_scale"
+    page = "\n".join(full_scale.table(folder)) + "\n"
+    assert page == (folder / "table.md").read_text(), "python benchmarks/full_scale.py results/full_scale"
+    taken = {line["run"]: line for line in lines(folder / "steps.jsonl")}
+    assert set(taken) == {arm.run.id for arm in every} and all(line["finite"] for line in taken.values())
+    readme = (ROOT / "README.md").read_text()
+    for row in (line.split("|") for line in page.splitlines() if line.startswith(("| `table", "| `attribution"))):
+        assert f"|{'|'.join(row[1:4])}|" in readme  # the sweep, its runs, its hours
