@@ -1,10 +1,11 @@
 """The ordered runs of a sweep against the store: what is settled, what may start now. Knows no torch."""
 
+import itertools
 import statistics
 import time
 
 from bench import slurm
-from bench.config import Run, Where, kind_of
+from bench.config import Named, Run, Where, kind_of
 from bench.record import Record
 from bench.store import Lease, Store
 
@@ -17,6 +18,7 @@ class Queue:
         self.parents = {r.parent.id: r.parent for r in runs if r.parent}
         self.dead: dict[str, dict] = {}  # run -> owner of its lease that is known to have ended
         self.last: Run | None = None  # that this worker took
+        self.compiled: list[Named] = []  # of which this worker had a run
 
     def settled(self, run: Run) -> bool:
         """Has its record and whatever its unsettled children need of it, or will not be tried again."""
@@ -68,11 +70,15 @@ class Queue:
         return [self.store.record(r.id) for r in self.runs if self.store.has(r.id)]
 
     def in_turn(self) -> list[Run]:
-        """In order, but first what goes on with the last run's arm and seed: this process has its code compiled."""
+        """In order, but first what goes on with the last run's arm and seed, and of the next seed's runs first those of
+        arms that this process has compiled."""
         if self.last is None:
             return self.runs
         arm = self.last.mixer, self.last.seed
-        return sorted(self.runs, key=lambda run: (run.mixer, run.seed) != arm)
+        found = []
+        for _, block in itertools.groupby(self.runs, key=lambda run: run.seed):
+            found += sorted(block, key=lambda run: run.mixer not in self.compiled)
+        return sorted(found, key=lambda run: (run.mixer, run.seed) != arm)
 
     def next(self, until: float) -> "tuple[Run, Lease] | None":
         """The first run that may start and can end by `until` (second of the epoch), with its lease; None: no run."""
@@ -88,6 +94,8 @@ class Queue:
                 lease.release()
             elif lease:
                 self.last = run
+                if run.mixer not in self.compiled:
+                    self.compiled.append(run.mixer)
                 return run, lease
         return None
 

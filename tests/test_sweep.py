@@ -391,8 +391,7 @@ def test_two_workers_of_a_sweep_keep_to_their_arms(chain, tmp_path, where):
     first, second = one.next(float("inf")), two.next(float("inf"))
     assert [(r.label, r.mixer.name) for r, _ in (first, second)] == [("base", "identity"), ("base", "dft")]
     for run, lease in (first, second):
-        record = dataclasses.replace(a_record(0), id=run.id, run=resolved(run), protocol_id=run.protocol_id)
-        one.store.finish(record, {})
+        finish(run, one)
         one.store.weights(run.id).touch()
         lease.release()
     taken = [queue.next(float("inf")) for queue in (two, one, two, one)]
@@ -401,6 +400,26 @@ def test_two_workers_of_a_sweep_keep_to_their_arms(chain, tmp_path, where):
     assert one.next(float("inf")) is None
     for _, lease in taken:
         lease.release()
+
+
+def finish(run, queue):
+    queue.store.finish(dataclasses.replace(a_record(0), id=run.id, run=resolved(run), protocol_id=run.protocol_id), {})
+
+
+def test_in_the_next_seed_a_worker_goes_on_with_arms_that_it_has_compiled(chain, tmp_path, where):
+    """But it begins no seed before the one before it has no run left."""
+    mixers = [{"name": name, "heads": 2} for name in ("identity", "dft", "monarch", "dense")]
+    asked = a_sweep(tmp_path, mixers=mixers, protocols=["base"], varies={}, seeds=[0, 1, 2])
+    runs = ordered(grid(asked))
+    one, two = (Queue(runs, Store(Path(where.results)), where) for _ in range(2))
+    names = []
+    for queue in (two, one, one, two, two, two, one, one):
+        run, lease = queue.next(float("inf"))
+        names.append((run.mixer.name, run.seed))
+        finish(run, queue)
+        lease.release()
+    assert names[:4] == [("identity", 0), ("dft", 0), ("monarch", 0), ("dense", 0)]
+    assert names[4:] == [("identity", 1), ("dense", 1), ("dft", 1), ("monarch", 1)]
 
 
 def test_a_run_in_other_hands_is_waited_for(queue, stop, monkeypatch):
