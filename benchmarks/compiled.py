@@ -5,20 +5,18 @@ Every operator of operators.py is called on the CPU, forward and backward; its l
 architecture (90: H100 and H200) and not made; with --flags also with each of its flags the other way, such as PACKED,
 which no case has. A line for each kernel: registers of a thread (255 at most), bytes of a
 thread's stack, which is where registers are spilled to, and bytes of shared memory of a program. What does not compile,
-or needs more shared memory than there is, is named and ends the command with 1.
+needs more shared memory than there is, or takes an address from a register that nothing wrote (machine_code.py), is
+named and ends the command with 1. The compiler is that of the Triton installed: another may find another fault.
 """
 
 import argparse
 import functools
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import triton
+from machine_code import resources, unwritten
 from operators import CASES, Size, chosen, step
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
@@ -64,16 +62,6 @@ def compile_only(arch: int, flags: bool, made: list) -> None:
     jit.JITFunction.run = compiled
 
 
-def resources(binary: bytes) -> tuple[int, int]:
-    """Registers of a thread and bytes of its stack."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return tuple(int(re.search(rf"{word}:(\d+)", said)[1]) for word in ("REG", "STACK"))
-
-
 def lines(name: str, values: dict, dtype: torch.dtype, made: list) -> Iterator[tuple[str, bool]]:
     """What is said of each kernel of an operator under a setting, and whether it can run."""
     made.clear()
@@ -86,8 +74,10 @@ def lines(name: str, values: dict, dtype: torch.dtype, made: list) -> Iterator[t
         yield f"does not compile: {type(failure).__name__}: {' '.join(str(failure).split())[-300:]}", False
     for kernel, compiled in {compiled.hash: (kernel, compiled) for kernel, compiled in made}.values():
         (registers, stack), shared = resources(compiled.asm["cubin"]), compiled.metadata.shared
-        more = "" if shared <= SHARED else f", more than {SHARED}"
-        yield f"{kernel:36} registers {registers:3}  stack {stack:4}  shared {shared:6}{more}", not more
+        wrong = [f"more than {SHARED}"] if shared > SHARED else []
+        wrong += [f"reads {place}, which nothing wrote" for place in unwritten(compiled.asm["cubin"])]
+        said = f"{kernel:36} registers {registers:3}  stack {stack:4}  shared {shared:6}"
+        yield ", ".join([said, *wrong]), not wrong
 
 
 def main() -> int:

@@ -277,6 +277,7 @@ CASES = {
     "scan state 64": Entry(partial(both_ways, 64, 64), 2048, SCANS),
     "scan state 16 at 128": Entry(partial(both_ways, 128, 16), 128, [{}]),
     "scan state 64 at 128": Entry(partial(both_ways, 64, 64), 128, [{}]),
+    "scan state 64 narrow": Entry(partial(both_ways, 16, 64), 128, [{}]),
     "toeplitz 128": Entry(tiles, 128, [*TILES, {"way": "matrix"}]),
     "toeplitz 2048": Entry(tiles, 2048, [*TILES, {"way": "fourier"}, {"way": "blocks"}]),
     "toeplitz 8192": Entry(tiles, 8192, [{}, {"READ": 128}, {"way": "fourier"}, {"way": "blocks"}]),

@@ -179,6 +179,49 @@ def test_every_kernel_compiles_for_an_h100_and_fits_there():
     assert set(re.findall(r"(\w+\.\w+)(?: \w+=\w+)? +registers", ended.stdout)) == kernels()
 
 
+PRODUCT = """\
+        /*0160*/                   UMOV UR13, 0x400 ;                          /* 0x00000400000d7882 */
+                                                                               /* 0x000fe20000000000 */
+        /*1660*/                   S2UR UR4, SR_CgaCtaId ;                     /* 0x00000000000479c3 */
+        /*1780*/                   ULEA UR13, UR4, UR13, 0x18 ;                /* 0x0000000d040d7291 */
+        /*4450*/                   USHF.R.U32.HI UR8, URZ, 0x4, UR13 ;         /* 0x000000043f087899 */
+        /*5ae0*/                   UMOV UR18, UR8 ;                            /* 0x0000000800127c82 */
+        /*5c00*/               @P1 UMOV UR19, 0xc0000010 ;                     /* 0xc000001000137882 */
+        /*5db0*/                   HGMMA.64x16x16.F32.BF16 R88, R40, gdesc[UR16].tnspB, R88 ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "found"),
+    [
+        ("UIADD3 UR14, UP0, UR8, 0x20, URZ", []),
+        ("UIADD3 UR14, UP0, UR12, 0x20, URZ", ["UR12 at 5dc0"]),  # as it was; then UR12 is told once
+        ("HGMMA.64x64x16.F32.BF16 R24, gdesc[UR16], RZ, !UPT", ["UR16 at 5dc0", "UR17 at 5dc0"]),  # both factors
+        ("UIADD3.64 UR20, UR18, 0x2, URZ", []),
+        ("UIADD3.64 UR20, UR8, 0x2, URZ", ["UR9 at 5dc0"]),
+        ("IMAD.WIDE R4, R107, UR8, RZ", []),  # factors have 32 bits
+        ("IMAD.WIDE R4, R107, R8, UR8", ["UR9 at 5dc0"]),
+        ("UIMAD.WIDE.U32 UR22, UR8, UR4, URZ", []),
+        ("LDG.E R3, desc[UR18][R2.64]", []),
+        ("LDG.E R3, desc[UR8][R2.64]", ["UR9 at 5dc0"]),
+        ("STS.U16 [R105+UR14+0x4300], R14", ["UR14 at 5dc0"]),
+    ],
+)
+def test_an_address_that_nothing_wrote_is_found_in_a_kernels_code(last, found):
+    """The lines before are of a kernel that ptxas 12.8 got wrong, but for the @P1."""
+    from benchmarks.machine_code import unwritten_in
+
+    assert unwritten_in(f"{PRODUCT}        /*5dc0*/                   {last} ;\n" * 2) == found
+
+
+def test_a_narrow_head_beside_a_large_state_is_multiplied_by_whole_instructions():
+    """What ptxas 12.8 gets wrong otherwise."""
+    from bench.kernels.scan import _padded
+
+    assert _padded(5, 64) == (64, 64) and _padded(16, 200) == (64, 256)
+    assert _padded(5, 16) == (16, 16) and _padded(100, 33) == (128, 64)
+
+
 def test_a_case_that_there_is_not_is_refused_with_those_there_are():
     command = [sys.executable, "-W", "ignore", "benchmarks/compiled.py", "--only", "scan,skan"]
     ended = subprocess.run(

@@ -25,6 +25,10 @@ WARPS, WARPS_BACK = 4, 4
 ROOM = 1024
 """Bytes of a token's v and c together, as the chip counts them, from which on a program of the gradients may need more
 shared memory than an H200 has."""
+NARROW = 64
+"""States and heads of at least as much are multiplied by whole instructions. With such a state and a narrower head the
+assembler of Triton 3.6 (ptxas 12.8) loses the address of the state: what chunks read of it was wrong by a third on an
+H200, or lay outside all memory. benchmarks/compiled.py finds such addresses; 12.9 has none."""
 STAGES, STAGES_BACK = 3, 1
 """Loads in flight; the loop over two directions of `products_back` has no registers for more than its own."""
 
@@ -67,12 +71,13 @@ def scan(
 
 def takes(v_BLHP: Tensor, state: int) -> bool:
     """Whether heads so wide, with so large a state, fit on the chip: elsewhere a mixer has its plain scan."""
-    return (_padded(v_BLHP.shape[-1]) + _padded(state)) * v_BLHP.element_size() < ROOM
+    return sum(_padded(v_BLHP.shape[-1], state)) * v_BLHP.element_size() < ROOM
 
 
-def _padded(size: int) -> int:
-    """As programs count: a power of two, and enough for a product."""
-    return max(16, triton.next_power_of_2(size))
+def _padded(width: int, state: int) -> tuple[int, int]:
+    """As programs count: powers of two, and enough for a product."""
+    p, n = (max(16, triton.next_power_of_2(size)) for size in (width, state))
+    return max(p, NARROW) if n >= NARROW else p, n
 
 
 def _cut(x_BL: Tensor) -> Tensor:
@@ -99,12 +104,13 @@ def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> dict:
     """What all kernels take of shapes and precision."""
     _, length, heads, width = v_BLHP.shape
     state, groups = c_BLDGN.shape[-1], c_BLDGN.shape[-2]
+    p, n = _padded(width, state)
     return {
         "ints": (length, heads, heads // groups, state, width, decay_BKDH.shape[1]),
         "SHARED": c_BLDGN.shape[2] == 1,
         "T": CHUNK,
-        "N": _padded(state),
-        "P": _padded(width),
+        "N": n,
+        "P": p,
         "PRECISION": precision(v_BLHP.dtype),
     }
 
