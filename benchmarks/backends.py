@@ -84,6 +84,9 @@ def main(words: list[str]) -> int:
     places = [word for word in words if word.startswith("where.")]
     held = [word for word in words if word.startswith("protocol.")]
     options = parser.parse_args([word for word in words if word not in places + held])
+    for word, given in (("--backends", options.backends), ("--seeds", options.seeds)):
+        if len(set(given)) < 2:
+            raise Refusal(f"{word} needs two to compare, got {', '.join(map(str, given))}")
     where, changes = where_of(places), {"mixer.sam": True, "mixer.heads": 4}
     changes |= {"protocol.budget.steps": options.steps} | parse_overrides(held)
     runs = {(m, s): make_run(options.protocol, m, changes, s, 0) for m in options.mixers for s in options.seeds}

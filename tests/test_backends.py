@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from bench import Refusal
 from bench.compose import make_run
 from bench.store import Store
 from benchmarks import backends
@@ -46,3 +47,10 @@ def test_the_protocol_may_be_changed_in_words(tmp_path):
     assert backends.main([*WORDS, *words]) == 0
     records = [json.loads(path.read_text()) for path in tmp_path.glob("*/runs/*/record.json")]
     assert len(records) == 4 and {r["run"]["protocol"]["precision"] for r in records} == {"bf16"}
+
+
+@pytest.mark.parametrize(("word", "given"), [("--seeds", ["3", "3"]), ("--backends", ["torch"])])
+def test_one_alone_is_refused_before_anything_is_trained(tmp_path, word, given):
+    with pytest.raises(Refusal, match=f"{word} needs two to compare, got {', '.join(given)}"):
+        backends.main([*WORDS, word, *given, "--out", str(tmp_path / "out"), "where.device=cpu"])
+    assert not (tmp_path / "out").exists()
