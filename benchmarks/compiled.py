@@ -3,10 +3,10 @@
 Command: python benchmarks/compiled.py [--only scan,toeplitz] [--settings all] [--flags] [--dtype float32] [--arch 90]
 Every operator of operators.py is called on the CPU, forward and backward; its launches are compiled for a card's
 architecture (90: H100 and H200) and not made; with --flags also with each of its flags the other way, such as PACKED,
-which no case has. A line for each kernel: registers of a thread (255 at most), bytes of a thread's stack, which is where
-registers are spilled to, and bytes of shared memory of a program. What does not compile, needs more shared memory than
-there is, or takes an address from a register that nothing wrote (machine_code.py), is named and ends the command with 1.
-The compiler is that of the Triton installed: another may find another fault.
+which no case has. A line for each kernel: registers of a thread (255 at most), bytes of a thread's stack, which is
+where registers are spilled to, and bytes of shared memory of a program. What does not compile, needs more shared memory
+than there is, or takes an address from a register that nothing wrote (machine_code.py), is named and ends the command
+with 1. The compiler is that of the Triton installed: another may find another fault.
 """
 
 import argparse
