@@ -186,6 +186,10 @@ def plan(options: argparse.Namespace) -> int:
     where = where_of(options.words)
     if options.on:
         return submit_pilots(options, where)
+    if options.pilot:
+        from bench.sweep import grid, load
+
+        refuse_early(grid(load(options.path)), where)
     return plan_verb(options.path, where, options.parallel, options.device, options.pilot, options.json)
 
 

@@ -32,7 +32,8 @@ def load_yaml(path: Path) -> dict:
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError:
-        raise Refusal(f"no such file: {path}") from None
+        beside = sorted(file.name for file in path.parent.glob("*.yaml"))
+        raise Refusal(f"no such file: {path}" + (f"; there are: {', '.join(beside)}" if beside else "")) from None
     except Exception as error:  # yaml and omegaconf have several unrelated error classes
         raise Refusal(f"{path} is not readable yaml: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -442,3 +442,17 @@ def test_merge_and_its_refusal(call, tmp_path):
     before = content(tmp_path / "x")
     assert "no records" in the_line(call("merge", tmp_path / "nowhere", "--into", tmp_path / "x"))
     assert content(tmp_path / "x") == before
+
+
+def test_pilots_without_their_data_are_refused_before_a_rank_starts(call, tmp_path, monkeypatch):
+    monkeypatch.delenv("MIXERBENCH_DATA", raising=False)
+    path, results = sweep_file(tmp_path, protocols=["mini_mlm"]), tmp_path / "r"
+    words = ["--pilot", "where.device=cpu", "where.devices=2", f"where.results={results}"]
+    assert "data set simplewiki: " in the_line(call("plan", path, *words))
+    assert not results.exists()
+
+
+def test_a_sweep_that_is_not_there_is_refused_with_those_that_are(call, tmp_path):
+    for name in ("b.yaml", "a.yaml", "no.txt"):
+        (tmp_path / name).touch()
+    assert the_line(call("plan", tmp_path / "c.yaml")).endswith("c.yaml; there are: a.yaml, b.yaml\n")

@@ -32,6 +32,8 @@ PRINTED = {
     ("table5", "Hyena-ViT-B"): (2, 88),
     ("table5", "Mamba-ViT-B"): (3, 89),
     ("table10", "Add"): (0, 70),
+    ("table10", "Add + Diag"): (1, 70),
+    ("table10", "Add + Shift"): (2, 70),
     ("table10", "Quasi"): (3, 70),
 }
 TOLERANCE = 0.005
