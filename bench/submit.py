@@ -214,6 +214,9 @@ def check(cluster: Cluster, where: Where) -> None:
     if where.threads * cluster.side_by_side > cluster.cpus:
         asked = f"{cluster.side_by_side} x where.threads={where.threads}"
         raise Refusal(f"cluster.cpus={cluster.cpus} is less than the threads of a task, {asked}")
+    gpus = [int(count or 1) for count in re.findall(r"(?:^|,)gpu(?::[a-zA-Z]\w*)?(?::(\d+))?(?=,|$)", cluster.gres)]
+    if where.device == "cuda" and gpus and sum(gpus) < where.devices:
+        raise Refusal(f"cluster.gres={cluster.gres!r} gives a task fewer GPUs than where.devices={where.devices} needs")
     if where.nodes > 1 and (cluster.container or cluster.side_by_side > 1):
         key = "container: srun is not inside" if cluster.container else "side_by_side: a run has all of its nodes"
         raise Refusal(f"where.nodes={where.nodes} does not go with cluster.{key}")

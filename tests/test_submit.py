@@ -122,6 +122,30 @@ def test_limits_that_would_pend_or_crawl_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("gres", "few"),
+    [
+        ("gpu", True),
+        ("gpu:2", False),
+        ("gpu:h100:1", True),
+        ("gpu:h100:2", False),
+        ("gpu:a100", True),
+        ("gpu:a100:1,gpu:h100:1", False),
+        ("shard:1,gpu:1", True),
+        ("", False),  # the cluster's choice
+        ("shard:1", False),
+    ],
+)
+def test_a_task_has_a_gpu_for_each_device_of_a_run(gres, few, monkeypatch):
+    monkeypatch.setattr(slurm, "ask", lambda words, seconds=0: SHOWN)
+    where = make_where({"where.device": "cuda", "where.devices": 2})
+    if few:
+        assert f"cluster.gres='{gres}' gives a task fewer GPUs" in refusal(submit.check, cluster(gres=gres), where)
+    else:
+        submit.check(cluster(gres=gres), where)
+    submit.check(cluster(gres=gres), make_where({"where.device": "cpu", "where.devices": 2}))
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [("1:30", 1.5), ("02:00:00", 120), ("1-00:00:00", 1440), ("1-02", 1560), ("UNLIMITED", float("inf"))],
 )
