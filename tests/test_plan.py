@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import cli, run
-from bench.compose import make_run
+from bench.compose import ROOT, make_run
 from bench.config import NEUTRAL, Run, digest, resolved
 from bench.plan.costs import longest, makespan
 from bench.plan.effects import _sd, _sds
@@ -207,6 +207,12 @@ def test_a_key_that_older_records_do_not_have_is_read_as_neutral(tmp_path, store
 # Costs --------------------------------------------------------------------------------------------------------------
 
 ONE = {"mixers": [{"name": "identity", "heads": 2}], "seeds": [0, 1, 2, 3, 4]}
+
+
+def test_every_run_of_a_departure_that_leaves_its_parent_as_it_is_has_a_row(tmp_path):
+    """Two arms of Table 4 depart from the length of the fine-tunings only; the pretraining has that length anyway."""
+    made = plan(load(ROOT / "sweeps" / "table4.yaml"), Store(tmp_path), 2, 1, "")
+    assert sum(row.runs for row in made.rows) == made.runs == 1025
 
 
 def test_costs_come_from_records_then_pilots_then_other_mixers_and_are_never_guessed(tmp_path, store):

@@ -109,10 +109,12 @@ def _rows(graph: list[Node], costs: Costs) -> list[Row]:
     """By protocol, each below the one that it starts from."""
     above: dict[str, str] = {}
     members: dict[str, list[Node]] = {}
+    # By id: a parent names no departure that leaves it as it is, so its label may not be that of the same run here.
+    names = {node.run.id: node.run.label + " trials" * node.run.is_trial for node in graph}
     for node in graph:
-        name = node.run.label + " trials" * node.run.is_trial
+        name = names[node.run.id]
         members.setdefault(name, []).append(node)
-        above.setdefault(name, node.run.parent.label if node.run.parent else "")
+        above.setdefault(name, names[node.run.parent.id] if node.run.parent else "")
     found: list[Row] = []
 
     def visit(name: str, depth: int) -> None:
