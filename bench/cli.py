@@ -187,9 +187,9 @@ def plan(options: argparse.Namespace) -> int:
     if options.on:
         return submit_pilots(options, where)
     if options.pilot:
-        from bench.sweep import grid, load
+        from bench.sweep import load, work_of
 
-        refuse_early(grid(load(options.path)), where)
+        refuse_early(work_of(load(options.path), None), where)
     return plan_verb(options.path, where, options.parallel, options.device, options.pilot, options.json)
 
 

@@ -62,6 +62,12 @@ def requests(cluster: Cluster) -> list[str]:
     return [*words, f"--cpus-per-task={cluster.cpus}", f"--time={cluster.time}", f"--signal=B:USR2@{cluster.warn}"]
 
 
+def gpus(cluster: Cluster) -> int | None:
+    """Of a task, by `gres`; None where it names none, so that the cluster chooses."""
+    counts = re.findall(r"(?:^|,)gpu(?::[a-zA-Z]\w*)?(?::(\d+))?(?=,|$)", cluster.gres)
+    return sum(int(count or 1) for count in counts) if counts else None
+
+
 def megabytes(memory: str) -> float:
     """Of '4G', '500M' or a bare number (which Slurm reads as megabytes)."""
     scale = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}

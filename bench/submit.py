@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import Refusal, full, slurm
-from bench.cluster import Cluster, requests
+from bench.cluster import Cluster, gpus, requests
 from bench.compose import CONFIGS, ROOT
 from bench.config import Where, build
 from bench.store import Store, replace_whole, take
@@ -214,8 +214,8 @@ def check(cluster: Cluster, where: Where) -> None:
     if where.threads * cluster.side_by_side > cluster.cpus:
         asked = f"{cluster.side_by_side} x where.threads={where.threads}"
         raise Refusal(f"cluster.cpus={cluster.cpus} is less than the threads of a task, {asked}")
-    gpus = [int(count or 1) for count in re.findall(r"(?:^|,)gpu(?::[a-zA-Z]\w*)?(?::(\d+))?(?=,|$)", cluster.gres)]
-    if where.device == "cuda" and gpus and sum(gpus) < where.devices:
+    given = gpus(cluster)
+    if where.device == "cuda" and given is not None and given < where.devices:
         raise Refusal(f"cluster.gres={cluster.gres!r} gives a task fewer GPUs than where.devices={where.devices} needs")
     if where.nodes > 1 and (cluster.container or cluster.side_by_side > 1):
         key = "container: srun is not inside" if cluster.container else "side_by_side: a run has all of its nodes"
