@@ -452,3 +452,16 @@ def test_every_way_on_the_gpu(call, undrawn, tmp_path):
     assert len(rows) == 12
     for row in rows:
         assert row["outcome"] == "ok" and row["host"] and 2**20 < row["peak_memory"] < 2**30, row
+
+
+@pytest.mark.parametrize("values", [(830, 1050), (830, 890), (100, 5000), (0.2, 40)])
+def test_an_axis_says_at_least_two_of_its_values(values):
+    from matplotlib.figure import Figure
+
+    from bench.report.speed import axis
+
+    ax = Figure().subplots()
+    ax.plot([128, 256], values)
+    axis(ax, "peak memory, MiB", [128, 256])
+    low, high = ax.get_ylim()
+    assert sum(low <= place <= high for place in ax.get_yticks()) >= 2

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from bench import Refusal
-from bench.report.plots import METADATA, NARROW, SETTINGS, WIDTH, filled, looks
+from bench.report.plots import METADATA, NARROW, SETTINGS, WIDTH, few_ticks, filled, looks
 from bench.report.sections import Section
 from bench.report.tables import bullets, grid
 from bench.store import replace_whole
@@ -260,6 +260,9 @@ def axis(ax, title: str, lengths: list[int]) -> None:
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = ax.get_ylim()
+    if sum(low <= place <= high for place in ax.yaxis.get_majorticklocs()) < 2:  # too short a stretch for round powers
+        few_ticks(ax.yaxis)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=45 if len(lengths) > 5 else 0)
