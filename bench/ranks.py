@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bench import Refusal
 from bench.config import Run, Where
+from bench.full import say
 from bench.record import Record
 from bench.run import execute
 from bench.store import Store
@@ -30,6 +31,7 @@ from bench.where import results
 POLL_SECONDS = 0.5
 JOIN_SECONDS = 300.0  # until all followers are there: interpreters load slowly from a busy file system
 END_SECONDS = 60.0  # for the last words of the other nodes, when our own ranks have ended
+LAUNCHES = 3  # of an srun that brings nobody: a node that is held up for a moment refuses a step ("credential expired")
 
 
 def execute_ranks(run: Run, where: Where, stop) -> Record | None:
@@ -42,7 +44,7 @@ def execute_ranks(run: Run, where: Where, stop) -> Record | None:
         while any(p.is_alive() for p in ranks):
             if stop() and ranks[0].is_alive():
                 ranks[0].terminate()
-            if any(p.exitcode not in (None, 0) for p in ranks) or (step and step.process.poll()):
+            if any(p.exitcode not in (None, 0) for p in ranks) or (step and step.failed()):
                 for process in ranks:
                     process.kill()
             ranks[0].join(POLL_SECONDS)
@@ -112,10 +114,26 @@ class Followers:
             "--kill-on-bad-exit=1",
         ]
         words += [f"--cpus-per-task={cpus}", sys.executable, "-m", "bench.ranks", *map(str, order)]
-        environment = {k: v for k, v in os.environ.items() if k != "SLURM_CPU_BIND"}
-        environment["MIXERBENCH_SECRET"] = self.secret
-        self.process = subprocess.Popen(["srun", *words], env=environment, start_new_session=True)
+        self.command = ["srun", *words]
+        self.environment = {k: v for k, v in os.environ.items() if k != "SLURM_CPU_BIND"}
+        self.environment["MIXERBENCH_SECRET"] = self.secret
+        self.launches = 0
+        self._launch()
         threading.Thread(target=self._accept, args=(others,), daemon=True).start()
+
+    def _launch(self) -> None:
+        self.launches += 1
+        self.process = subprocess.Popen(self.command, env=self.environment, start_new_session=True)
+
+    def failed(self) -> bool:
+        """Whether srun ended badly; it is started again if it has brought no follower, as nothing is lost then."""
+        if not self.process.poll():
+            return False
+        if self.connections or self.launches == LAUNCHES:
+            return True
+        say(f"srun of the other nodes: {self.process.returncode}; launch {self.launches + 1} of {LAUNCHES}")
+        self._launch()
+        return False
 
     def _accept(self, others: int) -> None:
         """Strangers, who do not know the secret, are sent away."""

@@ -1,19 +1,19 @@
-"""A stand-in for the Hugging Face hub on this machine: one data set, one commit, and as much of its interface as
-`datasets` asks for. Files come from a folder."""
+"""A stand-in for the Hugging Face hub on this machine: some data sets at a commit each, and as much of its interface as
+`datasets` asks for. Files come from folders."""
 
 import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 
 class Hub:
-    """Serves `folder` as data set `name` at `commit`; `asked` are the paths of all requests so far."""
+    """Serves each folder as the data set of its name and commit; `asked` are the paths of all requests so far."""
 
-    def __init__(self, folder: Path, name: str, commit: str):
-        self.folder, self.name, self.commit = folder, name, commit
+    def __init__(self, sets: dict[tuple[str, str], Path]):
+        self.sets = sets
         self.asked: list[str] = []
         hub = self
 
@@ -42,49 +42,29 @@ class Hub:
         self.server.shutdown()
         self.server.server_close()
 
-    def files(self) -> list[str]:
-        return sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
+    def environment(self, home: Path) -> dict[str, str]:
+        """Variables for whoever is to take this for the hub, with its cache in `home`."""
+        return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
 
     def answer(self, request, body: bool, form: bytes = b"") -> None:
         path = unquote(urlparse(request.path).path)
         self.asked.append(path)
-        for prefix in (f"/datasets/{self.name}/resolve/{self.commit}/",):
+        found = None
+        for (name, commit), folder in self.sets.items():
+            prefix = f"/datasets/{name}/resolve/{commit}/"
             if path.startswith(prefix):
-                return self.send_file(request, self.folder / path.removeprefix(prefix), body)
-        found = self.told(path, form)
+                return self.send_file(request, folder / path.removeprefix(prefix), body, commit)
+            if path.startswith(f"/api/datasets/{name}"):
+                found = told(path.removeprefix(f"/api/datasets/{name}"), form, name, commit, folder)
         text = json.dumps(found if found is not None else {"error": "Entry not found"}).encode()
         request.send_response(200 if found is not None else 404)
         if found is None:
-            request.send_header("X-Error-Code", "EntryNotFound" if self.commit in path else "RevisionNotFound")
+            known = any(commit in path for _, commit in self.sets)
+            request.send_header("X-Error-Code", "EntryNotFound" if known else "RevisionNotFound")
         request.send_header("Content-Type", "application/json")
         self.finish(request, text, body)
 
-    def told(self, path: str, form: bytes):
-        base = f"/api/datasets/{self.name}"
-        if path in (f"{base}/revision/{self.commit}", base):
-            siblings = [{"rfilename": name} for name in self.files()]
-            return {"id": self.name, "sha": self.commit, "siblings": siblings, "tags": [], "private": False}
-        if path.startswith(f"{base}/tree/{self.commit}"):
-            return self.listed(path.removeprefix(f"{base}/tree/{self.commit}").strip("/"))
-        if path == f"{base}/paths-info/{self.commit}":
-            from urllib.parse import parse_qs
-
-            asked = json.loads(form)["paths"] if form.startswith(b"{") else parse_qs(form.decode())["paths"]
-            return [e for e in self.listed("") if e["path"] in asked]
-        return None
-
-    def listed(self, below: str) -> list[dict]:
-        found, folders = [], set()
-        for name in self.files():
-            if below and not name.startswith(f"{below}/"):
-                continue
-            folders |= {str(p) for p in Path(name).parents if str(p) != "."}
-            content = (self.folder / name).read_bytes()
-            oid = hashlib.sha1(content).hexdigest()
-            found.append({"type": "file", "path": name, "size": len(content), "oid": oid})
-        return found + [{"type": "directory", "path": f, "size": 0, "oid": "0" * 40} for f in sorted(folders)]
-
-    def send_file(self, request, file: Path, body: bool) -> None:
+    def send_file(self, request, file: Path, body: bool, commit: str) -> None:
         if not file.is_file():
             request.send_response(404)
             request.send_header("X-Error-Code", "EntryNotFound")
@@ -99,7 +79,7 @@ class Hub:
         else:
             request.send_response(200)
         request.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        request.send_header("X-Repo-Commit", self.commit)
+        request.send_header("X-Repo-Commit", commit)
         request.send_header("X-Linked-Size", str(len(content)))
         request.send_header("Accept-Ranges", "bytes")
         return self.finish(request, part, body)
@@ -109,3 +89,31 @@ class Hub:
         request.end_headers()
         if body:
             request.wfile.write(content)
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def told(path: str, form: bytes, name: str, commit: str, folder: Path):
+    """What the interface says below a data set's address; None: nothing."""
+    if path in (f"/revision/{commit}", ""):
+        siblings = [{"rfilename": file} for file in files_of(folder)]
+        return {"id": name, "sha": commit, "siblings": siblings, "tags": [], "private": False}
+    if path.startswith(f"/tree/{commit}"):
+        return listed(folder, path.removeprefix(f"/tree/{commit}").strip("/"))
+    if path == f"/paths-info/{commit}":
+        asked = json.loads(form)["paths"] if form.startswith(b"{") else parse_qs(form.decode())["paths"]
+        return [entry for entry in listed(folder, "") if entry["path"] in asked]
+    return None
+
+
+def listed(folder: Path, below: str) -> list[dict]:
+    found, folders = [], set()
+    for name in files_of(folder):
+        if below and not name.startswith(f"{below}/"):
+            continue
+        folders |= {str(p) for p in Path(name).parents if str(p) != "."}
+        content = (folder / name).read_bytes()
+        found.append({"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()})
+    return found + [{"type": "directory", "path": f, "size": 0, "oid": "0" * 40} for f in sorted(folders)]

@@ -249,13 +249,8 @@ def test_hub_sets_are_streamed_at_the_pinned_commit_once_and_then_need_no_networ
     (tmp_path / "val.parquet").rename(tree / "data/validation-00000-of-00001.parquet")
     net = dataclasses.replace(pictures.args, data=Pins("net", files, "allenai/c4", "images", COMMIT))
     (tmp_path / "tasks").write_bytes(pickle.dumps([("MaskedLM", c4, places), ("Images", net, places)]))
-    with Hub(tree, "allenai/c4", COMMIT) as hub:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-        }
+    with Hub({("allenai/c4", COMMIT): tree}) as hub:
+        environment = os.environ | hub.environment(tmp_path / "home")
         command = [sys.executable, "-c", SCRIPT, str(tmp_path / "tasks")]
         said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert said.count("prepared from hf://datasets/allenai/c4@" + COMMIT) == 5

@@ -291,14 +291,34 @@ def test_a_run_on_two_nodes(virtual, tmp_path):
     wait(lambda: not any(Path(f"/proc/{process}").exists() for process in started), 120, f"some of {started} are left")
     asked.finished()
     (record,) = asked.records()
-    assert record.environment.world == 2 and [f["kind"] for f in asked.store.failures(run.id)] == ["error", "lost"]
-    assert "srun of the other nodes" in asked.store.failures(run.id)[0]["message"]
+    failures = asked.store.failures(run.id)
+    assert record.environment.world == 2
+    assert [f["kind"] for f in failures] == ["error", "lost"], f"{json.dumps(failures)}\n{asked.logs()}"
+    assert "srun of the other nodes" in failures[0]["message"]
     nodes = re.findall(r'"ranks of": "(n\d)", "node": 1', asked.logs())
     assert len(nodes) == 3 and record.environment.node not in nodes
     (tmp_path / "results").rename(tmp_path / "there")
     asked.here()
     (alone,) = asked.records()
     assert [loss for _, loss in record.curve] == pytest.approx([loss for _, loss in alone.curve], rel=1e-4)
+
+
+def test_a_node_that_is_held_up_when_a_run_begins_is_asked_again(tmp_path):
+    """The second node's slurmd stands still for longer than a step's credential lasts (5 s here)."""
+    with Virtual(accounting=False, lines="SlurmdTimeout=120") as cluster:
+        slurm("scontrol", "update", "NodeName=n[3-4]", "State=DRAIN", "Reason=test")
+        (node,) = [number for number, words in processes("slurmd").items() if {"n2", cluster.conf} <= {*words}]
+        asked = case(tmp_path, {"pack": 1}, mixers=TINY["mixers"][:1], seeds=[0])
+        os.kill(node, signal.SIGSTOP)
+        try:
+            asked.submit("where.nodes=2")
+            wait(lambda: str(asked.folder) in str(processes("srun")), 120, asked.logs())
+            time.sleep(7)
+        finally:
+            os.kill(node, signal.SIGCONT)
+        asked.finished()
+        assert "Job credential expired" in asked.logs() and "launch 2 of 3" in asked.logs()
+        assert asked.store.failures(asked.runs[0].id) == [] and asked.records()[0].environment.world == 2
 
 
 def processes(word: str) -> dict[int, list[str]]:
