@@ -62,7 +62,7 @@ MAY = {
     "submit": ("", "cluster compose config full provenance slurm store"),
     "element": ("", "cluster compose full slurm store submit"),
     "queue": ("", "config record slurm store"),
-    "ranks": ("", "config record run store submit sweep where worker"),
+    "ranks": ("", "config full record run store submit sweep where worker"),
     "worker": ("", "compose config full queue ranks record run slurm store submit sweep tune where words"),
     "launch": ("", "config store sweep"),
     "plain": ("", ""),

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -435,7 +436,8 @@ def test_a_run_in_other_hands_is_waited_for(queue, stop, monkeypatch):
             worker.execute(base, queue.where, stop)
             lease.release()
 
-    monkeypatch.setattr(worker.time, "sleep", nap)
+    # Of the worker alone: subprocess sleeps while it waits for `git`.
+    monkeypatch.setattr(worker, "time", SimpleNamespace(time=time.time, perf_counter=time.perf_counter, sleep=nap))
     labels = started(monkeypatch)
     work(queue, stop)
     assert labels == ["base", "child"] and len(naps) == 2
