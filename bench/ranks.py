@@ -42,9 +42,10 @@ def execute_ranks(run: Run, where: Where, stop) -> Record | None:
         step = stack.enter_context(Followers(run, where, address, port)) if where.nodes > 1 else None
         ranks = started(run, where, 0, address, port)
         while any(p.is_alive() for p in ranks):
-            if stop() and ranks[0].is_alive():
+            stopping = stop()
+            if stopping and ranks[0].is_alive():
                 ranks[0].terminate()
-            if any(p.exitcode not in (None, 0) for p in ranks) or (step and step.failed()):
+            if any(p.exitcode not in (None, 0) for p in ranks) or (step and step.failed(again=not stopping)):
                 for process in ranks:
                     process.kill()
             ranks[0].join(POLL_SECONDS)
@@ -125,11 +126,11 @@ class Followers:
         self.launches += 1
         self.process = subprocess.Popen(self.command, env=self.environment, start_new_session=True)
 
-    def failed(self) -> bool:
-        """Whether srun ended badly; it is started again if it has brought no follower, as nothing is lost then."""
+    def failed(self, again: bool) -> bool:
+        """Whether srun ended badly. With `again`, one that brought no follower starts anew: nothing is lost then."""
         if not self.process.poll():
             return False
-        if self.connections or self.launches == LAUNCHES:
+        if self.connections or not again or self.launches == LAUNCHES:
             return True
         say(f"srun of the other nodes: {self.process.returncode}; launch {self.launches + 1} of {LAUNCHES}")
         self._launch()
