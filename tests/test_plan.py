@@ -380,6 +380,15 @@ def test_committed_pilots_price_a_sweep_until_some_are_measured_here(tmp_path, s
     assert planned(tmp_path, store, **ONE).totals.device_seconds == (35, 40, 45)
 
 
+def test_several_pilots_of_one_thing_give_a_range_and_the_last_one_its_middle(tmp_path, store):
+    one, own = grid(a_sweep(tmp_path, **ONE))[0], store.root / "pilots.jsonl"
+    for pilot in (a_pilot(one, evaluation=23.0), a_pilot(one), a_pilot(one, evaluation=13.0)):
+        append_pilot(own, pilot)
+    assert planned(tmp_path, store, **ONE).totals.device_seconds == (35, 90, 145)
+    append_pilot(store.root / "later" / "pilots.jsonl", a_pilot(one, evaluation=1003.0))  # own ones count
+    assert planned(tmp_path, store, **ONE).totals.device_seconds == (35, 90, 145)
+
+
 def test_a_pilot_after_a_line_that_was_cut_stands_on_a_line_of_its_own(tmp_path):
     one = a_pilot(make_run("quick_copying", "identity", {}, 0, 0))
     path = tmp_path / "pilots.jsonl"

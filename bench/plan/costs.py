@@ -2,7 +2,8 @@
 
 For a run, in this order: finished runs of its protocol and mixer on the device of the plan; a pilot of them; the other
 mixers of its protocol; else None. Three records or more give least, median and most; fewer give what their step-time
-quantiles would make of a whole run, the tenth and ninetieth percentile at every step.
+quantiles would make of a whole run, the tenth and ninetieth percentile at every step. Of several pilots (measured on
+another day, or another machine of the model) the last gives the middle, all give the range.
 """
 
 import heapq
@@ -95,18 +96,24 @@ class Costs:
         for f in self.records:
             if (f.device, f.world) == (self.device, self.world):
                 records.setdefault((_sort(f), f.mixer), []).append(f)
-        known: dict[Sort, dict[str, Estimate]] = {}
+        pilots: dict[tuple[Sort, str], list[Pilot]] = {}
         for pilot, text in self.pilots:
-            if (pilot.device, pilot.world) != (self.device, self.world):
-                continue
-            for sort in [s for s in self.steps if s[0] == pilot.protocol_id]:
-                seconds = by_steps(pilot, self.steps[sort])
-                lasting = self.kept[sort] * pilot.weights_bytes + pilot.record_bytes
-                estimate = Estimate(seconds, "pilot", lasting, pilot.checkpoint_bytes)
-                known.setdefault(sort, {})[text] = estimate  # the last one counts
+            if (pilot.device, pilot.world) == (self.device, self.world):
+                for sort in [s for s in self.steps if s[0] == pilot.protocol_id]:
+                    pilots.setdefault((sort, text), []).append(pilot)
+        known: dict[Sort, dict[str, Estimate]] = {}
+        for (sort, mixer), measured in pilots.items():
+            known.setdefault(sort, {})[mixer] = self._from_pilots(sort, measured)
         for (sort, mixer), found in records.items():
             known.setdefault(sort, {})[mixer] = self._from_records(sort, found)
         return known
+
+    def _from_pilots(self, sort: Sort, measured: list[Pilot]) -> Estimate:
+        """The last one's middle; a range that holds those of all."""
+        each, last = [by_steps(pilot, self.steps[sort]) for pilot in measured], measured[-1]
+        seconds = Range(min(r.low for r in each), each[-1].mid, max(r.high for r in each))
+        lasting = self.kept[sort] * last.weights_bytes + last.record_bytes
+        return Estimate(seconds, "pilot", lasting, last.checkpoint_bytes)
 
     def _from_records(self, sort: Sort, found: list) -> Estimate:
         walls = [f.cost.wall for f in found]

@@ -153,10 +153,16 @@ def read_pilots(path: Path) -> list[Pilot]:
 
 
 def known_pilots(root: Path) -> list[Pilot]:
-    """Of a results folder: the committed ones, <root>/*/pilots.jsonl, then its own. Where two are of one thing and
-    one device the last counts: what was measured here."""
-    paths = [*sorted(root.glob("*/pilots.jsonl")), root / "pilots.jsonl"]
-    return [pilot for path in paths for pilot in read_pilots(path)]
+    """Of a results folder: the committed ones, <root>/*/pilots.jsonl, but of what has pilots in its own file, or in a
+    later one, none of an earlier: what was measured here counts."""
+    latest: dict[tuple, list[Pilot]] = {}
+    for path in [*sorted(root.glob("*/pilots.jsonl")), root / "pilots.jsonl"]:
+        own: dict[tuple, list[Pilot]] = {}
+        for pilot in read_pilots(path):
+            key = pilot.protocol_id, canonical(pilot.mixer, "mixer"), pilot.device, pilot.world
+            own.setdefault(key, []).append(pilot)
+        latest |= own
+    return [pilot for each in latest.values() for pilot in each]
 
 
 def pilot_of(record: Record, weights_bytes: int, time: str) -> Pilot:
