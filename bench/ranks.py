@@ -45,7 +45,9 @@ def execute_ranks(run: Run, where: Where, stop) -> Record | None:
             stopping = stop()
             if stopping and ranks[0].is_alive():
                 ranks[0].terminate()
-            if any(p.exitcode not in (None, 0) for p in ranks) or (step and step.failed(again=not stopping)):
+            if step and not stopping:
+                step.launch_again()
+            if any(p.exitcode not in (None, 0) for p in ranks) or (step and step.process.poll()):
                 for process in ranks:
                     process.kill()
             ranks[0].join(POLL_SECONDS)
@@ -126,15 +128,11 @@ class Followers:
         self.launches += 1
         self.process = subprocess.Popen(self.command, env=self.environment, start_new_session=True)
 
-    def failed(self, again: bool) -> bool:
-        """Whether srun ended badly. With `again`, one that brought no follower starts anew: nothing is lost then."""
-        if not self.process.poll():
-            return False
-        if self.connections or not again or self.launches == LAUNCHES:
-            return True
-        say(f"srun of the other nodes: {self.process.returncode}; launch {self.launches + 1} of {LAUNCHES}")
-        self._launch()
-        return False
+    def launch_again(self) -> None:
+        """If srun ended badly and brought no follower, as nothing is lost then."""
+        if self.process.poll() and not self.connections and self.launches < LAUNCHES:
+            say(f"srun of the other nodes: {self.process.returncode}; launch {self.launches + 1} of {LAUNCHES}")
+            self._launch()
 
     def _accept(self, others: int) -> None:
         """Strangers, who do not know the secret, are sent away."""

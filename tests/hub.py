@@ -1,5 +1,5 @@
-"""A stand-in for the Hugging Face hub on this machine: some data sets at a commit each, and as much of its interface as
-`datasets` asks for. Files come from folders."""
+"""A stand-in for the Hugging Face hub on this machine: some data sets and models at a commit each, and as much of its
+interface as `datasets` and `hf download` ask for. Files come from folders."""
 
 import hashlib
 import json
@@ -10,7 +10,8 @@ from urllib.parse import parse_qs, unquote, urlparse
 
 
 class Hub:
-    """Serves each folder as the data set of its name and commit; `asked` are the paths of all requests so far."""
+    """Serves each folder as the data set or model of its name ('datasets/…', 'models/…') and commit; a model also as
+    'main'. `asked` are the paths of all requests so far."""
 
     def __init__(self, sets: dict[tuple[str, str], Path]):
         self.sets = sets
@@ -51,11 +52,12 @@ class Hub:
         self.asked.append(path)
         found = None
         for (name, commit), folder in self.sets.items():
-            prefix = f"/datasets/{name}/resolve/{commit}/"
-            if path.startswith(prefix):
-                return self.send_file(request, folder / path.removeprefix(prefix), body, commit)
-            if path.startswith(f"/api/datasets/{name}"):
-                found = told(path.removeprefix(f"/api/datasets/{name}"), form, name, commit, folder)
+            for revision in (commit, "main") if name.startswith("models/") else (commit,):
+                prefix = f"/{name.removeprefix('models/')}/resolve/{revision}/"  # models are at the top
+                if path.startswith(prefix):
+                    return self.send_file(request, folder / path.removeprefix(prefix), body, commit)
+            if path.startswith(f"/api/{name}"):
+                found = told(path.removeprefix(f"/api/{name}"), form, name.partition("/")[2], commit, folder)
         text = json.dumps(found if found is not None else {"error": "Entry not found"}).encode()
         request.send_response(200 if found is not None else 404)
         if found is None:
@@ -96,7 +98,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def told(path: str, form: bytes, name: str, commit: str, folder: Path):
-    """What the interface says below a data set's address; None: nothing."""
+    """What the interface says below an address; None: nothing."""
     if path in (f"/revision/{commit}", ""):
         siblings = [{"rfilename": file} for file in files_of(folder)]
         return {"id": name, "sha": commit, "siblings": siblings, "tags": [], "private": False}

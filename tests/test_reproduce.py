@@ -4,6 +4,7 @@ The hub is a stand-in: GLUE in the hub's layout from the local files (of MNLI, Q
 are made up. The nodes are known to Slurm, but there are none: the tasks wait.
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -44,7 +45,7 @@ def local() -> Path:
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory, local) -> dict[tuple[str, str], Path]:
-    """Data sets of the hub at the commits that the tasks pin, as folders."""
+    """Data sets of the hub at the commits that the tasks pin, and the model that has the vocabulary, as folders."""
     tree = tmp_path_factory.mktemp("tree")
     texts = [f"Document {n} says that {n} and {n + 1} are {2 * n + 1}." for n in range(30)]
     jsonl(tree / "c4/en/c4-train.00000-of-00002.json.gz", texts[:20])
@@ -66,7 +67,10 @@ def sets(tmp_path_factory, local) -> dict[tuple[str, str], Path]:
     card(tree / "glue", rows)
     names = {"c4": "masked_lm_c4", "imagenet": "images_imagenet", "glue": "glue_rte_hub"}
     pins = {k: yaml.safe_load((ROOT / "configs" / "task" / f"{v}.yaml").read_text())["data"] for k, v in names.items()}
-    return {(pins[name]["hub"], pins[name]["revision"]): tree / name for name in names}
+    found = {(f"datasets/{pins[name]['hub']}", pins[name]["revision"]): tree / name for name in names}
+    (tree / "bert").mkdir()
+    (tree / "bert" / "vocab.txt").symlink_to(local / "tokenizer" / "bert-base-uncased-vocab.txt")
+    return found | {("models/google-bert/bert-base-uncased", "0" * 40): tree / "bert"}
 
 
 def card(folder: Path, rows: list[tuple[str, str, str]]) -> None:
@@ -79,15 +83,14 @@ def card(folder: Path, rows: list[tuple[str, str, str]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, local) -> Path:
-    """A checkout in which partition is filled in, and a folder for the data that holds the vocabulary."""
+def home(tmp_path_factory) -> Path:
+    """A checkout in which partition is filled in, and an empty folder for the data."""
     home = tmp_path_factory.mktemp("home")
     for part in ("bench", "configs", "sweeps", "slurm"):
         shutil.copytree(ROOT / part, home / part, ignore=shutil.ignore_patterns("__pycache__"))
     file = home / "slurm" / "eight_gpus.yaml"
     file.write_text(file.read_text().replace('partition: ""', "partition: eight"))
-    (home / "data" / "tokenizer").mkdir(parents=True)
-    shutil.copy(local / "tokenizer" / "bert-base-uncased-vocab.txt", home / "data" / "tokenizer")
+    (home / "data").mkdir()
     (home / "bin").mkdir()
     (home / "bin" / "mixerbench").write_text(f'#!/bin/sh\nexec {sys.executable} -m bench.cli "$@"\n')
     (home / "bin" / "mixerbench").chmod(0o755)
@@ -96,7 +99,8 @@ def home(tmp_path_factory, local) -> Path:
 
 def call(home: Path, line: str, **more: str) -> str:
     """What a line of README prints in the checkout; without a network, but for the hub in `more`."""
-    own = {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(home), "HF_HOME": str(home / "hf")}
+    path = f"{home / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    own = {"PATH": path, "PYTHONPATH": str(home), "HF_HOME": str(home / "hf")}
     own |= {"MIXERBENCH_DATA": str(home / "data"), "HF_HUB_OFFLINE": "" if more else "1"} | more
     done = subprocess.run(
         ["bash", "-c", line], cwd=home, env=os.environ | own, capture_output=True, text=True, timeout=500
@@ -105,18 +109,20 @@ def call(home: Path, line: str, **more: str) -> str:
     return done.stdout
 
 
-def readme(word: str) -> list[str]:
-    """The commands of the section that begin so, or whose loop does."""
+def readme() -> list[str]:
+    """The commands of the section."""
     part = (ROOT / "README.md").read_text().split("## Reproduce the tables")[1].split("\n## ")[0]
-    return [line.strip() for line in part.splitlines() if line.startswith("    ") and word in line]
+    return [line.strip() for line in part.splitlines() if line.startswith("    ")]
 
 
 @pytest.fixture(scope="module")
 def fetched(home, sets) -> str:
+    """What the commands of the data print: all before the first that trains."""
+    lines = list(itertools.takewhile(lambda line: not line.startswith("python"), readme()))
     with Hub(sets) as hub:
-        said = "".join(call(home, line, **hub.environment(home / "hf")) for line in readme("mixerbench data fetch"))
-    commits = [commit for _, commit in sets]
-    assert all(any(c in path for c in commits) for path in hub.asked if "/resolve/" in path or "/tree/" in path)
+        said = "".join(call(home, line, **hub.environment(home / "hf")) for line in lines)
+    read = [path for path in hub.asked if path.startswith("/datasets/") or "/tree/" in path]
+    assert read and all(any(commit in path for _, commit in sets) for path in read)
     return said
 
 
@@ -144,7 +150,7 @@ def same_examples(data: str, cache: str) -> None:
 
 
 def test_every_table_is_submitted_to_nodes_of_eight_gpus(fetched, home):
-    (line,) = readme("mixerbench sweep")
+    (line,) = (line for line in readme() if line.startswith("mixerbench sweep"))
     with Virtual(accounting=False, lines=NODES):
         for name in SWEEPS:
             loaders = " where.loaders=12" * (name == "table5")

@@ -249,7 +249,7 @@ def test_hub_sets_are_streamed_at_the_pinned_commit_once_and_then_need_no_networ
     (tmp_path / "val.parquet").rename(tree / "data/validation-00000-of-00001.parquet")
     net = dataclasses.replace(pictures.args, data=Pins("net", files, "allenai/c4", "images", COMMIT))
     (tmp_path / "tasks").write_bytes(pickle.dumps([("MaskedLM", c4, places), ("Images", net, places)]))
-    with Hub({("allenai/c4", COMMIT): tree}) as hub:
+    with Hub({("datasets/allenai/c4", COMMIT): tree}) as hub:
         environment = os.environ | hub.environment(tmp_path / "home")
         command = [sys.executable, "-c", SCRIPT, str(tmp_path / "tasks")]
         said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout

@@ -153,8 +153,8 @@ def read_pilots(path: Path) -> list[Pilot]:
 
 
 def known_pilots(root: Path) -> list[Pilot]:
-    """Of a results folder: the committed ones, <root>/*/pilots.jsonl, but of what has pilots in its own file, or in a
-    later one, none of an earlier: what was measured here counts."""
+    """Of a results folder: those of its own file, and the committed ones, <root>/*/pilots.jsonl, of what has none
+    there. Of a protocol and mixer that several files have on one device, all of the last file count and no others."""
     latest: dict[tuple, list[Pilot]] = {}
     for path in [*sorted(root.glob("*/pilots.jsonl")), root / "pilots.jsonl"]:
         own: dict[tuple, list[Pilot]] = {}
