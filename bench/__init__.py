@@ -3,3 +3,7 @@
 
 class Refusal(Exception):
     """An input that the user can mend. The command line prints it as one line and exits with 2."""
+
+
+class NotInstalled(Refusal):
+    """An optional package that is not there: what can do without it goes on."""

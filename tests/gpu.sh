@@ -59,6 +59,8 @@ for label, rows in tables.items():
         if row["verdict"] == "fail":
             print(label, row["property"], row["figure"], row["note"][:160])
             failed += 1
+        elif row["verdict"] == "skip" and row["property"].startswith("backend "):
+            print(label, row["property"], "not checked:", row["note"][:160])
 ended = (out / "parts" / "ended").read_text().splitlines()
 for line in ended:
     if not line.startswith("0 "):

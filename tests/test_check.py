@@ -9,14 +9,15 @@ import sys
 import pytest
 import torch
 
-from bench import cli
+from bench import NotInstalled, cli
 from bench.check import ROWS, Declared, check_mixer, subject_of
 from bench.check.aligned import aligned
-from bench.check.backends import COMPILED, HALF, SINGLE, errors, plain
+from bench.check.backends import COMPILED, HALF, SINGLE, backends, errors, plain
 from bench.check.isolation import data_dependence
 from bench.check.structure import PREDICATES
 from bench.check.verb import distinct, everything, of
 from bench.compose import ROOT, make_where
+from bench.mixers import quasiseparable
 from benchmarks import check_tables
 from tests import wrong_at_edges as edges
 from tests import wrong_mixers as wrong
@@ -322,6 +323,19 @@ def test_the_mixer_of_the_readme_passes_and_a_wrong_one_has_exit_code_1(call, tm
     assert status == 0 and " 0 fail" in out and "pass  structure: constant diagonals" in out
     status, out, _ = call("check", "window_too_wide:Window", *words)
     assert status == 1 and re.search(r"fail  state +6 ", out)
+
+
+def test_a_backend_that_is_not_installed_is_skipped_and_refused_by_name(monkeypatch):
+    def absent(grant):
+        raise NotInstalled("no package")
+
+    declared = Declared(True, HEADS, backends=(("fast", absent),))
+    (row,) = backends(subject_of(wrong.Waves, declared, full=False, device="cuda"))
+    assert (row.property, row.verdict, row.note) == ("backend fast", "skip", "no package")
+    monkeypatch.setattr(quasiseparable, "mamba_scan", functools.partial(absent, None))
+    assert of("quasiseparable", {"sam": True}, make_where({"where.device": "cuda"}))
+    with pytest.raises(NotInstalled):
+        of("quasiseparable", {"sam": True}, make_where({"where.device": "cuda", "where.backend": "mamba_ssm"}))
 
 
 def test_json_has_the_rows_of_the_table(call):

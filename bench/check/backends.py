@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from bench import NotInstalled
 from bench.check.subject import Row, Subject, at_most, by_matrix, gradients
 from bench.mixers.base import Features, Grant, Mixer
 
@@ -37,6 +38,11 @@ def backends(subject: Subject) -> list[Row]:
     for name, make in subject.declared.backends:
         if subject.device == "cpu":
             rows.append(Row(f"backend {name}", None, "skip", "needs a CUDA device: where.device=cuda"))
+            continue
+        try:
+            make(subject.grant(subject.length, False))
+        except NotInstalled as missing:
+            rows.append(Row(f"backend {name}", None, "skip", str(missing)))
             continue
         for half, bound in ((False, SINGLE), (True, HALF)):
             figures = {}

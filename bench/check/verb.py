@@ -127,6 +127,9 @@ def declared_by(cls: type[Mixer], args, is_aligned: bool, where: Where) -> tuple
     """What makes the mixer, and what it declares."""
     made = {way: partial(make, cls, args, is_aligned, way) for way in cls.backends}
     asked = [way for way in cls.backends[1:] if where.backend in ("auto", way)]
+    if where.backend != "auto":
+        for way in asked:  # by name: one that is not installed is refused now, not skipped
+            made[way](Grant(heads=args.heads, head_width=WIDTH, length=WIDTH, packed=False))
     others = tuple((way, made[way]) for way in asked)
     declared = Declared(args.sam, args.heads, partial(cls.unfit, args=args), others, is_aligned)
     return made[cls.backends[0]], declared

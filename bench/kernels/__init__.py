@@ -11,7 +11,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from bench import Refusal
+from bench import NotInstalled
 
 
 def present() -> bool:
@@ -40,4 +40,4 @@ def dense_last(x: Tensor) -> Tensor:
 def require_triton() -> None:
     """Refuse now rather than in the first step: call it before importing kernels."""
     if not present():
-        raise Refusal("backend 'triton' needs the package triton, which is not installed; use: torch")
+        raise NotInstalled("backend 'triton' needs the package triton, which is not installed; use: torch")

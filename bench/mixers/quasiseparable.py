@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench import Refusal
+from bench import NotInstalled, Refusal
 from bench.kernels import require_triton
 from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
 from bench.mixers.scan import CHUNK, Terms, chunked_scan, masked
@@ -152,7 +152,7 @@ def mamba_scan():
             from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
     except ImportError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Refusal(
+        raise NotInstalled(
             f"backend 'mamba_ssm' cannot be imported ({reason}); install 'mixerbench[mamba]' or use: torch"
         ) from error
     return mamba_chunk_scan_combined
