@@ -23,6 +23,7 @@ from bench.kernels import (
     gated_norm,
     grid_sums,
     low_rank,
+    nonuniform,
     scan,
     softmax,
     toeplitz,
@@ -205,6 +206,23 @@ def cosines(size: Size) -> Case:
     return Case(cosine_sums, [found], exact, {"": fast})
 
 
+def products(size: Size) -> Case:
+    """Both products with cosines, one after the other: written, and by Fourier transforms."""
+    points, found = grid(BOUND), size.rows(size.heads, 16, wide=True)
+    spacing, places = points.spacing, points.size(size.length)
+
+    def there_and_back(apply, gather, x, v):
+        f = BOUND * x.tanh()
+        return apply(f, gather(f, v, spacing, places), spacing)
+
+    def written(x, v):
+        c = cosine_sums.cosine_sums(BOUND * x.tanh(), spacing, places, v.dtype)
+        return low_rank.apply_states(c, low_rank.gather_rows(c, v))
+
+    fast = partial(there_and_back, nonuniform.apply_nonuniform, nonuniform.gather_nonuniform)
+    return Case(nonuniform, [found, size.rows(size.heads, WIDTH)], written, {"": fast, "written": written})
+
+
 def grids(size: Size) -> Case:
     points = grid(BOUND)
     weight_O, places = points.weights(torch.device(size.device)), points.size(size.length)
@@ -265,6 +283,7 @@ SOFTMAX = [
     {"way": "unmasked"},
 ]
 EXPONENTIALS = [*each(TOKENS=(32, 128), STAGES=(2,), PROGRAMS=(1024,)), {"way": "features"}]
+PRODUCTS = [*each(NUMBERS=(512, 2048, 4096), TERMS=(32, 128), FREQUENCIES=(32, 64), WARPS=(2, 8)), {"way": "written"}]
 CASES = {
     "convolution 1536": Entry(partial(convolution, 12), 128, each(
         TOKENS=(32, 128), CHANNELS=(128, 512), UNROLLED=(4, 16), FOUR=(64,), SHARES=(16, 64)
@@ -298,6 +317,8 @@ CASES = {
     "states applied 192": Entry(partial(applied, 192), 128, ROWS),
     "cosine sums 2048": Entry(cosines, 2048, each(TOKENS=(1, 4))),
     "cosine sums 8192": Entry(cosines, 8192, each(TOKENS=(1, 4))),
+    "cosine products 8192": Entry(products, 8192, PRODUCTS),
+    "cosine products 32768": Entry(products, 32768, PRODUCTS),
     "grid sums 2048": Entry(grids, 2048, each(PLACES=(128,), POINTS=(32,), SEEN=(32,), WARPS=(2, 8))),
     "exponential product 128": Entry(exponential, 128, EXPONENTIALS),
     "exponential product 2048": Entry(exponential, 2048, EXPONENTIALS),

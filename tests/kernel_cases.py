@@ -228,29 +228,32 @@ def one_sum(rank, spacing, size):
 
 
 def long():
-    """Stretches that end before the row does; rows of frequencies of their own, and one for all."""
-    if INTERPRETED:
-        cosine_sums.TOKENS = 16
-    cosine_products.KEPT = 2 * 5 * 2 * 70  # five tokens
-    for batch in (1, 2):
-        one_long(batch, 8, 70)
+    """Frequencies up to half a cycle a place, next to mirror images at both ends; of each row or one for all."""
+    for batch, bound, size in ((1, 0.05, 70), (2, 1 / 16, 70), (2, 1 / 16, 9)):
+        one_long(batch, bound, 8, size)
 
 
-def one_long(batch, spacing, size):
+def one_long(batch, bound, spacing, size):
+    cosine_products.FEW = 0
+
+    def frequencies(wide):  # some at either end
+        return bound * wide.clamp(-1, 1).sin() / math.sin(1)
+
     def waves(wide):
-        turns = (0.05 * wide.tanh()).double()[..., None] * (spacing * torch.arange(size, device=DEVICE))
+        turns = frequencies(wide).double()[..., None] * (spacing * torch.arange(size, device=DEVICE))
         return torch.cos(2 * math.pi * turns).sum(-2).float().expand(2, -1, -1, -1)
 
     def fast(wide, x, s):
-        f = 0.05 * wide.tanh()
+        f, x, s = frequencies(wide), x[..., 2:], s[..., 2:]
         y = cosine_products.apply_cosines(f, s, spacing)
         return torch.cat([y, cosine_products.gather_cosines(f, x, spacing, size).transpose(1, 2)], 1)
 
     def exact(wide, x, s):
-        y = torch.einsum("blhk,bhkp->blhp", waves(wide), s)
-        return torch.cat([y, torch.einsum("blhk,blhp->bkhp", waves(wide), x)], 1)
+        y = torch.einsum("blhk,bhkp->blhp", waves(wide), s[..., 2:])
+        return torch.cat([y, torch.einsum("blhk,blhp->bkhp", waves(wide), x[..., 2:])], 1)
 
-    compare(f"long {batch=}", fast, exact, random(batch, 12, 2, 3), random(2, 12, 2, 6), random(2, 2, size, 6))
+    inputs = random(batch, 12, 2, 3), random(2, 12, 2, 8), random(2, 2, size, 8)
+    compare(f"long {batch=} {bound=} {size=}", fast, exact, *inputs)
 
 
 def grid():
@@ -399,8 +402,8 @@ def mixer(name, changes, in_half=False):
             FOUND[f"{label} {packed=}"] = largest(figures.values())
 
 
-def in_stretches(name, changes):
-    cosine_products.KEPT = 4000
+def long_mixer(name, changes):
+    cosine_products.FEW = 0
     mixer(name, changes)
 
 

@@ -39,5 +39,21 @@ def test_cosines_come_back_from_a_grid_at_every_place_and_frequency(bound, lengt
     assert grid.size(8192) < 8192 / grid.spacing + grid.taps + 16
 
 
+@pytest.mark.parametrize(("taps", "bound"), [(6, 3e-5), (8, 1e-6)])
+@pytest.mark.parametrize("size", [16, 500])
+def test_cosines_come_back_from_even_frequencies(taps, bound, size):
+    nonuniform = pytest.importorskip("bench.kernels.nonuniform")
+    count = nonuniform._count(size)
+    at_F = torch.linspace(0, count / 2, 1001, dtype=torch.float64)
+    near_FM = at_F.floor()[:, None] + torch.arange(1 - taps // 2, 1 + taps // 2)
+    under_FM = 1 - (2 * (at_F[:, None] - near_FM) / taps).square()
+    window_FM = torch.exp(nonuniform.SHARPNESS * taps * (under_FM.sqrt() - 1))
+    turns_K = torch.arange(size, dtype=torch.float64) / count
+    found_FK = torch.einsum("fm,fmk->fk", window_FM, torch.cos(2 * math.pi * near_FM[..., None] * turns_K))
+    found_FK *= nonuniform._correction(size, count, taps, torch.device("cpu"))[:, 0]
+    assert (found_FK - torch.cos(2 * math.pi * at_F[:, None] * turns_K)).abs().max() < bound
+    assert nonuniform.TAPS == {2: 6, 4: 8}
+
+
 def test_too_fast_waves_have_no_coarse_grid():
     assert interpolation.grid(0.2) is None and interpolation.grid(0.5) is None

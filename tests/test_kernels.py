@@ -61,7 +61,7 @@ CALLS = {
 NEAR = {
     "a sum of exponentials": [["mixer", "cauchy", {"rank": 3}]],
     "a grid": [["mixer", "vandermonde", {"rank": 3}]],
-    "a grid in stretches": [["in_stretches", "vandermonde", {"rank": 3}]],
+    "a grid and frequencies between": [["long_mixer", "vandermonde", {"rank": 3}]],
 }
 NEAR_ENOUGH = 5e-4
 HALVES = [
