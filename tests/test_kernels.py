@@ -41,6 +41,7 @@ CALLS = {
         ["exponentials"],
         ["cosines"],
         ["long"],
+        ["long_mixer", "vandermonde", {"rank": 3, "bound": 0.5}],
         ["grid"],
         ["tiles"],
         ["mixer", "toeplitz", {"sam": True}],

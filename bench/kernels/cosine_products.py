@@ -16,17 +16,21 @@ FEW = 1536
 """Places of which c is written: of rows of 12,000 tokens under the yaml's bound."""
 
 
+def are_many(size: int) -> bool:
+    return size > FEW
+
+
 def apply_cosines(f_BLHR: Tensor, s_BHKP: Tensor, spacing: int) -> Tensor:
     """Rows y_BLHP = c s in the dtype of s, c of K places 0, spacing, ...; frequencies in fp32, of one row or of all."""
     batch, _, size, _ = s_BHKP.shape
-    if size > FEW:
+    if are_many(size):
         return apply_nonuniform(f_BLHR, s_BHKP, spacing)
     return apply_states(_written(f_BLHR, batch, spacing, size, s_BHKP.dtype), s_BHKP)
 
 
 def gather_cosines(f_BLHR: Tensor, x_BLHP: Tensor, spacing: int, size: int) -> Tensor:
     """States s_BHKP = c^T x in the dtype of x, K = `size`; added up in fp32."""
-    if size > FEW:
+    if are_many(size):
         return gather_nonuniform(f_BLHR, x_BLHP, spacing, size)
     return gather_rows(_written(f_BLHR, len(x_BLHP), spacing, size, x_BLHP.dtype), x_BLHP)
 

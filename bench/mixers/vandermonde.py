@@ -10,7 +10,8 @@ of tokens (released: the longest length). Not sam: the same form from tables tha
 zeros, where the gradient is zero too), summed over j (published: over the wrong index, so that no token is mixed), with
 n the protocol's length and places from the row's start. With spread phases a term has variance one, hence the scale
 (released: 1 / sqrt(2 n R)); low frequencies agree in sign, so that the gain starts above one.
-Axes: B batch, L length, H heads, P head width, R rank (terms d of the sum), K feature channels.
+Axes: B batch, L length, H heads, P head width, R rank (terms d of the sum), K feature channels, or
+points of a grid.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import Refusal
@@ -62,10 +64,10 @@ class Vandermonde(Mixer):
         super().__init__(grant, backend)
         if backend == "triton":
             require_triton()
-            from bench.kernels.cosine_products import apply_cosines, gather_cosines
+            from bench.kernels.cosine_products import apply_cosines, are_many, gather_cosines
             from bench.kernels.grid_sums import from_grid, to_grid
 
-            self.apply_cosines, self.gather_cosines = apply_cosines, gather_cosines
+            self.apply_cosines, self.gather_cosines, self.are_many = apply_cosines, gather_cosines, are_many
             self.to_grid, self.from_grid, self.grid = to_grid, from_grid, grid(args.bound)
         self.args = args
         if not args.sam:
@@ -93,22 +95,34 @@ class Vandermonde(Mixer):
         return y_BLHP * (real_BL11 * scale_BL[:, :, None, None])
 
     def interpolates(self, length: int) -> bool:
-        """Whether the coarse grid is one, and coarse enough for a row so short."""
-        if self.backend != "triton" or self.grant.packed or self.grid is None:
+        """Whether by a grid: one that is coarse enough, or all places if there is none and the row is long."""
+        if self.backend != "triton" or self.grant.packed:
             return False
-        return self.grid.size(length) < length
+        return self.are_many(length) if self.grid is None else self.grid.size(length) < length
 
     def interpolated(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        """Cosines at the points of a coarse grid only: v is summed up there, or the sum is interpolated from there."""
-        length, spacing, size = v_BLHP.shape[1], self.grid.spacing, self.grid.size(v_BLHP.shape[1])
+        """Cosines at the points of a grid only: v is summed up there, or the sum is interpolated from there."""
+        length = v_BLHP.shape[1]
+        spacing, size = (1, length + 1) if self.grid is None else (self.grid.spacing, self.grid.size(length))
         f_BLHR, g_BLHR = (x_BHLR.transpose(1, 2) for x_BHLR in self.frequencies(features, length))
-        weight_O = self.grid.weights(v_BLHP.device)
         real_BL11 = real(segments_BL, v_BLHP.dtype)
         v_BLHP = v_BLHP * real_BL11
-        first_BLHP = self.apply_cosines(f_BLHR, self.to_grid(v_BLHP, weight_O, spacing, size), spacing)
-        second_BLHP = self.from_grid(self.gather_cosines(g_BLHR, v_BLHP, spacing, size), weight_O, spacing, length)
+        first_BLHP = self.apply_cosines(f_BLHR, self.at_points(v_BLHP, size), spacing)
+        second_BLHP = self.at_places(self.gather_cosines(g_BLHR, v_BLHP, spacing, size), length)
         scale_BL = (self.lengths(segments_BL) * self.args.rank).to(v_BLHP.dtype).rsqrt()
         return (first_BLHP - second_BLHP) * (real_BL11 * scale_BL[:, :, None, None])
+
+    def at_points(self, v_BLHP: Tensor, size: int) -> Tensor:
+        """v at the K points of the coarse grid, BHKP; without one every place is a point, and so is place 0."""
+        if self.grid is None:
+            return F.pad(v_BLHP.transpose(1, 2), (0, 0, 1, 0))
+        return self.to_grid(v_BLHP, self.grid.weights(v_BLHP.device), self.grid.spacing, size)
+
+    def at_places(self, u_BHKP: Tensor, length: int) -> Tensor:
+        """Values at the points, at all places 1 to `length`, BLHP."""
+        if self.grid is None:
+            return u_BHKP[:, :, 1:].transpose(1, 2)
+        return self.from_grid(u_BHKP, self.grid.weights(u_BHKP.device), self.grid.spacing, length)
 
     def places(self, segments_BL: Tensor) -> Tensor:
         """1, 2, ... in each token's own document, or in the row if data-independent; BL, B = 1 if all rows agree."""
