@@ -26,6 +26,7 @@ from bench.kernels import (
     exponential_product,
     grid_sums,
     low_rank,
+    nonuniform,
     scan,
     softmax,
     toeplitz,
@@ -254,6 +255,9 @@ def one_long(batch, bound, spacing, size):
 
     inputs = random(batch, 12, 2, 3), random(2, 12, 2, 8), random(2, 2, size, 8)
     compare(f"long {batch=} {bound=} {size=}", fast, exact, *inputs)
+    f, x, s = frequencies(inputs[0]), *inputs[1:]
+    torch.library.opcheck(nonuniform.apply_nonuniform, (f.detach(), s, spacing))  # the strides that a compiler is told
+    torch.library.opcheck(nonuniform.gather_nonuniform, (f.detach(), x, spacing, size))
 
 
 def grid():

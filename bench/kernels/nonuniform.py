@@ -191,7 +191,8 @@ def gather_nonuniform(f_BLHR: Tensor, x_BLHP: Tensor, spacing: int, size: int) -
         TAPS=taps, BETA=SHARPNESS * taps, T=TERMS, N=FREQUENCIES, C=c,
         PRECISION=precision(x_BLHP.dtype), num_warps=WARPS,
     )  # fmt: skip
-    return (_transformed(u_BHMP, count, size) * _correction(size, count, taps, u_BHMP.device)).to(x_BLHP.dtype)
+    s_BHKP = _transformed(u_BHMP, count, size) * _correction(size, count, taps, u_BHMP.device)
+    return s_BHKP.to(x_BLHP.dtype).contiguous()  # a transform leaves its axes in an order of its own
 
 
 @torch.library.custom_op("mixerbench::nonuniform_backward", mutates_args=())
