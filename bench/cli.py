@@ -2,6 +2,8 @@
 
 import argparse
 import errno
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -90,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
 def sweep(options: argparse.Namespace) -> int:
     from bench import launch
     from bench.queue import Queue
+    from bench.registry import check_columns
     from bench.store import Store
     from bench.sweep import load, work_of
     from bench.where import results, shares
@@ -102,9 +105,11 @@ def sweep(options: argparse.Namespace) -> int:
     if options.workers < 1:
         raise Refusal(f"--workers must be at least 1, got {options.workers}")
     until = float("inf") if options.stop_after is None else time.time() + options.stop_after
-    runs = work_of(load(options.path), options.seeds)
+    asked = load(options.path)
+    runs = work_of(asked, options.seeds)
+    check_columns([(c.protocol, c.metric) for c in (*asked.columns, asked.family.primary)], runs)
     store = Store(results(where))
-    missing = [r for r in runs if not store.has(r.id)]
+    missing = [r for r in runs if store.record(r.id) is None]  # reads those that are there: a damaged one is refused
     there = len(runs) - len(missing)
     print(f"{options.path}: {len(runs)} runs, {there} in the store, {len(missing)} to do", flush=True)
     queue = Queue(runs, store, where)
@@ -261,7 +266,13 @@ def match(options: argparse.Namespace) -> int:
 
 def show(options: argparse.Namespace) -> int:
     if [Path(word).suffix for word in options.words] == [".npz"] and "=" not in options.words[0]:
-        return redraw(options)
+        from bench.report.matrices import redraw
+
+        if options.fresh or options.input or options.part or options.example:
+            raise Refusal(f"{options.words[0]} is drawn as it is; allowed: --layers, --heads, --with-skip, --out")
+        parts = options.layers, options.heads
+        print(*redraw(Path(options.words[0]), *parts, options.out, options.with_skip), sep="\n")
+        return 0
     from bench.show import Wanted
     from bench.show import show as show_run
 
@@ -276,20 +287,6 @@ def show(options: argparse.Namespace) -> int:
     )
     for path in show_run(options.words, wanted, options.out):
         print(path)
-    return 0
-
-
-def redraw(options: argparse.Namespace) -> int:
-    """The figure of a file that `show` wrote: no torch, no data, no weights."""
-    from bench.report.matrices import draw, load
-
-    path = Path(options.words[0])
-    if options.fresh or options.input or options.part or options.example:
-        raise Refusal(f"{path} is drawn as it is; allowed beside it: --layers, --heads, --with-skip, --out")
-    for figure in draw(
-        load(path).part(options.layers, options.heads), (options.out or path.parent) / path.stem, options.with_skip
-    ):
-        print(figure)
     return 0
 
 
@@ -327,16 +324,23 @@ def main() -> int:
 
 
 def guarded(act: Callable[..., int], given: object) -> int:
-    """The exit status that `act` returns; 2 after one line on what a user can mend, 130 after Ctrl-C."""
+    """The exit status that `act` returns; 2 after one line on what a user can mend, 130 after Ctrl-C,
+    141 if what reads the output has closed it."""
     try:
-        return act(given)
+        status = act(given)
+        sys.stdout.flush()
+        return status
     except Refusal as error:
         print(f"mixerbench: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who read it has enough, as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        print(f"mixerbench: {error}", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"mixerbench: {what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -196,7 +196,7 @@ def _shared(protocol: str, mixer: str, text: str) -> Shared:
     for key in changes:
         group, _, rest = key.partition(".")
         if group not in ("protocol", "mixer") or not rest:
-            raise Refusal(f"unknown key '{key}'; allowed: protocol.…, mixer.…")
+            raise Refusal(f"unknown key '{key}'; allowed: protocol, mixer, seed, replica, protocol.…, mixer.…, where.…")
     protocol_text, mixer_text = _composed("protocol", protocol), _composed("mixer", mixer)
     held, own = _below("protocol.", changes), _below("mixer.", changes)
     above = _above(protocol, _init(protocol_text, held))

@@ -8,15 +8,16 @@ import dataclasses
 import importlib
 import inspect
 import types
+from pathlib import Path
 
 from bench import Refusal, kernels
 from bench.compose import choices, claim_of
-from bench.config import MISALIGNED, NEUTRAL, Run, build
+from bench.config import MISALIGNED, NEUTRAL, Run, build, listed, one_of
 from bench.mixers.base import Grant, Mixer
 from bench.plugins import Claim
 from bench.seeds import Streams
 from bench.shells.base import find
-from bench.tasks.base import Places, Task
+from bench.tasks.base import SELECTION, Places, Task
 
 
 def mixer_class(name: str) -> type[Mixer]:
@@ -89,6 +90,21 @@ def make_task(run: Run, places: Places) -> Task:
     if run.protocol.tune:
         task.reserve(run.protocol.tune.selection.examples)
     return task
+
+
+def check_columns(columns: list[tuple[str, str]], runs: list[Run]) -> None:
+    """Refuse a metric that no task of its protocol has: once a run is made, what was declared stands in its record."""
+    known: dict[str, dict[str, None]] = {}  # of each protocol, whatever is varied in it
+    for run in {run.label: run for run in runs}.values():
+        task, has = make_task(run, Places(None, Path())), known.setdefault(run.label.split("[", 1)[0], {})
+        own = [name for part in task.held_out() for name in task.names(part)]
+        has |= dict.fromkeys([*own, *(f"ema_{name}" for name in own if run.protocol.optimiser.ema)])
+        if run.protocol.tune:
+            one_of("protocol.tune.selection.metric", run.protocol.tune.selection.metric, task.names(SELECTION))
+    for protocol, metric in columns:
+        has = known.get(name := protocol.split("[", 1)[0])
+        if has and metric not in has:
+            raise Refusal(f"column '{protocol} x {metric}': no metric '{metric}'; '{name}' has: {listed(has)}")
 
 
 def mixer_args(run: Run):

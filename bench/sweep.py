@@ -110,7 +110,11 @@ def load(path: Path) -> Sweep:
     for key in values:
         if key not in keys:
             raise Refusal(f"unknown key 'sweep.{key}' in {path}; allowed: {', '.join(keys)}")
-    sweep = build(Sweep, {"controls": [], **values, "name": path.stem}, "sweep")
+    values = {"controls": [], **values}
+    if missing := [key for key in keys if key not in values]:
+        needed = ", ".join(key for key in keys if key != "controls")
+        raise Refusal(f"missing key 'sweep.{missing[0]}' in {path}; a sweep needs: {needed}")
+    sweep = build(Sweep, {**values, "name": path.stem}, "sweep")
     for key in ("protocols", "mixers", "seeds", "replicas", "columns"):
         if not getattr(sweep, key):
             raise Refusal(f"sweep.{key} is empty in {path}: the sweep has no run")

@@ -3,13 +3,19 @@
 import argparse
 import re
 from pathlib import Path
+from typing import NoReturn
 
 BARE = ("match", "logs", "speed")  # verbs whose words are not all key=value
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"mixerbench: {message}; see {self.prog} --help\n")
+
+
+def parser() -> Parser:
     about = "Controlled ablations of sequence mixers: only the mixer varies."
-    top = argparse.ArgumentParser(prog="mixerbench", description=about)
+    top = Parser(prog="mixerbench", description=about)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     run = verbs.add_parser("run", help="train and evaluate one run (and its parents)")

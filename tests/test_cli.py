@@ -20,9 +20,11 @@ import yaml
 
 from bench import Refusal, cli, compose, launch, worker
 from bench.compose import make_run, make_where
+from bench.registry import check_columns, make_task
 from bench.run import execute
 from bench.store import Store
 from bench.sweep import grid, load, ordered
+from bench.tasks.base import Places
 from bench.where import shares
 from bench.words import duration
 from tests.conftest import forget
@@ -142,11 +144,57 @@ def test_results_that_cannot_be_written_are_one_line(call, tmp_path):
 def test_a_record_cut_in_half_is_one_line(call, tmp_path):
     run = make_run("quick_copying", "low_rank", {}, 0, 0)
     path = Store(tmp_path / "results").open(run.id) / "record.json"
-    path.write_text('{"schema": 1, "id"')
-    before = content(tmp_path)
-    message = the_line(call(*QUICK, f"where.results={tmp_path / 'results'}", "where.device=cpu"))
-    assert str(path) in message and "delete it and run again" in message
-    assert content(tmp_path) == before
+    mixers = [{"name": "low_rank"}]
+    sweep = sweep_file(tmp_path, mixers=mixers, varies={})
+    for text in ('{"schema": 1, "id"', "", "[]"):
+        path.write_text(text)
+        before = content(tmp_path)
+        for words in (QUICK, ["sweep", sweep], ["plan", sweep]):
+            where = [f"where.results={tmp_path / 'results'}", "where.device=cpu"]
+            message = the_line(call(*words, *where))
+            assert str(path) in message, (words, text)
+        assert content(tmp_path) == before
+
+
+def test_a_metric_that_is_not_there_is_refused_before_the_first_run(call, tmp_path):
+    wrong = {"protocol": "quick_copying", "metric": "acuracy"}
+    path = sweep_file(tmp_path, columns=[wrong], family=PLAIN["family"] | {"primary": wrong})
+    message = the_line(call("sweep", path, f"where.results={tmp_path / 'results'}", "where.device=cpu"))
+    assert "'acuracy'" in message and "has: accuracy, loss" in message
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_committed_sweeps_ask_for_what_their_tasks_measure(path):
+    sweep = load(path)
+    runs = ordered(grid(sweep))
+    check_columns([(column.protocol, column.metric) for column in sweep.columns], runs)
+    known = {run.id: run for run in runs}
+    file = ROOT / "results" / path.stem / "records.jsonl"
+    for line in file.read_text().splitlines() if file.exists() else ():
+        record = json.loads(line)
+        task = make_task(known[record["id"]], Places(None, Path()))
+        names = {name for part in task.held_out() for name in task.names(part)}
+        assert {name.removeprefix("ema_") for name in record["metrics"]} == names
+
+
+def test_a_metric_of_the_selection_that_is_not_there_is_refused():
+    (run, *_) = [run for run in grid(load(ROOT / "sweeps" / "quick_tuned.yaml")) if run.protocol.tune]
+    tune = run.protocol.tune
+    tune = dataclasses.replace(tune, selection=dataclasses.replace(tune.selection, metric="lost"))
+    wrong = dataclasses.replace(run, protocol=dataclasses.replace(run.protocol, tune=tune))
+    with pytest.raises(Refusal, match=r"protocol.tune.selection.metric must be one of accuracy, loss, got 'lost'"):
+        check_columns([], [wrong])
+
+
+def test_output_that_nobody_reads_is_no_error():
+    """As of `mixerbench check … | head`, which has gone before the end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-W", "ignore", "-m", "bench.cli", "check", "identity", "heads=2"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 # Data ---------------------------------------------------------------------------------------------------------------

@@ -416,6 +416,13 @@ def test_the_verb(trained, tmp_path, monkeypatch, capsys):
     assert (code, err) == (0, "") and out.split() == [
         str(folder / f"held_out_3-skip.{s}") for s in ("npz", "png", "pdf")
     ]
+    picture = folder / "held_out_3-skip.png"
+    first = picture.read_bytes()
+    picture.unlink()
+    assert (
+        call(folder / "held_out_3-skip.npz")[0] == 0 and picture.read_bytes() == first
+    )  # with the skip, as its name says
+    assert not (folder / "held_out_3.png").exists()
     for wrong in ([*words, "--layers", "7"], [folder / "held_out_3-skip.npz", "--fresh"], [tmp_path / "no.npz"]):
         code, out, err = call(*wrong)
         assert code == 2 and err.count("\n") == 1 and err.startswith("mixerbench: ") and out == ""

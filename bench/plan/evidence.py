@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import Refusal
-from bench.config import build, canonical, kind_of
+from bench.config import build, canonical, coerce, kind_of
 from bench.record import SCHEMA, Cost, Record, dump
 from bench.store import Store
 
@@ -128,7 +128,7 @@ def _finished(values: dict, size: int) -> Finished:
         cost=build(Cost, values["cost"], "record.cost"),
         parameters=values["capacity"]["parameters"],
         bytes=size,
-        metrics=dict(values["metrics"]),
+        metrics=coerce(dict[str, float], values["metrics"], "record.metrics"),
     )
 
 

@@ -147,6 +147,16 @@ def grid(matrices: Matrices) -> Grid:
     return Grid(panel, left, below, across, -(-layers // -(-layers // most)), points)
 
 
+def redraw(
+    path: Path, layers: list[int] | None, heads: list[int] | None, out: Path | None, with_skip: bool
+) -> list[Path]:
+    """The figure of a file that `show` wrote, without torch, data or weights; with the skip too if `-skip` at the end
+    of its name says that it was drawn so."""
+    name = path.stem.removesuffix("-skip")
+    with_skip = with_skip or name != path.stem
+    return draw(load(path).part(layers, heads), (out or path.parent) / f"{name}{'-skip' * with_skip}", with_skip)
+
+
 def draw(matrices: Matrices, stem: Path, with_skip: bool) -> list[Path]:
     """Write stem.png and stem.pdf (further pages: stem.page2.png, ...), each whole; the paths.
 

@@ -208,6 +208,8 @@ def save(figure, path: Path, suffix: str) -> None:
 
 def panels(figure, result: dict) -> None:
     """Milliseconds of a step, and mebibytes at its peak, over the length."""
+    from matplotlib.lines import Line2D
+
     left, right = figure.subplots(1, 2, sharex=True)
     style = styles(result)
     for arm, rows in by_arm(result).items():
@@ -224,6 +226,9 @@ def panels(figure, result: dict) -> None:
     for ax, title in ((left, "ms, forward and backward of a layer"), (right, "peak memory, MiB")):
         axis(ax, title, sorted({row["length"] for row in result["rows"]}))
     handles, labels = left.get_legend_handles_labels()
+    if any(row["way"] == "naive" for rows in by_arm(result).values() for row in rows):
+        handles.append(Line2D([], [], color="0.4", ls=LINES["naive"], lw=0.6))
+        labels.append("dotted: naive, " + WAYS["naive"])
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=6, markerscale=0.8)
 
 

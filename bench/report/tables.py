@@ -97,7 +97,7 @@ def csv(table: Table, analysis) -> str:
 
 
 def throughput(table: Table, arm: Arm, protocols: list[str]) -> float:
-    """Median over the arm's trained runs of positions a second at their median step; NaN if there are none.
+    """Positions a second at the median of the median steps of the arm's trained runs, as in `Cost`; NaN without runs.
 
     As the runs ran, whatever else the machine did: an orientation, not a benchmark.
     """
@@ -105,8 +105,9 @@ def throughput(table: Table, arm: Arm, protocols: list[str]) -> float:
     for row in (r for p in protocols for r in table.cell(p, arm) if r.trained):
         cost, steps = row.record.cost, nested(row.record.run["protocol"], "budget.steps")
         if cost.step_p50 > 0 and row.record.outcome == "ok":
-            found.append(cost.tokens / steps / cost.step_p50)
-    return statistics.median(found) if found else math.nan
+            found.append((cost.step_p50, cost.tokens / steps))
+    seconds, tokens = (statistics.median(values) for values in zip(*found, strict=True)) if found else (1, math.nan)
+    return tokens / seconds
 
 
 def comparisons_csv(table: Table, analysis) -> str:

@@ -162,6 +162,10 @@ class Task(ABC):
     def metrics(self, part: str, outcomes: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics of one set from all its outcomes; names carry a reported set if there are several."""
 
+    @abstractmethod
+    def names(self, part: str) -> list[str]:
+        """Of all metrics that a set may have; known without data."""
+
     def words(self, tokens: np.ndarray) -> list[str]:
         """Names of token ids, for people to read in a figure; [] if the ids of this task have none."""
         return []

@@ -121,6 +121,9 @@ class Digits(Task):
             "loss": float(np.mean(outcomes["loss"], dtype=np.float64)),
         }
 
+    def names(self, part: str) -> list[str]:
+        return ["accuracy", "loss"]
+
     def example(self, size: int) -> Batch:
         rng, spec = Streams(0, 0).draw("made-up examples", 0), self.spec()
         patches_BLF = rng.uniform(-1, 1, (size, spec.length, spec.symbols)).astype(np.float32)

@@ -79,6 +79,9 @@ class Generated(Task):
             "loss": float(outcomes["loss"].sum(dtype=np.float64) / targets),
         }
 
+    def names(self, part: str) -> list[str]:
+        return ["accuracy", "loss"]
+
     def example(self, size: int) -> Batch:
         arrays = self.draw(Streams(0, 0).draw("made-up examples", 0), size)
         return _assemble(arrays, np.arange(size, dtype=np.int64), slice(None))

@@ -232,8 +232,13 @@ class Glue(Task):
         label, prediction = outcomes["label"], outcomes["prediction"]
         found = {name: _SCORES[name](label, prediction) for name in self.subset.scores}
         found["loss"] = float(outcomes["loss"].mean(dtype=np.float64))
-        suffix = f"_{part}" if len(self.subset.held_out) > 1 and part != SELECTION else ""
-        return {name + suffix: value for name, value in found.items()}
+        return {name + self._suffix(part): value for name, value in found.items()}
+
+    def names(self, part: str) -> list[str]:
+        return [name + self._suffix(part) for name in (*self.subset.scores, "loss")]
+
+    def _suffix(self, part: str) -> str:
+        return f"_{part}" if len(self.subset.held_out) > 1 and part != SELECTION else ""
 
     def words(self, tokens: np.ndarray) -> list[str]:
         return [self.pieces.words[token] for token in tokens]

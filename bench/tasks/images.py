@@ -237,12 +237,13 @@ class Images(Task):
 
     def metrics(self, part: str, outcomes: dict[str, np.ndarray]) -> dict[str, float]:
         """`top1`, `top5` and `loss` (nats) per image; '<split>_top1' and so on if several splits are reported."""
+        top1, top5 = (float(np.mean(outcomes["rank"] < k)) for k in (1, 5))
+        loss = float(np.mean(outcomes["loss"], dtype=np.float64))
+        return dict(zip(self.names(part), (top1, top5, loss), strict=True))
+
+    def names(self, part: str) -> list[str]:
         prefix = f"{part}_" if len(self.held_out()) > 1 and part != SELECTION else ""
-        return {
-            f"{prefix}top1": float(np.mean(outcomes["rank"] < 1)),
-            f"{prefix}top5": float(np.mean(outcomes["rank"] < 5)),
-            f"{prefix}loss": float(np.mean(outcomes["loss"], dtype=np.float64)),
-        }
+        return [f"{prefix}top1", f"{prefix}top5", f"{prefix}loss"]
 
     def example(self, size: int) -> Batch:
         args, rng = self.args, Streams(0, 0).draw("made-up examples", 0)

@@ -263,8 +263,15 @@ class MaskedLM(Task):
         With a `reach` also `tokens_far` and, unless there is none, `loss_far`: of the masked tokens `beyond` it. Of a
         set of `lengths` with its length: `loss_at_256`.
         """
-        found, length = self._means(outcomes), self._length(part)
-        return {f"{name}_at_{length}": value for name, value in found.items()} if length else found
+        return {name + self._suffix(part): value for name, value in self._means(outcomes).items()}
+
+    def names(self, part: str) -> list[str]:
+        far = ["tokens_far", "loss_far"] if self.args.reach else []
+        return [name + self._suffix(part) for name in ("loss", "accuracy", "tokens", *far)]
+
+    def _suffix(self, part: str) -> str:
+        length = self._length(part)
+        return f"_at_{length}" if length else ""
 
     def _length(self, part: str) -> int:
         """Of the rows of a set of windows; 0 for any other set."""
