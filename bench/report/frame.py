@@ -27,8 +27,8 @@ class Level(NamedTuple):
 
 
 LEVELS = {False: Level("", "no"), True: Level(" SAM", "yes"), MISALIGNED: Level(" misaligned", "misaligned")}
-# Which departures, and values that tuning chose, move which fact of a block. An arm is compared with those that share
-# its own in these groups.
+# Which departures, and values that tuning chose, move which fact of a block. An arm is compared with those that have
+# the same values of these keys.
 MOVED_BY = {
     "shared initialisation": ("backbone", "shell", "task"),
     "batches": ("task", "budget"),
@@ -221,21 +221,22 @@ def check_protocols(table: Table, column: Column) -> None:
 def excused(key: str, departed: dict) -> bool:
     """Whether a departure declares that `key` differs; a child's `init` follows backbone, shell and length."""
     if key == "protocol.init":
-        return any(f"protocol.{k}".startswith((*CHAIN, LENGTH)) for k in departed)
+        return any(f"protocol.{k}.".startswith((*CHAIN, f"{LENGTH}.")) for k in departed)
     return any(f"{key}.".startswith(f"protocol.{k}.") for k in departed)
 
 
 def check_block(table: Table, column: Column, seed: int) -> None:
     """Refuse a block whose arms differ in shared code, libraries, device, precision, first values or batches."""
     arms = {a.key: a for a in table.arms}
+    rows = [row for row in table.of(column.protocol) if row.seed == seed and row.trained]
+    declared = dict.fromkeys(k for row in rows for k in (*arms[row.arm].departed, *row.point))
     groups: dict[tuple, list[tuple[Row, str]]] = {}
-    for row in table.of(column.protocol):
-        if row.seed == seed and row.trained:
-            departed = arms[row.arm].departed
-            for (fact, replica), value in facts(row).items():
-                own = departed | row.point
-                moved = {k: v for k, v in own.items() if k.split(".")[0] in MOVED_BY.get(fact, ())}
-                groups.setdefault((fact, replica, digest(moved) if moved else ""), []).append((row, value))
+    for row in rows:
+        code = {(f"code of {name}", 0): value for name, value in row.record.digests.items()}
+        for (fact, replica), value in (facts(row) | code).items():
+            keys = [k for k in declared if k.split(".")[0] in MOVED_BY.get(fact, ())]
+            own = {k: row.point[k] if k in row.point else protocol_value(row.record.run, k) for k in keys}
+            groups.setdefault((fact, replica, digest(own)), []).append((row, value))
     wrong = [f"{fact}: {split(pairs, table)}" for (fact, *_), pairs in groups.items() if len({v for _, v in pairs}) > 1]
     if wrong:
         raise Refusal(
@@ -260,7 +261,7 @@ def facts(row: Row) -> dict[tuple[str, int], str]:
 
 
 def shared_code(record: Record) -> dict[str, str]:
-    """Digests of the files outside the mixers. A file that only one mixer imports has no counterpart to differ from."""
+    """Digests of the files outside the mixers: those of all arms. What some mixers share is compared where they do."""
     return {k: v for k, v in record.digests.items() if not k.startswith("mixers/") or k == "mixers/base"}
 
 
