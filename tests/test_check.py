@@ -101,6 +101,8 @@ MUTANTS = [
     (edges.PlaceInRow, "document alone"),
     (edges.MergedDocuments, "segment isolation"),
     (edges.LeakInBf16, "segment isolation"),
+    (edges.MaskByANumber, "segment isolation"),
+    (edges.MaskByANumber, "padding invariance"),
     (edges.OldMask, "batch independence"),
     (edges.WrongAtPowersOfTwo, "shorter lengths"),
     (edges.WrongBeyond256, "longer lengths"),

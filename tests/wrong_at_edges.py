@@ -353,3 +353,16 @@ class PackedCube(Aligned):
             same_BLL = same_segment(segments_BL)[:, 0].to(y_BLHP.dtype)
             y_BLHP = y_BLHP + 0 * (same_BLL @ same_BLL)[..., :1, None]
         return y_BLHP
+
+
+class MaskByANumber(Aligned):
+    """Softmax attention whose mask is -100: nothing beside usual scores, and much beside those of large features."""
+
+    state_size = None
+
+    def queries_keys(self, v_BLHP, features):
+        return features.conv_BLK.to(v_BLHP.dtype).unflatten(-1, (2, self.grant.heads, RANK)).unbind(2)
+
+    def entries(self, v_BLHP, features, segments_BL):
+        scores_BHLL = self.raw(v_BLHP, features).masked_fill(~same_segment(segments_BL), -100.0)
+        return scores_BHLL.softmax(-1).nan_to_num() * (segments_BL > 0)[:, None, :, None]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.check.algebra import EXACT
+from bench.check.inputs import LARGE
 from bench.check.subject import Row, Subject, at_least, at_most, differ, factors
 from bench.mixers.base import Features, Mixer
 
@@ -56,6 +57,7 @@ def padding(subject: Subject) -> Row:
         figures[f"matrix on padding{tag}"] = float((m * unseen_BLL[:, None]).abs().amax())
         figures[f"content, forward{tag}"] = differ(z[real_BL], y[real_BL])
         figures[f"content, matrix{tag}"] = differ(n, m)
+        figures[f"content, large features{tag}"] = masked(mixer, real_BL, given, other, segments_BL)
         figures[f"content, bf16{tag}"] = drowned(subject, packed, slice(1, 3))
         short = subject.length // 2 - 4
         rows = [[short - 9, 9] if packed else [short]]
@@ -77,8 +79,8 @@ def call(way: Callable, given: tuple[Tensor, Features], segments_BL: Tensor, n: 
 
 def segments(subject: Subject) -> Row:
     """No document's result changes with the content of another document of the row."""
-    mixer, segments_BL, given, (y, m) = settled(subject, True)
-    segments_BL, y, m, given = segments_BL[:2], y[:2], m[:2], rows_of(given, slice(2))
+    mixer, every_BL, whole, (y, m) = settled(subject, True)
+    segments_BL, y, m, given = every_BL[:2], y[:2], m[:2], rows_of(whole, slice(2))
     other = subject.inputs(mixer, segments_BL, seed=7)
     apart_BLL = segments_BL[:, :, None] != segments_BL[:, None]
     figures = {"matrix between documents": float((m * apart_BLL[:, None]).abs().amax())}
@@ -92,8 +94,19 @@ def segments(subject: Subject) -> Row:
     kept_BHLL = (kept_BL[:, :, None] & kept_BL[:, None])[:, None]
     n = factors(mixer, *swapped, segments_BL).detach()
     figures["last documents, matrix"] = differ(n * kept_BHLL, m * kept_BHLL)
+    strangers = subject.inputs(mixer, every_BL, seed=7)  # in all rows: small documents may have low scores only
+    figures["large features"] = masked(mixer, every_BL % 2 == 1, whole, strangers, every_BL)
     figures["bf16"] = drowned(subject, True, slice(2))
     return at_most("segment isolation", figures, EXACT, "no document sees another one of its row")
+
+
+def masked(mixer: Mixer, kept_BL: Tensor, given: tuple, other: tuple, segments_BL: Tensor) -> float:
+    """How far kept tokens move with what stands elsewhere if all features are large: a mask by a number that is only
+    far below the usual scores is none there."""
+    given, other = ((v_BLHP, Features(*(LARGE * x for x in features))) for v_BLHP, features in (given, other))
+    with torch.no_grad():
+        y, z = mixer(*given, segments_BL), mixer(*swap(kept_BL, given, other), segments_BL)
+    return differ(z[kept_BL], y[kept_BL])
 
 
 def drowned(subject: Subject, packed: bool, rows: slice) -> float:
