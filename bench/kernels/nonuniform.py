@@ -3,7 +3,7 @@
 With c_ik = sum over d of cos(2 pi f_id k spacing), k = 0 ... K - 1: rows y = c s and states s = c^T x. A Fourier
 transform gives such sums at N even frequencies m / N of a place, twice as many as K places need; a frequency in between
 is a window's weighted mean of its TAPS nearest, once each place has been divided by the window's own transform. The
-window is exp(beta (sqrt(1 - z^2) - 1)), whose errors Barnett, Magnusson and af Klinteberg bound (SIAM J. Sci. Comput.
+window is exp(beta (sqrt(1 - z^2) - 1)), whose errors Barnett, Magland and af Klinteberg bound (SIAM J. Sci. Comput.
 41, 2019). Time grows with L R + K log K, memory with L R + K. The sums are even in frequency and periodic, so half of
 the N are kept, and what lies beyond either end is read from its mirror image.
 

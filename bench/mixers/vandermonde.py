@@ -10,8 +10,8 @@ of tokens (released: the longest length). Not sam: the same form from tables tha
 zeros, where the gradient is zero too), summed over j (published: over the wrong index, so that no token is mixed), with
 n the protocol's length and places from the row's start. With spread phases a term has variance one, hence the scale
 (released: 1 / sqrt(2 n R)); low frequencies agree in sign, so that the gain starts above one.
-Axes: B batch, L length, H heads, P head width, R rank (terms d of the sum), K feature channels, or
-points of a grid.
+Axes: B batch, L length, H heads, P head width, R rank (terms d of the sum), K feature channels or points
+of a grid.
 """
 
 import dataclasses

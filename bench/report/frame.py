@@ -236,7 +236,7 @@ def check_block(table: Table, column: Column, seed: int) -> None:
         for (fact, replica), value in (facts(row) | code).items():
             keys = [k for k in declared if k.split(".")[0] in MOVED_BY.get(fact, ())]
             own = {k: row.point[k] if k in row.point else protocol_value(row.record.run, k) for k in keys}
-            groups.setdefault((fact, replica, digest(own)), []).append((row, value))
+            groups.setdefault((fact, replica, digest(own) if own else ""), []).append((row, value))
     wrong = [f"{fact}: {split(pairs, table)}" for (fact, *_), pairs in groups.items() if len({v for _, v in pairs}) > 1]
     if wrong:
         raise Refusal(
