@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
 def sweep(options: argparse.Namespace) -> int:
     from bench import launch
     from bench.queue import Queue
-    from bench.registry import check_columns
+    from bench.registry import require_metrics
     from bench.store import Store
     from bench.sweep import load, work_of
     from bench.where import results, shares
@@ -107,7 +107,7 @@ def sweep(options: argparse.Namespace) -> int:
     until = float("inf") if options.stop_after is None else time.time() + options.stop_after
     asked = load(options.path)
     runs = work_of(asked, options.seeds)
-    check_columns([(c.protocol, c.metric) for c in (*asked.columns, asked.family.primary)], runs)
+    require_metrics([(c.protocol, c.metric) for c in (*asked.columns, asked.family.primary)], runs)
     store = Store(results(where))
     missing = [r for r in runs if store.record(r.id) is None]  # reads those that are there: a damaged one is refused
     there = len(runs) - len(missing)

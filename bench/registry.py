@@ -92,7 +92,7 @@ def make_task(run: Run, places: Places) -> Task:
     return task
 
 
-def check_columns(columns: list[tuple[str, str]], runs: list[Run]) -> None:
+def require_metrics(columns: list[tuple[str, str]], runs: list[Run]) -> None:
     """Refuse a metric that no task of its protocol has: once a run is made, what was declared stands in its record."""
     known: dict[str, dict[str, None]] = {}  # of each protocol, whatever is varied in it
     for run in {run.label: run for run in runs}.values():

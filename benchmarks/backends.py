@@ -57,6 +57,7 @@ def compared(trained: Trained, mixer: str, backends: list[str], seeds: list[int]
 
 
 def draw(trained: Trained, path: Path) -> None:
+    """A line for each seed, a colour and a dash for each backend."""
     with settings():
         from matplotlib.figure import Figure
 
@@ -64,10 +65,11 @@ def draw(trained: Trained, path: Path) -> None:
         backends = list(dict.fromkeys(backend for _, backend, _ in trained))
         figure = Figure(figsize=(3.2 * len(mixers), 2.6), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(mixers), squeeze=False)[0], mixers, strict=True):
-            for (mixer, backend, seed), record in trained.items():
-                if mixer == name:
-                    look = {"color": f"C{backends.index(backend)}", "linestyle": ("-", "--", ":", "-.")[seed % 4]}
-                    axes.plot(*zip(*record.curve, strict=True), label=f"{backend}, seed {seed}", linewidth=0.9, **look)
+            for number, backend in enumerate(backends):
+                look = {"color": f"C{number}", "linestyle": ("-", "--", ":", "-.")[number % 4], "linewidth": 0.9}
+                curves = [r.curve for (mixer, way, _), r in trained.items() if (mixer, way) == (name, backend)]
+                lines = [axes.plot(*zip(*curve, strict=True), **look)[0] for curve in curves]
+                lines[0].set_label(f"{backend}, seeds: {len(lines)}")
             axes.set(title=name, xlabel="step", ylabel="training loss")
         axes.legend()
         figure.savefig(path, dpi=200)

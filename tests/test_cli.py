@@ -20,7 +20,7 @@ import yaml
 
 from bench import Refusal, cli, compose, launch, worker
 from bench.compose import make_run, make_where
-from bench.registry import check_columns, make_task
+from bench.registry import make_task, require_metrics
 from bench.run import execute
 from bench.store import Store
 from bench.sweep import grid, load, ordered
@@ -168,7 +168,7 @@ def test_a_metric_that_is_not_there_is_refused_before_the_first_run(call, tmp_pa
 def test_committed_sweeps_ask_for_what_their_tasks_measure(path):
     sweep = load(path)
     runs = ordered(grid(sweep))
-    check_columns([(column.protocol, column.metric) for column in sweep.columns], runs)
+    require_metrics([(column.protocol, column.metric) for column in sweep.columns], runs)
     known = {run.id: run for run in runs}
     file = ROOT / "results" / path.stem / "records.jsonl"
     for line in file.read_text().splitlines() if file.exists() else ():
@@ -184,7 +184,7 @@ def test_a_metric_of_the_selection_that_is_not_there_is_refused():
     tune = dataclasses.replace(tune, selection=dataclasses.replace(tune.selection, metric="lost"))
     wrong = dataclasses.replace(run, protocol=dataclasses.replace(run.protocol, tune=tune))
     with pytest.raises(Refusal, match=r"protocol.tune.selection.metric must be one of accuracy, loss, got 'lost'"):
-        check_columns([], [wrong])
+        require_metrics([], [wrong])
 
 
 def test_output_that_nobody_reads_is_no_error():

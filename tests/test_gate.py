@@ -92,7 +92,7 @@ def one_odd(rows: list[Row], fact: str, mixer: dict) -> list[Row]:
 def verdict(rows: list[Row], sweep, fact: str, label: str, excused: bool) -> None:
     """The odd arm passes, or it is refused for this fact alone and by name."""
     if excused:
-        controlled(rows, sweep)
+        assert controlled(rows, sweep).arms
         return
     message = refusal(rows, sweep)
     assert "seed 0, is not controlled" in message
@@ -129,7 +129,7 @@ def test_arms_that_depart_by_different_values_are_not_compared_in_what_these_mov
     rates = [{"optimiser.lr": own[m["name"]]} if m["sam"] else {} for m in ARMS]
     rows = [a_row(m, s, 0.5, rate) for m, rate in zip(ARMS, rates, strict=True) for s in (0, 1)]
     declared = [Departure({"name": n, "sam": True}, {"optimiser.lr": v}, "a test") for n, v in own.items()]
-    controlled(one_odd(rows, fact, LOW_SAM), a_sweep(departures=tuple(declared)))
+    assert controlled(one_odd(rows, fact, LOW_SAM), a_sweep(departures=tuple(declared))).arms
 
 
 def test_two_departures_of_one_arm_excuse_what_either_moves():
@@ -188,7 +188,7 @@ def test_a_departure_excuses_no_key_that_only_begins_like_its_own(declared, othe
 
 def test_a_departure_of_a_whole_group_excuses_every_key_in_it():
     task = {"name": "recall", "pairs": 8}
-    controlled(*departing({"task": task}, Departure({"name": "dense"}, {"task": task}, "a test")))
+    assert controlled(*departing({"task": task}, Departure({"name": "dense"}, {"task": task}, "a test"))).arms
 
 
 YOUNG = [key.removeprefix("protocol.") for key in NEUTRAL if key.startswith("protocol.")]

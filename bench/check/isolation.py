@@ -80,8 +80,9 @@ def call(way: Callable, given: tuple[Tensor, Features], segments_BL: Tensor, n: 
 def segments(subject: Subject) -> Row:
     """No document's result changes with the content of another document of the row."""
     mixer, every_BL, whole, (y, m) = settled(subject, True)
-    segments_BL, y, m, given = every_BL[:2], y[:2], m[:2], rows_of(whole, slice(2))
-    other = subject.inputs(mixer, segments_BL, seed=7)
+    strangers = subject.inputs(mixer, every_BL, seed=7)
+    segments_BL, y, m = every_BL[:2], y[:2], m[:2]
+    given, other = rows_of(whole, slice(2)), rows_of(strangers, slice(2))
     apart_BLL = segments_BL[:, :, None] != segments_BL[:, None]
     figures = {"matrix between documents": float((m * apart_BLL[:, None]).abs().amax())}
     last_B1 = segments_BL.amax(1, keepdim=True)
@@ -94,7 +95,7 @@ def segments(subject: Subject) -> Row:
     kept_BHLL = (kept_BL[:, :, None] & kept_BL[:, None])[:, None]
     n = factors(mixer, *swapped, segments_BL).detach()
     figures["last documents, matrix"] = differ(n * kept_BHLL, m * kept_BHLL)
-    strangers = subject.inputs(mixer, every_BL, seed=7)  # in all rows: small documents may have low scores only
+    # In all rows: small documents may have low scores only.
     figures["large features"] = masked(mixer, every_BL % 2 == 1, whole, strangers, every_BL)
     figures["bf16"] = drowned(subject, True, slice(2))
     return at_most("segment isolation", figures, EXACT, "no document sees another one of its row")
