@@ -13,7 +13,7 @@ from bench import NotInstalled, cli
 from bench.check import ROWS, Declared, check_mixer, subject_of
 from bench.check.aligned import aligned
 from bench.check.backends import COMPILED, HALF, SINGLE, backends, errors, plain
-from bench.check.isolation import data_dependence
+from bench.check.isolation import data_dependence, padding
 from bench.check.structure import PREDICATES
 from bench.check.verb import distinct, everything, of
 from bench.compose import ROOT, make_where
@@ -325,6 +325,16 @@ def test_the_mixer_of_the_readme_passes_and_a_wrong_one_has_exit_code_1(call, tm
     assert status == 0 and " 0 fail" in out and "pass  structure: constant diagonals" in out
     status, out, _ = call("check", "window_too_wide:Window", *words)
     assert status == 1 and re.search(r"fail  state +6 ", out)
+
+
+def of_padding(cls):
+    return padding(subject_of(cls, Declared(True, 2), full=False))
+
+
+def test_padding_that_only_bf16_lets_through_is_found():
+    assert of_padding(edges.RightMask).verdict == "pass"
+    found = of_padding(edges.FiniteMaskInBf16)
+    assert found.verdict == "fail" and found.note.endswith(": content, bf16")
 
 
 def test_a_backend_that_is_not_installed_is_skipped_and_refused_by_name(monkeypatch):

@@ -8,12 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from bench.check import Declared, subject_of
-from bench.check.isolation import padding
 from bench.merge import merge
-from bench.mixers.base import same_segment
 from bench.plan.costs import Costs
 from bench.plan.evidence import Ledger, append_pilot, known_pilots
 from bench.plan.graph import nodes
@@ -30,7 +26,6 @@ from tests.test_report_statistics import a_table, noisy_rows
 from tests.test_store import a_record, results_with, runs_of
 from tests.test_sweep import a_sweep
 from tests.test_tune import LR, a_tune, write
-from tests.wrong_mixers import Aligned
 
 __all__ = ["store"]  # a fixture
 
@@ -229,36 +224,3 @@ def test_a_trial_leaves_its_record_and_no_weights(tmp_path, store):
         "trial": ("records", sizes["trial"]),
         "selected": ("records", weights + sizes["selected"]),
     }
-
-
-# A mask that is finite in half precision ----------------------------------------------------------------------------
-
-
-class FiniteMaskInBf16(Aligned):
-    """Softmax attention; where rows are not packed, under autocast, padding is given a low score and not none.
-
-    In fp64 it is right, and in bf16 the weight of ordinary padding drowns in rounding; that of loud padding does not.
-    """
-
-    low = -10.0
-    state_size = None
-
-    def entries(self, v_BLHP, features, segments_BL):
-        same_B1LL = same_segment(segments_BL)
-        finite = torch.is_autocast_enabled("cpu") and not self.grant.packed
-        masked = self.raw(v_BLHP, features).masked_fill(~same_B1LL, self.low if finite else -torch.inf)
-        return masked.softmax(-1).nan_to_num() * (segments_BL > 0)[:, None, :, None]
-
-
-class RightMask(FiniteMaskInBf16):
-    low = -torch.inf
-
-
-def of_padding(cls):
-    return padding(subject_of(cls, Declared(True, 2), full=False))
-
-
-def test_padding_that_only_bf16_lets_through_is_found():
-    assert of_padding(RightMask).verdict == "pass"
-    found = of_padding(FiniteMaskInBf16)
-    assert found.verdict == "fail" and found.note.endswith(": content, bf16")

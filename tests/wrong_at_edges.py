@@ -366,3 +366,23 @@ class MaskByANumber(Aligned):
     def entries(self, v_BLHP, features, segments_BL):
         scores_BHLL = self.raw(v_BLHP, features).masked_fill(~same_segment(segments_BL), -100.0)
         return scores_BHLL.softmax(-1).nan_to_num() * (segments_BL > 0)[:, None, :, None]
+
+
+class FiniteMaskInBf16(Aligned):
+    """Softmax attention; where rows are not packed, under autocast, padding is given a low score and not none.
+
+    In fp64 it is right, and in bf16 the weight of ordinary padding drowns in rounding; that of loud padding does not.
+    """
+
+    low = -10.0
+    state_size = None
+
+    def entries(self, v_BLHP, features, segments_BL):
+        same_B1LL = same_segment(segments_BL)
+        finite = torch.is_autocast_enabled("cpu") and not self.grant.packed
+        masked = self.raw(v_BLHP, features).masked_fill(~same_B1LL, self.low if finite else -torch.inf)
+        return masked.softmax(-1).nan_to_num() * (segments_BL > 0)[:, None, :, None]
+
+
+class RightMask(FiniteMaskInBf16):
+    low = -torch.inf
