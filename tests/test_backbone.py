@@ -223,6 +223,22 @@ def test_embedding_is_normalised_sum_of_token_type_and_position():
     assert bare.types is None and bare.positions is None
 
 
+def test_a_row_of_a_small_table_gets_the_sum_of_the_gradients_of_its_tokens():
+    weight, index = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.randint(3, (5, 7))
+    found, gradient = backbone.of_few(weight, index), torch.randn(5, 7, 4, dtype=torch.float64)
+    assert torch.equal(found, weight[index])
+    found.backward(gradient)
+    torch.testing.assert_close(weight.grad, F.one_hot(index, 3).flatten(0, 1).T.double() @ gradient.flatten(0, 1))
+
+
+@pytest.mark.gpu
+def test_the_gradient_of_a_small_table_repeats_bit_for_bit():
+    weight = torch.randn(2, 256, device="cuda", requires_grad=True)
+    index, gradient = torch.randint(2, (512, 128), device="cuda"), torch.randn(512, 128, 256, device="cuda")
+    first, *others = (torch.autograd.grad(backbone.of_few(weight, index), weight, gradient)[0] for _ in range(20))
+    assert all(torch.equal(first, other) for other in others)
+
+
 def test_outputs_are_those_of_the_asked_positions_and_the_tied_head_decodes_with_the_embedding():
     batch = rows([LENGTH, LENGTH], LENGTH)
     for tied in (False, True):

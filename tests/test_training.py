@@ -128,13 +128,14 @@ TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, TWO_GPUS])])
 def test_two_ranks_give_the_weights_of_one_process_with_accumulation(device, where, tmp_path):
-    """By gloo on CPUs, by NCCL on two GPUs."""
+    """By gloo on CPUs, by NCCL on two GPUs; batches come from a process beside each rank."""
     changes = {"protocol.budget.steps": 3, "protocol.budget.batch": 16, "mixer.heads": 2}
     run = make_run("quick_recall", "low_rank", changes, 0, 0)
     one = execute(run, dataclasses.replace(where, device=device, micro_batches=2, compile="off"), lambda: False)
     words = [f"{k}={v}" for k, v in changes.items()]
     command = [sys.executable, "-m", "bench.cli", "run", "protocol=quick_recall", "mixer=low_rank", *words]
-    command += [f"where.device={device}", "where.devices=2", "where.compile=off", f"where.results={tmp_path / 'two'}"]
+    command += [f"where.device={device}", "where.devices=2", "where.compile=off", "where.loaders=1"]
+    command += [f"where.results={tmp_path / 'two'}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     two = Store(tmp_path / "two").record(run.id)
     assert two.environment.world == 2
