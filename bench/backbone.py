@@ -56,8 +56,8 @@ class Embedding(nn.Module):
 
 
 def of_few(weight_ND: Tensor, index_BL: Tensor) -> Tensor:
-    """Rows of a table of N. Where each is asked for by thousands of tokens, torch's lookup adds up their gradients on a
-    GPU in an order that changes: nothing else differed in the first step of two runs of table2_mini. A masked sum repeats.
+    """Rows of a table of N. Where each is asked for by thousands of tokens, torch's lookup adds up their gradients on
+    a GPU in an order that changes: nothing else differed in the first step of two runs. A masked sum repeats.
     """
     x_BLD = weight_ND[0].expand(*index_BL.shape, -1)
     for n in range(1, len(weight_ND)):
