@@ -17,12 +17,12 @@ from bench.report.verb import report
 from bench.store import Store
 from bench.sweep import load
 
-GIVEN = ("records.jsonl", "items.parquet", "README.md")  # what the report reads, and what people write
+GIVEN = ("records.jsonl", "items.parquet", "README.md", "rerun.txt")  # what the report reads, and what others write
 
 
 def committed(name: str) -> list[str]:
     """Folders of results/ with this file in git: what a user has made there of other runs is nobody's evidence yet."""
-    command = ["git", "-C", ROOT, "ls-files", f"results/*/{name}"]
+    command = ["git", "-C", ROOT, "ls-files", f":(glob)results/*/{name}"]
     found = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     return sorted(Path(path).parent.name for path in found)
 
