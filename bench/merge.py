@@ -40,7 +40,7 @@ def merge(paths: list[Path], target: Path) -> tuple[int, int]:
 
 
 def _merged_items(paths: list[Path], target: Path, wanted: set[str]):
-    """Items of the merged records as one table, None if nothing is new; what `target` has of a run stays as it is."""
+    """Items of the merged records as one table, None if nothing is new; those of one run are identical or refused."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -51,6 +51,7 @@ def _merged_items(paths: list[Path], target: Path, wanted: set[str]):
         for file in [path.with_name("items.parquet")] if path.is_file() else sorted(path.rglob("items.parquet")):
             if file.exists():
                 table = _read_items(file)
+                _require_same(tables, table, wanted & known, file)
                 runs = [r for r in table["run"].unique().to_pylist() if r in wanted and r not in known]
                 tables.append(table.filter(pc.is_in(table["run"], pa.array(runs, pa.string()))))
                 known.update(runs)
@@ -60,6 +61,22 @@ def _merged_items(paths: list[Path], target: Path, wanted: set[str]):
     keys = ["run", "part", "item"]
     columns = [*keys, *sorted(set(table.column_names) - set(keys))]
     return table.select(columns).sort_by([(key, "ascending") for key in keys])
+
+
+def _require_same(tables: list, table, runs: set[str], file: Path) -> None:
+    """A Refusal if items of these runs are not what an earlier table has of them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    again = table.filter(pc.is_in(table["run"], pa.array(runs, pa.string())))
+    if not len(again):
+        return
+    before = [t.filter(pc.is_in(t["run"], again["run"].unique())) for t in tables]
+    both = pa.concat_tables([*before, again], promote_options="permissive").to_pandas()
+    odd = both[~both.duplicated(keep=False)]
+    if len(odd):
+        run_id = odd["run"].iloc[0]
+        raise Refusal(f"{file}: items of {run_id} differ from those that are there already; remove one of them")
 
 
 def _write_items(table, path: Path) -> None:

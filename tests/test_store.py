@@ -491,6 +491,19 @@ def test_items_that_come_later_are_added(tmp_path):
     assert runs_of(tmp_path / "x" / "items.parquet") == [a_record(0).id]
 
 
+def test_items_that_contradict_those_that_are_there_are_refused_by_run(tmp_path):
+    home, run_id = tmp_path / "x", a_record(0).id
+    merge([results_with(tmp_path / "one", 0, 1)], home)
+    before = content(home)
+    for name, items in (
+        ("other", items_of(2) | {"held_out": {"item": [0, 1], "loss": [7.0, 7.0]}}),
+        ("more", items_of(3)),
+    ):
+        Store(tmp_path / name).finish(a_record(0), items)
+        message = refusal(merge, [tmp_path / name], home)
+        assert f"items of {run_id} differ" in message and name in message and content(home) == before
+
+
 def test_a_refused_merge_changes_nothing(tmp_path):
     home = tmp_path / "x"
     merge([results_with(tmp_path / "one", 0, 1)], home)
