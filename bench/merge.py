@@ -6,6 +6,8 @@ from bench import Refusal
 from bench.record import Record, dump, read_record, read_records, unite
 from bench.store import Store, replace_whole
 
+KEYS = ["run", "part", "item"]  # that sort the items
+
 
 def found_records(path: Path) -> dict[str, Record]:
     """Records under a path: a records file, a run folder, or a results folder with any of them below."""
@@ -41,42 +43,58 @@ def merge(paths: list[Path], target: Path) -> tuple[int, int]:
 
 def _merged_items(paths: list[Path], target: Path, wanted: set[str]):
     """Items of the merged records as one table, None if nothing is new; those of one run are identical or refused."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    tables = [_read_items(target)] if target.exists() else []
-    known = set(tables[0]["run"].unique().to_pylist()) if tables else set()
-    before = len(known)
+    files = [target] if target.exists() else []
     for path in paths:
-        for file in [path.with_name("items.parquet")] if path.is_file() else sorted(path.rglob("items.parquet")):
-            if file.exists():
-                table = _read_items(file)
-                _require_same(tables, table, wanted & known, file)
-                runs = [r for r in table["run"].unique().to_pylist() if r in wanted and r not in known]
-                tables.append(table.filter(pc.is_in(table["run"], pa.array(runs, pa.string()))))
-                known.update(runs)
-    if len(known) == before:
-        return None
-    table = pa.concat_tables([t for t in tables if len(t)], promote_options="permissive")
-    keys = ["run", "part", "item"]
-    columns = [*keys, *sorted(set(table.column_names) - set(keys))]
-    return table.select(columns).sort_by([(key, "ascending") for key in keys])
+        files += [path.with_name("items.parquet")] if path.is_file() else sorted(path.rglob("items.parquet"))
+    held, new = {}, False
+    for file in files:
+        for run_id, table in _by_run(file, wanted) if file.exists() else ():
+            if run_id not in held:
+                held[run_id], new = (table, file), new or file != target
+            elif not _same(held[run_id][0], table):
+                both = f"{file} and {held[run_id][1]}"
+                raise Refusal(f"items of {run_id} differ between {both}; remove one of them")
+    return _joined([held[run_id] for run_id in sorted(held)]) if new else None
 
 
-def _require_same(tables: list, table, runs: set[str], file: Path) -> None:
-    """A Refusal if items of these runs are not what an earlier table has of them."""
+def _by_run(file: Path, wanted: set[str]) -> list[tuple]:
+    """(run, its rows by part and item) of each wanted run in a file, without columns in which it has nothing."""
+    import numpy as np
+
+    table = _read_items(file).sort_by([(key, "ascending") for key in KEYS])
+    runs, starts = np.unique(table["run"].to_numpy(), return_index=True)
+    ends, found = [*starts[1:], len(table)], []
+    for run_id, start, end in zip(runs, starts, ends, strict=True):
+        if run_id in wanted:
+            rows = table.slice(start, end - start)
+            filled = [name for name in rows.column_names if rows[name].null_count < len(rows)]
+            found.append((run_id, rows.select(filled)))
+    return found
+
+
+def _same(one, other) -> bool:
+    """Whether two tables of a run's items have the same values, in any order of columns and any width of numbers."""
+    if set(one.column_names) != set(other.column_names) or len(one) != len(other):
+        return False
+    other = other.select(one.column_names)
+    if one.equals(other):
+        return True
+    left, right = one.to_pandas(), other.to_pandas()
+    return bool(((left == right) | (left.isna() & right.isna())).all(axis=None))
+
+
+def _joined(held: list[tuple]):
+    """One table of all (table, file)."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    again = table.filter(pc.is_in(table["run"], pa.array(runs, pa.string())))
-    if not len(again):
-        return
-    before = [t.filter(pc.is_in(t["run"], again["run"].unique())) for t in tables]
-    both = pa.concat_tables([*before, again], promote_options="permissive").to_pandas()
-    odd = both[~both.duplicated(keep=False)]
-    if len(odd):
-        run_id = odd["run"].iloc[0]
-        raise Refusal(f"{file}: items of {run_id} differ from those that are there already; remove one of them")
+    schema = held[0][0].schema
+    for rows, file in held:
+        try:
+            schema = pa.unify_schemas([schema, rows.schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise Refusal(f"{file}: items of another type than before ({str(error).splitlines()[0]})") from None
+    table = pa.concat_tables([rows for rows, _ in held], promote_options="permissive")
+    return table.select([*KEYS, *sorted(set(table.column_names) - set(KEYS))])
 
 
 def _write_items(table, path: Path) -> None:
@@ -100,6 +118,6 @@ def _read_items(path: Path):
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise Refusal(f"{path} is not readable Parquet ({str(error).splitlines()[0]}); {remedy}") from None
-    if missing := {"run", "part", "item"} - set(table.column_names):
+    if missing := set(KEYS) - set(table.column_names):
         raise Refusal(f"{path} has no column {', '.join(sorted(missing))}; {remedy}")
     return table

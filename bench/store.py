@@ -45,7 +45,7 @@ class Store:
             link_whole(probe, "")
             probe.unlink()
         except OSError as error:
-            why = f"cannot be written: {error.strerror}; set where.results"
+            why = f"cannot be written: {error.strerror}; name another (where.results=…; of merge: --into)"
             raise Refusal(f"results folder {self.root} {why}") from None
 
     def open(self, run_id: str) -> Path:

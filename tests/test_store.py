@@ -491,17 +491,42 @@ def test_items_that_come_later_are_added(tmp_path):
     assert runs_of(tmp_path / "x" / "items.parquet") == [a_record(0).id]
 
 
-def test_items_that_contradict_those_that_are_there_are_refused_by_run(tmp_path):
+ITEMS_THAT_DIFFER = {
+    "a value": {"item": [0, 1], "correct": [1, 0]},
+    "an item more": {"item": [0, 1, 2], "correct": [1, 1, 1]},
+    "an item twice": {"item": [0, 1, 1], "correct": [1, 1, 1]},
+    "a column more": {"item": [0, 1], "correct": [1, 1], "loss": [0.5, 0.5]},
+}
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["merged before", "in one call"])
+@pytest.mark.parametrize("columns", ITEMS_THAT_DIFFER.values(), ids=ITEMS_THAT_DIFFER)
+def test_items_that_contradict_each_other_are_refused_by_run(tmp_path, columns, there):
     home, run_id = tmp_path / "x", a_record(0).id
-    merge([results_with(tmp_path / "one", 0, 1)], home)
+    sources = [results_with(tmp_path / "unlike", 1), results_with(tmp_path / "one", 0)]
+    merge(sources[: 1 + there], home)
     before = content(home)
-    for name, items in (
-        ("other", items_of(2) | {"held_out": {"item": [0, 1], "loss": [7.0, 7.0]}}),
-        ("more", items_of(3)),
-    ):
-        Store(tmp_path / name).finish(a_record(0), items)
-        message = refusal(merge, [tmp_path / name], home)
-        assert f"items of {run_id} differ" in message and name in message and content(home) == before
+    Store(tmp_path / "odd").finish(a_record(0), {"held_out": columns})
+    message = refusal(merge, [*sources, tmp_path / "odd"], home)
+    assert f"items of {run_id} differ between" in message and str(tmp_path / "odd") in message
+    assert str(home if there else tmp_path / "one") in message and content(home) == before
+
+
+def test_the_same_items_are_the_same_in_another_order_of_rows_and_wider_numbers(tmp_path):
+    nan = float("nan")
+    Store(tmp_path / "one").finish(a_record(0), {"held_out": {"item": [0, 1], "loss": np.float32([0.1, nan])}})
+    wide = {"item": np.int32([1, 0]), "loss": [nan, float(np.float32(0.1))]}
+    Store(tmp_path / "other").finish(a_record(0), {"held_out": wide})
+    assert merge([tmp_path / "one", tmp_path / "other", tmp_path / "one"], tmp_path / "x") == (1, 1)
+    before = content(tmp_path / "x")
+    assert merge([tmp_path / "other"], tmp_path / "x") == (0, 1) and content(tmp_path / "x") == before
+
+
+def test_items_of_a_type_that_goes_with_no_other_are_refused_by_file(tmp_path):
+    merge([results_with(tmp_path / "one", 0)], tmp_path / "x")
+    Store(tmp_path / "odd").finish(a_record(1), {"held_out": {"item": [0], "correct": ["yes"]}})
+    message = refusal(merge, [tmp_path / "odd"], tmp_path / "x")
+    assert str(tmp_path / "odd") in message and "of another type" in message
 
 
 def test_a_refused_merge_changes_nothing(tmp_path):
