@@ -50,24 +50,9 @@ def refuse_early(runs: list, where, elsewhere: bool = False) -> None:
             task.require_disjoint()
 
 
-def say_missing(runs: list, store, retries: int) -> int:
-    """A line on stderr for each run without a record and why; 1 if there is one."""
-    from bench.sweep import named
-
-    left = [r for r in runs if not store.has(r.id)]
-    for one in left:
-        failures = store.failures(one.id)
-        why = "not started or not finished"
-        if failures:
-            why = f"{failures[-1]['kind']}: {failures[-1]['message'].splitlines()[0]}"
-        if store.given_up(one.id, retries):
-            why += f"; given up after {len(failures)} failures, `mixerbench retry` lets it be tried again"
-        print(f"missing {one.id} {one.label} {named(one)}: {why}", file=sys.stderr)
-    return int(bool(left))
-
-
 def run(options: argparse.Namespace) -> int:
     from bench.compose import parse_run
+    from bench.launch import say_missing
     from bench.queue import Queue
     from bench.store import Store
     from bench.sweep import ordered
@@ -91,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 def sweep(options: argparse.Namespace) -> int:
     from bench import launch
+    from bench.provenance import other_code
     from bench.queue import Queue
     from bench.registry import require_metrics
     from bench.store import Store
@@ -109,9 +95,11 @@ def sweep(options: argparse.Namespace) -> int:
     runs = work_of(asked, options.seeds)
     require_metrics([(c.protocol, c.metric) for c in (*asked.columns, asked.family.primary)], runs)
     store = Store(results(where))
-    missing = [r for r in runs if store.record(r.id) is None]  # reads those that are there: a damaged one is refused
-    there = len(runs) - len(missing)
-    print(f"{options.path}: {len(runs)} runs, {there} in the store, {len(missing)} to do", flush=True)
+    there = {r.id: record for r in runs if (record := store.record(r.id))}  # reads them: a damaged one is refused
+    missing = [r for r in runs if r.id not in there]
+    print(f"{options.path}: {len(runs)} runs, {len(there)} in the store, {len(missing)} to do", flush=True)
+    for line in other_code(missing, list(there.values())):
+        print(line, file=sys.stderr)
     queue = Queue(runs, store, where)
     todo = [r for r in runs if not queue.settled(r)]
     if options.on:
@@ -122,8 +110,8 @@ def sweep(options: argparse.Namespace) -> int:
         code = launch.local(options.path, options.seeds, runs, store, where, options.words, shared, until)
         if code == 130:
             return code
-        return say_missing(runs, store, where.retries) or code
-    return say_missing(runs, store, where.retries)
+        return launch.say_missing(runs, store, where.retries) or code
+    return launch.say_missing(runs, store, where.retries)
 
 
 def submit(options: argparse.Namespace, runs: list, todo: list, where) -> int:

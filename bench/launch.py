@@ -1,4 +1,4 @@
-"""Starts workers on this machine, shows how far they are, and stops them. Knows runs and the store, never torch."""
+"""Starts workers on this machine, shows how far they are and what is missing, and stops them. Never knows torch."""
 
 import os
 import signal
@@ -134,3 +134,17 @@ def time_left(runs: list[Run], store: Store, workers: int) -> str:
     minutes, seconds = divmod(round(left / max(1, min(workers, len(waiting)))), 60)
     hours, minutes = divmod(minutes, 60)
     return f"about {hours}:{minutes:02d}:{seconds:02d} left" if hours else f"about {minutes}:{seconds:02d} left"
+
+
+def say_missing(runs: list[Run], store: Store, retries: int) -> int:
+    """A line on stderr for each run without a record and why; 1 if there is one."""
+    left = [r for r in runs if not store.has(r.id)]
+    for one in left:
+        failures = store.failures(one.id)
+        why = "not started or not finished"
+        if failures:
+            why = f"{failures[-1]['kind']}: {failures[-1]['message'].splitlines()[0]}"
+        if store.given_up(one.id, retries):
+            why += f"; given up after {len(failures)} failures, `mixerbench retry` lets it be tried again"
+        print(f"missing {one.id} {one.label} {named(one)}: {why}", file=sys.stderr)
+    return int(bool(left))

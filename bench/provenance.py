@@ -18,7 +18,7 @@ from bench import Refusal
 from bench.compose import ROOT, choices, claim_of
 from bench.config import Run, Where
 from bench.plugins import Claim, module_file
-from bench.record import Environment
+from bench.record import Environment, Record
 
 PACKAGES = ("numpy", "lightning", "kornia", "pillow", "tokenizers")
 WRITERS = ("provenance", "record", "store")  # files that only write down what others made
@@ -98,6 +98,33 @@ def code_digests(run: Run) -> dict[str, str]:
             raise Refusal(f"{path} has changed since this process loaded it; stop the workers and start again")
     named = {_key(module, claim): now for module, (_, now) in seen.items()}
     return {k: v for k, v in sorted(named.items()) if k not in WRITERS}
+
+
+def other_code(todo: list[Run], done: list[Record]) -> list[str]:
+    """A line a commit on finished runs that have other code than what is to do for their protocol and seed.
+
+    The report compares the arms of one seed, and refuses one of which some have the one code and some the other.
+    """
+    kinds: dict[tuple[str, str, str], dict[str, str]] = {}
+    now: dict[tuple[str, int, str], str] = {}  # of a block and a file
+    for run in todo:
+        kind = run.mixer.name, run.protocol.task.name, run.protocol.shell.name
+        if kind not in kinds:
+            kinds[kind] = code_digests(run)
+        now |= {(run.protocol_id, run.seed, file): digest for file, digest in kinds[kind].items()}
+    odd: dict[str, tuple[set[str], list[int]]] = {}  # by commit: files and seeds
+    for record in done:
+        block = record.protocol_id, record.run["seed"]
+        files = [file for file, digest in record.digests.items() if now.get((*block, file), digest) != digest]
+        if files:
+            known = odd.setdefault(record.environment.commit[:7], (set(), []))
+            known[0].update(files), known[1].append(block[1])
+    return [
+        f"{len(seeds)} of these records, of seed {', '.join(map(str, sorted(set(seeds))))}, have other code"
+        f"{f' (commit {commit})' if commit else ''} than the runs to do now: {', '.join(sorted(files))}. A report "
+        "refuses a seed that has both: finish it with that code, or remove those records"
+        for commit, (files, seeds) in odd.items()
+    ]
 
 
 def _key(module: str, claim: Claim | None) -> str:

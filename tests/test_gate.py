@@ -4,11 +4,14 @@ Fabricated records, as in test_report.
 """
 
 import copy
+import dataclasses
 
 import pytest
 
+from bench.compose import make_run
 from bench.config import NEUTRAL
-from bench.record import Chosen, Hashes
+from bench.provenance import code_digests, other_code
+from bench.record import Chosen, Hashes, Record
 from bench.report.frame import ABSENT, Row, controlled, nested, plain
 from bench.sweep import Column, Departure
 from tests.test_report import (
@@ -27,6 +30,7 @@ from tests.test_report import (
     rows_of,
     with_record,
 )
+from tests.test_store import a_record
 
 # Columns ------------------------------------------------------------------------------------------------------------
 
@@ -265,3 +269,32 @@ def test_a_departure_of_other_lengths_excuses_no_other_parent():
     changes = {"task.lengths": [1], "init": "abc"}
     rows, sweep = departing(changes, Departure({"name": "dense"}, {"task.lengths": [1]}, "a test"))
     assert "protocol.init" in refusal(rows, sweep)
+
+
+# Before the first run ------------------------------------------------------------------------------------------------
+
+
+def of_code(mixer: str, seed: int, **odd: str) -> Record:
+    """A finished run of today's code, but for `odd` files ('__' for '/')."""
+    run = make_run("quick_copying", mixer, {}, seed, 0)
+    digests = code_digests(run) | {name.replace("__", "/"): digest for name, digest in odd.items()}
+    environment = dataclasses.replace(a_record(seed).environment, commit="0123456789abcdef")
+    return dataclasses.replace(a_record(seed), digests=digests, environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "odd", "files"),
+    [
+        ("identity", {"train": "x"}, "train"),
+        ("cauchy", {"mixers__exponentials": "x", "mixers__cauchy": "y"}, ""),  # low rank has neither
+        ("cauchy", {"kernels__low_rank": "x", "backbone": "y"}, "backbone, kernels/low_rank"),
+        ("low_rank", {"mixers__low_rank": "x"}, "mixers/low_rank"),
+    ],
+)
+def test_a_sweep_says_which_seeds_were_begun_with_other_code_that_the_rest_shares(mixer, odd, files):
+    todo = [make_run("quick_copying", "low_rank", {}, seed, 0) for seed in (0, 1, 2)]
+    done = [of_code(mixer, 0), of_code(mixer, 1, **odd), of_code(mixer, 2, **odd), of_code(mixer, 3, **odd)]
+    found = other_code(todo, done)
+    assert [line.startswith("2 of these records, of seed 1, 2, ") for line in found] == [True] * bool(files)
+    assert all("(commit 0123456)" in line and f"to do now: {files}. " in line for line in found)
+    assert other_code(todo[:1], done) == other_code([], done) == []

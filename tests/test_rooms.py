@@ -84,8 +84,8 @@ MAY = {
     "words": ("", ""),
     "cli": (
         "",
-        "check cluster compose config launch match merge plan queue registry report run show space speed store submit "
-        "status sweep tasks tend where words worker",
+        "check cluster compose config launch match merge plan provenance queue registry report run show space speed "
+        "store submit status sweep tasks tend where words worker",
     ),
 }
 VERBS = "config compose registry"  # for tasks/verbs.py besides: `data fetch` goes from a task's name to what it needs
