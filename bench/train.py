@@ -317,7 +317,7 @@ def fit(training: Training) -> None:
         batch_size=None,
         sampler=range(training.done * setting.micro_batches, steps * setting.micro_batches),
         num_workers=setting.loaders,
-        multiprocessing_context="fork" if setting.loaders else None,  # shares the data; a rank would pickle it
+        multiprocessing_context="fork" if setting.loaders and sys.platform == "linux" else None,  # shares the data
         pin_memory=setting.device == "cuda",
         prefetch_factor=4 if setting.loaders else None,
     )

@@ -231,12 +231,17 @@ def test_a_row_of_a_small_table_gets_the_sum_of_the_gradients_of_its_tokens():
     torch.testing.assert_close(weight.grad, F.one_hot(index, 3).flatten(0, 1).T.double() @ gradient.flatten(0, 1))
 
 
-@pytest.mark.gpu
-def test_the_gradient_of_a_small_table_repeats_bit_for_bit():
-    weight = torch.randn(2, 256, device="cuda", requires_grad=True)
-    index, gradient = torch.randint(2, (512, 128), device="cuda"), torch.randn(512, 128, 256, device="cuda")
-    first, *others = (torch.autograd.grad(backbone.of_few(weight, index), weight, gradient)[0] for _ in range(20))
-    assert all(torch.equal(first, other) for other in others)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_gradient_of_the_token_types_repeats_bit_for_bit(device):
+    spec = dataclasses.replace(SPEC, types=2, length=128)
+    embedding = backbone.Embedding(spec, dataclasses.replace(SETTINGS, width=256, dropout=0.0)).to(device)
+    tokens, segments = torch.randint(spec.symbols, (64, 128), device=device), torch.ones(64, 128, device=device)
+    batch, gradient = (
+        {"tokens": tokens, "types": tokens % 2, "segments": segments},
+        torch.randn(64, 128, 256).to(device),
+    )
+    found = [torch.autograd.grad(embedding(batch), embedding.types.weight, gradient)[0] for _ in range(5)]
+    assert found[0].any() and all(torch.equal(found[0], other) for other in found[1:])
 
 
 def test_outputs_are_those_of_the_asked_positions_and_the_tied_head_decodes_with_the_embedding():

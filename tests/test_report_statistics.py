@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.report import analysis, latex, suite, tables, terminal
+from bench.report import analysis, latex, published, suite, tables, terminal
 from bench.report.frame import controlled
 from bench.report.sections import sections
 from bench.report.stats import FEW
@@ -180,6 +180,8 @@ def test_a_task_at_its_floor_is_named_and_enters_no_average():
     text = tables.markdown(table, found, sections(table, found), [])
     assert "mrpc: accuracy (at floor)" in text and "left out, at floor: mrpc" in text
     assert found.overall.tasks == 2
+    titles = [column.title for column in published.ours(table, found)]
+    assert titles == ["mnli score", "sst2 score", "mrpc score (at floor)", "GLUE average of mnli, sst2"]
 
 
 def test_floors_are_of_the_reported_labels():
@@ -313,8 +315,9 @@ def test_a_missing_seed_is_a_note_and_an_empty_sweep_a_refusal(tmp_path):
 
     sweep, store = fill(tmp_path)
     (store.folder(grid(sweep)[-1].id) / "record.json").unlink()
-    text = report(sweep, Store(store.root), tmp_path / "out", None)[0].read_text()
-    assert "Left out: seed 1 (1 run missing)" in text
+    report(sweep, Store(store.root), tmp_path / "out", None)
+    for name in ("table.md", "summary.md"):
+        assert "- Left out: seed 1 (1 run missing)" in (tmp_path / "out" / name).read_text(), name
     for key in ("seeds", "mixers", "columns"):
         (tmp_path / "empty.yaml").write_text(SWEEP.replace(f"{key}:", f"{key}: []\nx{key}:"))
         with pytest.raises(Refusal):

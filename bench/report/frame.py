@@ -26,6 +26,7 @@ class Level(NamedTuple):
     cell: str  # in the column 'SAM'
 
 
+LEFT_OUT = "Left out: "  # begins the note on seeds that are not whole
 LEVELS = {False: Level("", "no"), True: Level(" SAM", "yes"), MISALIGNED: Level(" misaligned", "misaligned")}
 # Which departures, and values that tuning chose, move which fact of a block. An arm is compared with those that have
 # the same values of these keys.
@@ -185,7 +186,7 @@ def complete_seeds(rows: list[Row], sweep: Sweep) -> tuple[tuple[int, ...], list
     if not seeds:
         some = f"{have} of {len(rows)} runs have a record: {each}"
         raise Refusal(f"sweep '{sweep.name}': no seed is complete, {some}; {cure}")
-    return seeds, [f"Left out: {each}; {cure}."] if each else []
+    return seeds, [f"{LEFT_OUT}{each}; {cure}."] if each else []
 
 
 # One column ---------------------------------------------------------------------------------------------------------

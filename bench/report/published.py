@@ -108,12 +108,17 @@ def value_of(run: dict, mixer: dict, key: str):
 def ours(table: Table, analysis: Analysis) -> list[Ours]:
     """Our columns by published key; a GLUE task by the score that enters the average, whatever metric is shown."""
     found = []
+    low = {m.column.protocol for m in analysis.measured if m.at_floor}
     for protocol in table.protocols():
         rows = table.of(protocol)
         task, subset = rows[0].record.run["protocol"]["task"]["name"], suite.subset_of(rows)
         if subset:
             key, values_AS = f"glue.{subset}", suite.scores(table, protocol, subset)
-            found.append(Ours(f"{protocol} score", key, (key,), task, protocol, 100 * values_AS))
+            found.append(
+                Ours(
+                    f"{protocol} score{' (at floor)' * (protocol in low)}", key, (key,), task, protocol, 100 * values_AS
+                )
+            )
         for measured in (m for m in analysis.measured if m.column.protocol == protocol and not subset):
             metric, key = measured.column.metric, f"{task}.{measured.column.metric}"
             scale = 1 if lower_is_better(metric) else 100

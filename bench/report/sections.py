@@ -188,7 +188,7 @@ def detail(table: Table, result: Result) -> Section:
         lines.append([pair_label(table, result.kind, pair), cell.rstrip("*°"), *shown, ahead, verdict])
     label = caution(found.seeds)
     notes = [
-        "The t test decides; sign-flips are exact without normality; the block model pools all arms' noise.",
+        "The t test decides; sign-flips are exact without normality; the block model takes all arms for equally noisy.",
         f"BCa interval{f' ({label})' if label else ''}: a bootstrap over seeds, beside the t interval. Seeds ahead: "
         "the chance of improvement on one seed, with the exact interval of Clopper and Pearson.",
     ]

@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.report import contrasts, cost, orders, published, stats
 from bench.report.analysis import A_A, Analysis, Result, controls
-from bench.report.frame import Table
+from bench.report.frame import LEFT_OUT, Table
 from bench.report.responses import primary
 from bench.report.sections import (
     Section,
@@ -81,8 +81,8 @@ def verdicts(table: Table, result: Result) -> list[str]:
 
 
 def limits(table: Table, analysis: Analysis) -> list[str]:
-    """A/A, floors, arms that are too alike, what is not comparable with the paper."""
-    found = []
+    """Seeds that are not whole, A/A, floors, arms that are too alike, what is not comparable with the paper."""
+    found = [note for note in table.notes if note.startswith(LEFT_OUT)]
     if A_A in analysis.families:
         wrong = [column_title(c) for _, c in analysis.flagged()]
         text = f"came out different on {', '.join(wrong)}: noise passes for an effect" if wrong else "nothing differs"
