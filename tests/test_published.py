@@ -71,6 +71,8 @@ def test_beside_the_published_stand_no_gap_no_interval_and_no_claim():
     taus = {line[0]: line[1:] for line in agreement.lines}
     assert all(tau == "+1.00" for _, tau, _ in list(taus.values())[:-1])
     assert taus["GLUE average"][0] == "14"
+    (odd,) = (n for n in agreement.notes if "not what they are called" in n)
+    assert "dft (printed with" in odd and "vandermonde (as released" in odd and odd.count("(") == 2
 
 
 def test_orders_that_differ_have_an_interval_and_arms_that_the_paper_lacks_are_left_out():

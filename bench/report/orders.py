@@ -8,11 +8,10 @@ import numpy as np
 
 from bench.report.analysis import Analysis, lower_is_better
 from bench.report.frame import Table
-from bench.report.published import Ours, numbers, ours, printed, row_of
+from bench.report.published import Ours, broken_rows, numbers, ours, printed, row_of
 from bench.report.sections import Section
 from bench.report.stats_suite import kendall
 
-BROKEN = "broken: "  # begins the note of a published row that is not what it is called
 LEAST = 3  # arms of a group whose order says anything
 TITLE = "Orders with SAM and without, beside Table"
 
@@ -23,7 +22,7 @@ def sections(table: Table, analysis: Analysis) -> list[Section]:
     for name in dict.fromkeys(p.table for p in numbers()):
         values = {(p.row, p.key): p.value for p in numbers() if p.table == name}
         rows = {i: row for i, arm in enumerate(table.arms) if (row := row_of(table, name, arm))}
-        broken = {p.row: p.note for p in numbers() if p.table == name and p.note.startswith(BROKEN)}
+        broken = broken_rows(name)
         kept = [i for i, row in rows.items() if row not in broken]
         sam_A = np.array([table.arms[i].mixer["sam"] is True for i in kept], bool)
         if min(sam_A.sum(), (~sam_A).sum()) < LEAST:
@@ -33,7 +32,7 @@ def sections(table: Table, analysis: Analysis) -> list[Section]:
             theirs_A = np.array([printed(rows[i], column, values) for i in kept])
             if not np.isnan(theirs_A).all():
                 lines.append(agreement(column, column.values_AS[kept].mean(-1), theirs_A, sam_A))
-        why = {table.arms[i].label: broken[row].removeprefix(BROKEN) for i, row in rows.items() if row in broken}
+        why = {table.arms[i].label: broken[row] for i, row in rows.items() if row in broken}
         if lines:
             head = ["column", "all arms", "SAM arms", "not SAM arms", "SAM split alone"]
             found.append(Section(f"{TITLE} {name}", head, lines, 1, notes(why)))

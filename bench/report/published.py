@@ -19,6 +19,7 @@ from bench.report.stats_suite import kendall
 
 HOME = Path(__file__).parent
 COMMON = "shell.name=gated"  # the block of the mixer ablation
+BROKEN = "broken: "  # begins the note of a published row that is not what it is called
 DIFFER = "Recipes differ: "  # begins the notes on that
 SILENT = (
     "Published: means of five fine-tuning runs of one pretraining seed; no standard deviation is printed anywhere. So "
@@ -98,6 +99,11 @@ def row_of(table: Table, name: str, arm: Arm) -> str:
             if all(plain(value_of(run, arm.mixer, key)) == value for key, value in pairs):
                 return p.row
     return ""
+
+
+def broken_rows(name: str) -> dict[str, str]:
+    """Row of a published table that is not what it is called -> why."""
+    return {p.row: p.note.removeprefix(BROKEN) for p in numbers() if p.table == name and p.note.startswith(BROKEN)}
 
 
 def value_of(run: dict, mixer: dict, key: str):
@@ -180,7 +186,11 @@ def agreement(name: str, arms: list, columns: list[Ours], values: dict, alpha: f
         tau = "-" if np.isnan(found.tau) else f"{found.tau:+.2f}"
         lines.append([column.title, str(found.arms), tau, interval])
         notes[f"Interval: {found.note}."] = None
-    texts = ["1: the same order, -1: reversed. The gap between ours and the published is not interpreted.", *notes]
+    texts = ["1: the same order, -1: reversed. The gap between ours and the published is not interpreted."]
+    why = {arm.label: broken_rows(name).get(row) for _, arm, row in arms}
+    if odd := [f"{arm} ({text})" for arm, text in why.items() if text]:
+        texts.append(f"Among them are published rows that are not what they are called: {', '.join(odd)}.")
+    texts += notes
     return Section(
         f"Agreement of orders with Table {name}", ["column", "arms", "Kendall's tau-b", "interval"], lines, 1, texts
     )
