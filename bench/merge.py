@@ -52,8 +52,7 @@ def _merged_items(paths: list[Path], target: Path, wanted: set[str]):
             if run_id not in held:
                 held[run_id], new = (table, file), new or file != target
             elif not _same(held[run_id][0], table):
-                both = f"{file} and {held[run_id][1]}"
-                raise Refusal(f"items of {run_id} differ between {both}; remove one of them")
+                raise Refusal(f"items of {run_id} differ between {file} and {held[run_id][1]}; remove one of them")
     return _joined([held[run_id] for run_id in sorted(held)]) if new else None
 
 

@@ -115,10 +115,10 @@ def other_code(todo: list[Run], done: list[Record]) -> list[str]:
     odd: dict[str, tuple[set[str], list[int]]] = {}  # by commit: files and seeds
     for record in done:
         block = record.protocol_id, record.run["seed"]
-        files = [file for file, digest in record.digests.items() if now.get((*block, file), digest) != digest]
-        if files:
-            known = odd.setdefault(record.environment.commit[:7], (set(), []))
-            known[0].update(files), known[1].append(block[1])
+        if files := [file for file, digest in record.digests.items() if now.get((*block, file), digest) != digest]:
+            names, seeds = odd.setdefault(record.environment.commit[:7], (set(), []))
+            names.update(files)
+            seeds.append(record.run["seed"])
     return [
         f"{len(seeds)} of these records, of seed {', '.join(map(str, sorted(set(seeds))))}, have other code"
         f"{f' (commit {commit})' if commit else ''} than the runs to do now: {', '.join(sorted(files))}. A report "

@@ -152,9 +152,8 @@ def equal(fact: str, blocks: list[dict]) -> str:
             name = f"{one['seed']}.{one['replica']}" if several else str(one["seed"])
             places.setdefault(one["agreed"][fact], []).append(name)
     unit = "seed.replica" if several else "seed"
-    hashes = ", ".join(
-        f"`{value}` ({unit}{'s' * (len(names) > 1)} {', '.join(names)})" for value, names in places.items()
-    )
+    units = {value: unit + "s" * (len(names) > 1) for value, names in places.items()}
+    hashes = ", ".join(f"`{value}` ({units[value]} {', '.join(names)})" for value, names in places.items())
     odd = dict.fromkeys(label for b in blocks for label, arm in b["arms"].items() if fact in arm["differs"])
     idle = dict.fromkeys(label for b in blocks for label, arm in b["arms"].items() if not arm["trained"])
     tuned = any("chosen" in arm for b in blocks for arm in b["arms"].values())

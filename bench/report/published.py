@@ -120,11 +120,8 @@ def ours(table: Table, analysis: Analysis) -> list[Ours]:
         task, subset = rows[0].record.run["protocol"]["task"]["name"], suite.subset_of(rows)
         if subset:
             key, values_AS = f"glue.{subset}", suite.scores(table, protocol, subset)
-            found.append(
-                Ours(
-                    f"{protocol} score{' (at floor)' * (protocol in low)}", key, (key,), task, protocol, 100 * values_AS
-                )
-            )
+            title = f"{protocol} score" + " (at floor)" * (protocol in low)
+            found.append(Ours(title, key, (key,), task, protocol, 100 * values_AS))
         for measured in (m for m in analysis.measured if m.column.protocol == protocol and not subset):
             metric, key = measured.column.metric, f"{task}.{measured.column.metric}"
             scale = 1 if lower_is_better(metric) else 100
