@@ -295,6 +295,6 @@ def test_a_sweep_says_which_seeds_were_begun_with_other_code_that_the_rest_share
     todo = [make_run("quick_copying", "low_rank", {}, seed, 0) for seed in (0, 1, 2)]
     done = [of_code(mixer, 0), of_code(mixer, 1, **odd), of_code(mixer, 2, **odd), of_code(mixer, 3, **odd)]
     found = other_code(todo, done)
-    assert [line.startswith("2 of these records, of seed 1, 2, ") for line in found] == [True] * bool(files)
-    assert all("(commit 0123456)" in line and f"to do now: {files}. " in line for line in found)
+    assert ["now: 2 of these records, of seed 1, 2; " in line for line in found] == [True] * bool(files)
+    assert all("code (commit 0123456) than" in line and f"; files: {files}. " in line for line in found)
     assert other_code(todo[:1], done) == other_code([], done) == []
