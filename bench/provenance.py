@@ -120,9 +120,9 @@ def other_code(todo: list[Run], done: list[Record]) -> list[str]:
             names.update(files)
             seeds.append(record.run["seed"])
     return [
-        f"with other code{f' (commit {commit})' if commit else ''} than the runs to do now: {len(seeds)} of these records, "
-        f"of seed {', '.join(map(str, sorted(set(seeds))))}; files: {', '.join(sorted(files))}. A report refuses a seed "
-        "that has both: finish it with that code, or remove those records"
+        f"with other code{f' (commit {commit})' if commit else ''} than the runs to do now: {len(seeds)} of these "
+        f"records, of seed {', '.join(map(str, sorted(set(seeds))))}; files: {', '.join(sorted(files))}. A report "
+        "refuses a seed that has both: finish it with that code, or remove those records"
         for commit, (files, seeds) in odd.items()
     ]
 
