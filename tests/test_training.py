@@ -13,7 +13,7 @@ import torch
 from bench import ranks, train
 from bench import run as one_run
 from bench.compose import make_run, make_where
-from bench.config import Run, Schedule
+from bench.config import MISALIGNED, Run, Schedule
 from bench.run import execute
 from bench.seeds import Streams
 from bench.store import Store
@@ -282,9 +282,10 @@ def test_head_and_loss_compile_without_a_graph_break(protocol, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_what_is_compiled_for_a_run_serves_the_next_of_its_arm(tmp_path):
-    """With another seed, so other weights; bit for bit as when it comes first."""
-    run = shrunk(make_run("quick_recall", "identity", {"mixer.heads": 2}, 0, 0))
+@pytest.mark.parametrize(("mixer", "level"), [("identity", False), ("low_rank", MISALIGNED)])
+def test_what_is_compiled_for_a_run_serves_the_next_of_its_arm(mixer, level, tmp_path):
+    """With another seed, so other weights and another order; bit for bit as when it comes first."""
+    run = shrunk(make_run("quick_recall", mixer, {"mixer.sam": level, "mixer.heads": 2}, 0, 0))
     counted = torch._dynamo.utils.counters["stats"]
 
     def trained(seed):

@@ -5,7 +5,11 @@ from torch import Tensor
 
 from bench.mixers.base import Features, Mixer, Wants, misalign
 
-SEED = 0
+SEED = torch.tensor(0)
+
+
+def _moved(features: Features, segments_BL: Tensor) -> Features:
+    return misalign(features, segments_BL, SEED.to(segments_BL.device))
 
 
 class Misaligned(Mixer):
@@ -23,13 +27,13 @@ class Misaligned(Mixer):
         return self.inner.initial(name.removeprefix("inner."), generator)
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        return self.inner(v_BLHP, misalign(features, segments_BL, SEED), segments_BL)
+        return self.inner(v_BLHP, _moved(features, segments_BL), segments_BL)
 
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        return self.inner.matrix(v_BLHP, misalign(features, segments_BL, SEED), segments_BL)
+        return self.inner.matrix(v_BLHP, _moved(features, segments_BL), segments_BL)
 
     def matrices(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> tuple[Tensor, ...]:
-        return self.inner.matrices(v_BLHP, misalign(features, segments_BL, SEED), segments_BL)
+        return self.inner.matrices(v_BLHP, _moved(features, segments_BL), segments_BL)
 
     def structure(self) -> tuple[str, ...]:
         return self.inner.structure()

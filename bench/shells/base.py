@@ -115,7 +115,8 @@ class Shell(nn.Module, ABC):
 
     def __init__(self, width: int, settings: Settings, make_mixer: Callable[[], nn.Module], order: int | None):
         super().__init__()
-        self.settings, self.order, self.backend = settings, order, "torch"
+        self.settings, self.backend = settings, "torch"
+        self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
         self.width, self.inner = width, inner_width(width, settings.expand)
         self.mixer = make_mixer()  # a mixer, or what has a mixer's grant and wants
 
