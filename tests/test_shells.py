@@ -24,6 +24,7 @@ from tests.test_backbone import (
     MIXERS,
     POOLED,
     SETTINGS,
+    SHELL,
     SPEC,
     WIDTH,
     keeps_documents_apart,
@@ -302,6 +303,19 @@ def test_the_shared_values_of_committed_records_are_drawn_again_bit_for_bit():
         assert backbone.shared_digest(built(run)[0]) == record.hashes.shared_init, path
         found += 1
     assert found >= 2
+
+
+@pytest.mark.parametrize("mixer", ["attention", "dense", "quasiseparable"])
+def test_without_a_convolution_the_fused_shell_gives_the_mixer_autocasts_dtype(mixer):
+    """The stream is fp32 under autocast; a mask in its dtype made the mixer's products fp32, twice as slow on an H200."""
+    shell = model_of(shell_settings=dataclasses.replace(SHELL, conv_width=0), mixer=mixer).layers[1].shell.float()
+    shell.backend = "triton"  # nothing here is a kernel
+    x_BLD, segments_BL = inputs()
+    segments_BL[1, 5:] = 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, v_BLHP, features = shell.mixer_inputs(x_BLD.float(), segments_BL)
+    assert {v_BLHP.dtype, features.conv_BLK.dtype} == {torch.bfloat16}
+    assert v_BLHP[0].all() and not v_BLHP[1, 5:].any() and not features.conv_BLK[1, 5:].any()
 
 
 def test_a_protocol_can_take_a_shell_from_its_yaml():
