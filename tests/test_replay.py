@@ -8,6 +8,7 @@ import torch
 
 from bench import Refusal, train
 from bench.compose import make_run, make_where
+from bench.config import MISALIGNED
 from bench.replay import Recording, Replay
 from bench.seeds import Streams
 from tests.conftest import built, setting, shrunk
@@ -42,9 +43,9 @@ def lengths_alternate(task) -> None:
     task.batch = batch
 
 
-def trained(protocol, mixer, folder, as_graph, stop_after=None, device="cuda"):
+def trained(protocol, mixer, folder, as_graph, stop_after=None, device="cuda", level=True):
     """Weights, moments and curve after twelve steps with dropout, stochastic depth, clipping and an average."""
-    run = shrunk(make_run(protocol, mixer, {"mixer.heads": 2}, 0, 0))
+    run = shrunk(make_run(protocol, mixer, {"mixer.heads": 2, "mixer.sam": level}, 0, 0))
     protocol = run.protocol
     protocol = dataclasses.replace(
         protocol,
@@ -74,13 +75,14 @@ RECALL = [("quick_recall", mixer) for mixer in ("low_rank", "quasiseparable", "a
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("level", [True, MISALIGNED])
 @pytest.mark.parametrize(("protocol", "mixer"), [*RECALL, ("mini_cola", "low_rank"), ("mini_cola", "toeplitz")])
-def test_a_graph_changes_no_bit(protocol, mixer, tmp_path):
+def test_a_graph_changes_no_bit(protocol, mixer, level, tmp_path):
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
-    plain, curve = trained(protocol, mixer, tmp_path / "whole", as_graph=False)
-    replayed, replayed_curve = trained(protocol, mixer, tmp_path / "whole", as_graph=True)
-    resumed, resumed_curve = trained(protocol, mixer, tmp_path / "parts", as_graph=True, stop_after=5)
+    plain, curve = trained(protocol, mixer, tmp_path / "whole", as_graph=False, level=level)
+    replayed, replayed_curve = trained(protocol, mixer, tmp_path / "whole", as_graph=True, level=level)
+    resumed, resumed_curve = trained(protocol, mixer, tmp_path / "parts", as_graph=True, stop_after=5, level=level)
     assert curve == replayed_curve == resumed_curve
     assert all(map(torch.equal, plain, replayed)) and all(map(torch.equal, plain, resumed))
 
