@@ -13,6 +13,7 @@ from bench.sweep import AGAINST, PARTS, SAM, Column
 from tests.test_figures import curved, drawn
 from tests.test_report import ATTENTION, DENSE, LOW, LOW_SAM, a_sweep, text_of
 from tests.test_report_statistics import a_table, noisy_rows, section
+from tests.test_report_summary import timed
 
 CROSSED = {**LOW_SAM, "sam": "misaligned"}
 TWIN = {**ATTENTION, "salt": 1}
@@ -95,3 +96,14 @@ def test_every_arm_of_a_crowd_without_state_lies_inside_the_panel_and_costs_have
         xs = np.concatenate([np.atleast_1d(line.get_xdata()) for line in ax.lines])
         assert len(xs) >= 10 and left < xs.min() and xs.max() < right
         assert len(ax.get_xticks()) >= 2
+
+
+@pytest.mark.parametrize(("begins", "label"), [((0, 60), "as the runs ran"), ((0, 30), "runs side by side")])
+def test_over_the_speed_of_runs_that_shared_a_device_no_arm_is_marked_as_unbeaten(begins, label):
+    rows = curved(noisy_rows({}, 1, (DENSE, LOW)))
+    speeds = [replace(r.record.cost, step_p50=step) for r, step in zip(rows, (0.1, 0.2), strict=True)]
+    rows = [replace(r, record=replace(r.record, cost=cost)) for r, cost in zip(rows, speeds, strict=True)]
+    rows = [timed(r, begin, 60) for r, begin in zip(rows, begins, strict=True)]
+    ax = drawn(a_table(rows), pareto)["pareto"].axes[0]
+    assert ax.get_xlabel().endswith(label)
+    assert any(line.get_color() == "0.8" for line in ax.lines) == (label == "as the runs ran")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from bench.record import dump
 from bench.report import analysis, contrasts, cost, orders, summary
 from bench.report.published import numbers
+from bench.store import Store
 from bench.sweep import Column
 from tests.test_report import ARMS, ATTENTION, DENSE, GOLDEN, LOW, LOW_SAM, a_sweep, text_of
 from tests.test_report_statistics import a_table, noisy_rows
@@ -28,8 +30,8 @@ def timed(row, begin: float, wall: float, node: str = "n", world: int = 1, card:
     return replace(row, record=replace(row.record, cost=times, finished=finished, environment=where, card=card))
 
 
-def minutes(rows) -> dict[str, list[float]]:
-    found = cost.section(a_table(rows))
+def minutes(rows, others=()) -> dict[str, list[float]]:
+    found = cost.section(a_table(rows), others)
     return {line[0]: [float(text) for text in line[2:7]] for line in found.lines}
 
 
@@ -49,11 +51,26 @@ def test_runs_that_share_a_device_share_its_time_and_the_parts_add_up():
     assert alone["all"][1:] == [2.8, 0.0, 0.1, 0.1]
 
 
+def test_a_run_of_another_table_has_its_share_of_the_device_and_no_line(tmp_path):
+    """Read from the whole results folder, runs and merged records alike; one that is damaged is left out."""
+    two, three = (timed(row, 0, 60).record for row in noisy_rows({}, 2, (LOW,)))
+    Store(tmp_path).finish(two, {})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "records.jsonl").write_text(dump(three) + "\n")
+    (tmp_path / "runs" / ("0" * 12)).mkdir()
+    (tmp_path / "runs" / ("0" * 12) / "record.json").write_text("{")
+    others = cost.beside(Store(tmp_path))
+    assert {r.id for r in others} == {two.id, three.id}
+    (dense,) = noisy_rows({}, 1, (DENSE,))
+    found = minutes([timed(dense, 0, 60)], others)
+    assert found["dense"][0] == found["all"][0] == pytest.approx(1 / 3, abs=0.05) and set(found) == {"dense", "all"}
+
+
 def test_a_failed_run_costs_what_it_ran():
     rows = [timed(r, 60 * i, 60) for i, r in enumerate(noisy_rows({}, 2, (DENSE, LOW)))]
     rows[3] = replace(rows[3], record=replace(rows[3].record, outcome="diverged", metrics={}))
     assert minutes(rows)["all"][0] == 4
-    assert any("1 of 4 failed" in note for note in cost.section(a_table(rows)).notes)
+    assert any("1 of 4 failed" in note for note in cost.section(a_table(rows), []).notes)
 
 
 def test_shares_are_a_sum_over_moments_by_brute_force():
@@ -144,7 +161,7 @@ def test_few_arms_of_a_group_have_no_order():
 
 def a_summary(table) -> str:
     found = analysis.analyse(table, {})
-    more = [*contrasts.sections(table, found), *orders.sections(table, found)]
+    more = [*contrasts.sections(table, found), *orders.sections(table, found), cost.section(table, [])]
     return summary.markdown(table, found, more)
 
 

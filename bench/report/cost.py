@@ -1,33 +1,52 @@
 """What a table cost: device time of its runs by arm, from the records alone.
 
 Runs that shared a device stretched each other, so their seconds do not add up to the device's. Each moment is split
-evenly between the runs that were at work on that device then; the shares add up to the time in which any was.
+evenly between the runs that were at work on that device then, those of other tables too, as far as their records are in
+the same results folder; the shares of all add up to the time in which any was.
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 
 import numpy as np
 
+from bench import Refusal
+from bench.record import Record
 from bench.report import stats
 from bench.report.frame import Row, Table
 from bench.report.sections import Section
+from bench.store import Store
 
 # Axes: R runs, K moments at which a run begins or ends.
+TITLE = "Cost"
 PARTS = ("start-up", "compilation", "evaluation")  # what of a run is not training
 NONE = np.zeros(1 + len(PARTS))
 
 
-def section(table: Table) -> Section:
-    """Arms as rows, minutes of a device: all, training, and what is apart; then the step and the memory of one run."""
+def beside(store: Store) -> list[Record]:
+    """Every record of a results folder, but for those that cannot be read: a table is not refused for another's."""
+    found = dict(store.committed())
+    for path in sorted(store.root.glob("runs/*/record.json")):
+        with suppress(Refusal):
+            found[path.parent.name] = store.record(path.parent.name)
+    return list(found.values())
+
+
+def section(table: Table, others: Iterable[Record]) -> Section:
+    """Arms as rows, minutes of a device: all, training, and what is apart; then the step and the memory of one run.
+
+    `others`: records that may have shared a device with the table's, its own among them or not.
+    """
     rows = [r for r in {r.run_id: r for r in table.rows}.values() if r.trained]
-    minutes = dict(zip([r.run_id for r in rows], parted(rows), strict=True))
+    minutes = dict(zip([r.run_id for r in rows], parted(rows, others), strict=True))
     head = ["arm", "runs", "minutes", "training", *PARTS, "step (ms)", "peak memory (GB)"]
     lines = []
     for arm in table.arms:
         own = [r for r in rows if r.arm == arm.key]
         lines.append([arm.label, *line(own, minutes), *alone([r for r in own if r.protocol == table.protocols()[0]])])
     lines.append(["all", *line(rows, minutes), "-", "-"])
-    return Section("Cost", head, lines, 1, notes(table, rows, minutes))
+    return Section(TITLE, head, lines, 1, notes(table, rows, minutes))
 
 
 def shared(begin_R: np.ndarray, end_R: np.ndarray) -> np.ndarray:
@@ -39,25 +58,31 @@ def shared(begin_R: np.ndarray, end_R: np.ndarray) -> np.ndarray:
     return until_K[np.searchsorted(cuts_K, end_R)] - until_K[np.searchsorted(cuts_K, begin_R)]
 
 
-def parted(rows: list[Row]) -> list[np.ndarray]:
+def parted(rows: list[Row], others: Iterable[Record]) -> list[np.ndarray]:
     """Minutes of each run: training, then PARTS. All devices of a run on several count."""
-    devices: dict[tuple, list[int]] = {}
-    for place, row in enumerate(rows):
-        room = row.record.environment
-        devices.setdefault((room.node, room.device, row.record.card), []).append(place)
-    share_R = np.zeros(len(rows))
-    for places in devices.values():
-        end_R = np.array([datetime.fromisoformat(rows[i].record.finished).timestamp() for i in places])
-        wall_R = np.array([rows[i].record.cost.wall for i in places])
-        share_R[places] = shared(end_R - wall_R, end_R)
+    devices: dict[tuple, list[Record]] = {}
+    for record in ({r.id: r for r in others} | {row.record.id: row.record for row in rows}).values():
+        room = record.environment
+        devices.setdefault((room.node, room.device, record.card), []).append(record)
+    shares: dict[str, float] = {}
+    for records in devices.values():
+        end_R = np.array([datetime.fromisoformat(r.finished).timestamp() for r in records])
+        wall_R = np.array([r.cost.wall for r in records])
+        shares |= zip([r.id for r in records], shared(end_R - wall_R, end_R), strict=True)
     found = []
-    for share, row in zip(share_R, rows, strict=True):
+    for row in rows:
         cost = row.record.cost
         apart = np.array([cost.startup, cost.first_step, cost.evaluation])
         rest = max(cost.wall - apart.sum(), 0.0)
         parts = np.array([rest, *apart])
-        found.append(parts / max(parts.sum(), 1e-9) * share * row.record.environment.world / 60)
+        found.append(parts / max(parts.sum(), 1e-9) * shares[row.record.id] * row.record.environment.world / 60)
     return found
+
+
+def side_by_side(rows: list[Row]) -> bool:
+    """Whether runs of these shared a device, so that their steps took longer than alone."""
+    clocks = sum(r.record.cost.wall * r.record.environment.world for r in rows) / 60
+    return sum(parts.sum() for parts in parted(rows, [])) < 0.99 * clocks
 
 
 def line(rows: list[Row], minutes: dict[str, np.ndarray]) -> list[str]:
@@ -78,8 +103,8 @@ def notes(table: Table, rows: list[Row], minutes: dict[str, np.ndarray]) -> list
     devices = dict.fromkeys(r.record.environment.device for r in rows)
     walls = sum(r.record.cost.wall * r.record.environment.world for r in rows) / 60
     found = [
-        f"Minutes of one device ({', '.join(devices)}). Where runs of the table shared it, each moment is split evenly "
-        f"between them; the runs' own clocks add up to {walls:.1f}.",
+        f"Minutes of one device ({', '.join(devices)}). Where runs shared it, those of other tables too, each moment is "
+        f"split evenly between them; the clocks of this table's runs add up to {walls:.1f}.",
         "Training: all that is neither start-up (data, model), compilation (the first step with it) nor evaluation. "
         f"Step and memory: median and most of a run on {table.protocols()[0]}, as it ran beside others.",
     ]

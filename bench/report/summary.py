@@ -38,7 +38,8 @@ def markdown(table: Table, analysis: Analysis, more: list[Section]) -> str:
     for section in more:
         if section.title.startswith((contrasts.TITLE, orders.TITLE)):
             parts += [f"## {section.title}", bullets([*said(section), *section.notes])]
-    parts += ["## Cost", bullets(costs(table))]
+        if section.title == cost.TITLE:
+            parts += [f"## {section.title}", bullets(costs(section))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -112,8 +113,7 @@ def said(section: Section) -> list[str]:
     ]
 
 
-def costs(table: Table) -> list[str]:
-    section = cost.section(table)
+def costs(section: Section) -> list[str]:
     every = dict(zip(section.head, section.lines[-1], strict=True))
     apart = ", ".join(f"{name} {every[name]}" for name in cost.PARTS)
     return [

@@ -45,7 +45,7 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
     found = analysis.analyse(table, suite.floors(table, store))
     more = [*sections(table, found), *contrasts.sections(table, found), *tuning_text.sections(tuned)]
     more += [*items.sections(table, found, store), *published.beside(table, found), *orders.sections(table, found)]
-    more.append(cost.section(table))
+    more.append(cost.section(table, cost.beside(store)))
     texts = {
         "table.md": tables.markdown(table, found, more, [*certificate.short(proof), *tuning_text.short(tuned)]),
         "table.csv": tables.csv(table, found),

@@ -1,13 +1,15 @@
 """What a score costs: the primary column over positions a second and over state per head, an arm a point.
 
 Grey marks the arms that none beats in both. It goes through means: what lies inside an interval of it may be on it.
+Where runs shared a device nothing is marked over speed: who stood beside an arm's runs made theirs what it is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bench.report.analysis import Analysis, Measured
+from bench.report.cost import side_by_side
 from bench.report.frame import Table
 from bench.report.plots import WIDTH, Look, arm_handles, arm_looks, few_ticks, legend, metric_text, title
 from bench.report.responses import primary
@@ -25,6 +27,7 @@ class Cost:
     place_A: np.ndarray
     ticks: dict[float, str]
     less_is_better: bool
+    marked: bool  # the arms that none beats
 
 
 def figures(table: Table, analysis: Analysis):
@@ -57,7 +60,10 @@ def known(place_A: np.ndarray) -> list[float]:
 
 def speed(table: Table, protocol: str) -> Cost:
     speed_A = np.array([throughput(table, arm, [protocol]) for arm in table.arms])
-    return by_logarithm("positions a second in training, as the runs ran", speed_A, less_is_better=False)
+    found = by_logarithm("positions a second in training, as the runs ran", speed_A, less_is_better=False)
+    if side_by_side([r for r in table.rows if r.protocol == protocol and r.trained]):
+        found = replace(found, label="positions a second in training, runs side by side", marked=False)
+    return found
 
 
 def parameters(table: Table, protocol: str) -> Cost:
@@ -78,7 +84,7 @@ def by_logarithm(label: str, value_A: np.ndarray, less_is_better: bool) -> Cost:
         round_numbers = [m * 10**k for k in range(len(str(int(high))) + 1) for m in (1, 2, 5)]
     else:
         round_numbers = [int(v) for v in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if v >= 1]
-    return Cost(label, place_A, {float(np.log2(v)): count_text(v) for v in round_numbers}, less_is_better)
+    return Cost(label, place_A, {float(np.log2(v)): count_text(v) for v in round_numbers}, less_is_better, marked=True)
 
 
 def state(table: Table, protocol: str) -> Cost:
@@ -94,7 +100,7 @@ def state(table: Table, protocol: str) -> Cost:
         ticks = dict(list(ticks.items())[:: -(-len(ticks) // 5)])
     ticks |= {low - ASIDE: "0"} if (state_A == 0).any() else {}
     ticks |= {high + ASIDE: "grows"} if (state_A == GROWS).any() else {}
-    return Cost("state per head", place_A, ticks, less_is_better=True)
+    return Cost("state per head", place_A, ticks, less_is_better=True, marked=True)
 
 
 def panel(ax, measured: Measured, cost: Cost, styles: list[Look]) -> None:
@@ -108,8 +114,9 @@ def panel(ax, measured: Measured, cost: Cost, styles: list[Look]) -> None:
             ax.plot([place_A[place]] * 2, [low[place], high[place]], color=look.colour, lw=0.8, zorder=2)
         ax.plot(place_A[place], estimate[place], ls="", zorder=3, **look.dot(4.4))
     cost_A = cost.place_A if cost.less_is_better else -cost.place_A
-    best = [place for place in front(cost_A, measured.sign * estimate) if there[place]]
-    ax.plot(place_A[best], estimate[best], color="0.8", lw=0.8, marker="o", ms=8.5, mew=0, zorder=1)
+    if cost.marked:
+        best = [place for place in front(cost_A, measured.sign * estimate) if there[place]]
+        ax.plot(place_A[best], estimate[best], color="0.8", lw=0.8, marker="o", ms=8.5, mew=0, zorder=1)
     left, right = place_A[there].min() - 0.1 * span, place_A[there].max() + 0.1 * span
     ax.set_xlim(left, right)
     ticks = {place: text for place, text in cost.ticks.items() if left <= place <= right}
