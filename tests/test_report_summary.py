@@ -8,9 +8,11 @@ from scipy import stats as scipy_stats
 
 from bench.record import dump
 from bench.report import analysis, contrasts, cost, orders, summary
+from bench.report.figures import contrasts as figure
 from bench.report.published import numbers
 from bench.store import Store
-from bench.sweep import Column
+from bench.sweep import AGAINST, Column
+from tests.test_figures import drawn
 from tests.test_report import ARMS, ATTENTION, DENSE, GOLDEN, LOW, LOW_SAM, a_sweep, text_of
 from tests.test_report_statistics import a_table, noisy_rows
 
@@ -103,12 +105,22 @@ def test_a_change_of_the_protocol_is_shown_for_each_arm_and_each_declared_differ
     assert any(note == "The protocols differ in shell.conv_width: 0 and 3." for note in found.notes)
 
 
+def test_their_figure_has_the_differences_of_both_on_one_axis():
+    table = two_protocols({"shell.conv_width": 0}, {0: 0.6, 3: 0.6}, {0: 0.5, 3: 0.8})
+    found = analysis.analyse(table, {})
+    (ax,) = drawn(table, figure)["protocols"].axes
+    dots = [float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() != "None"]
+    results = [found.result(AGAINST, column) for column in BOTH]
+    assert dots == [float(x) for result in results for x in result.found.difference_P.estimate]
+    assert min(dots) > ax.get_xlim()[0] and max(dots) < ax.get_xlim()[1]
+
+
 def test_protocols_of_two_tasks_and_variations_are_not_compared():
     table = two_protocols({"task.patch": 4}, {}, {})
-    assert contrasts.sections(table, analysis.analyse(table, {})) == []
+    assert contrasts.sections(table, analysis.analyse(table, {})) == [] and not drawn(table, figure)
     table = two_protocols({"shell.conv_width": 0}, {}, {})
     varied = replace(table, sweep=replace(table.sweep, varies={"shell.conv_width": [3, 0]}))
-    assert contrasts.sections(varied, analysis.analyse(table, {})) == []
+    assert contrasts.sections(varied, analysis.analyse(table, {})) == [] and not drawn(varied, figure)
 
 
 # Orders -------------------------------------------------------------------------------------------------------------

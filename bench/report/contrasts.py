@@ -20,12 +20,17 @@ TITLE = "Protocols compared"
 
 
 def sections(table: Table, analysis: Analysis) -> list[Section]:
-    """One for each other protocol of the primary column's task; none where a key varies: that is a response."""
-    if table.sweep.varies:
-        return []
-    base = primary(table, analysis).column.protocol
-    others = [p for p in table.protocols() if p != base and same(task(table, p), task(table, base))]
+    """One for each other protocol of the primary column's task."""
+    base, *others = compared(table, analysis)
     return [found for other in others if (found := changes(table, analysis, other, base))]
+
+
+def compared(table: Table, analysis: Analysis) -> list[str]:
+    """The primary column's protocol, then the others of its task; it alone where a key varies: that is a response."""
+    base = primary(table, analysis).column.protocol
+    if table.sweep.varies:
+        return [base]
+    return [base, *(p for p in table.protocols() if p != base and same(task(table, p), task(table, base)))]
 
 
 def task(table: Table, protocol: str) -> dict:

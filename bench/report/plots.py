@@ -88,10 +88,10 @@ class Look:
 
 def draw(table: Table, analysis, folder: Path) -> list[Path]:
     """Write each figure that the table can fill as .png and .pdf into `folder`; delete figures of an earlier report."""
-    from bench.report.figures import curves, gains, pareto, profile, ranks, responses, seeds
+    from bench.report.figures import contrasts, curves, gains, pareto, profile, ranks, responses, seeds
 
     folder.mkdir(parents=True, exist_ok=True)
-    halves = (seeds, pareto, ranks, curves), (gains, responses, profile)  # about the same work
+    halves = (seeds, pareto, ranks, curves), (gains, contrasts, responses, profile)  # about the same work
     if len(table.rows) < LARGE or "fork" not in multiprocessing.get_all_start_methods():
         found = [draw_some(half, table, analysis, folder) for half in halves]
     else:
