@@ -1,11 +1,12 @@
-"""One training on one device, once more, and spread over several: the same losses, and how much faster?
+r"""One training on one device, once more, and spread over several: the same losses, and how much faster?
 
-Command: python benchmarks/devices.py --devices 2 --mixers low_rank --protocol table2_mini --out results/two_gpus mixer.sam=true \
-    protocol.backbone.layers=12 protocol.backbone.width=768 protocol.budget.batch=1024 protocol.budget.steps=32 where.device=cuda
+Command: python benchmarks/devices.py --devices 2 --mixers low_rank --protocol table2_mini --out results/two_gpus \
+    mixer.sam=true protocol.backbone.layers=12 protocol.backbone.width=768 protocol.budget.batch=1024 \
+    protocol.budget.steps=32 where.device=cuda where.loaders=4
 The one device takes the batch in as many micro-batches as there are devices, so each forward pass has as many rows in
 all three. The two that have one device each run at once, on different GPUs. Writes devices.json into --out: for each
-mixer the losses of each step, the median step's seconds with the tenth and the ninetieth, and the greatest difference of
-the losses between the first and its repetition, which is what a run differs by from itself, beside that between the
+mixer the losses of each step, the median step's seconds with the tenth and the ninetieth, and the greatest difference
+of the losses between the first and its repetition, which is what a run differs by from itself, beside that between the
 first and the several. Exit status: 1 if those that should agree to rounding, the first steps', are over --tolerance.
 """
 
@@ -75,9 +76,7 @@ def main(words: list[str]) -> int:
         if run.protocol.budget.steps > POINTS:
             raise Refusal(f"protocol.budget.steps={run.protocol.budget.steps}: a record keeps {POINTS} losses at most")
         every, given = ",".join(map(str, range(options.devices))), [f"protocol={options.protocol}", *held]
-        alone = [
-            train(given, mixer, 1, options.devices, str(n), out / name) for n, name in enumerate(("one", "again"))
-        ]
+        alone = [train(given, mixer, 1, options.devices, str(n), out / name) for n, name in enumerate(("one", "again"))]
         codes = [process.wait() for process in alone]
         codes.append(train(given, mixer, options.devices, 1, every, out / "several").wait())
         records = {name: Store(out / name).record(run.id) for name in ("one", "again", "several")}

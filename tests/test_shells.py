@@ -307,7 +307,7 @@ def test_the_shared_values_of_committed_records_are_drawn_again_bit_for_bit():
 
 @pytest.mark.parametrize("mixer", ["attention", "dense", "quasiseparable"])
 def test_without_a_convolution_the_fused_shell_gives_the_mixer_autocasts_dtype(mixer):
-    """The stream is fp32 under autocast; a mask in its dtype made the mixer's products fp32, twice as slow on an H200."""
+    """The stream is fp32 under autocast; a mask in its dtype made the mixer's inputs fp32, and its products slow."""
     shell = model_of(shell_settings=dataclasses.replace(SHELL, conv_width=0), mixer=mixer).layers[1].shell.float()
     shell.backend = "triton"  # nothing here is a kernel
     x_BLD, segments_BL = inputs()

@@ -103,8 +103,8 @@ def notes(table: Table, rows: list[Row], minutes: dict[str, np.ndarray]) -> list
     devices = dict.fromkeys(r.record.environment.device for r in rows)
     walls = sum(r.record.cost.wall * r.record.environment.world for r in rows) / 60
     found = [
-        f"Minutes of one device ({', '.join(devices)}). Where runs shared it, those of other tables too, each moment is "
-        f"split evenly between them; the clocks of this table's runs add up to {walls:.1f}.",
+        f"Minutes of one device ({', '.join(devices)}). Where runs shared it, those of other tables too, each moment "
+        f"is split evenly between them; the clocks of this table's runs add up to {walls:.1f}.",
         "Training: all that is neither start-up (data, model), compilation (the first step with it) nor evaluation. "
         f"Step and memory: median and most of a run on {table.protocols()[0]}, as it ran beside others.",
     ]
