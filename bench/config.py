@@ -7,6 +7,7 @@ Where the plain values come from is compose.py's business.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -304,6 +305,8 @@ def _canonical(value, path: str):
         return {k: _canonical(v, p) for k, (p, v) in inner.items() if p not in NEUTRAL or NEUTRAL[p] != v}
     if isinstance(value, list | tuple):
         return [_canonical(v, path) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refusal(f"{path} must be a finite number, got {value}")
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value

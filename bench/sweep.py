@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from bench import Refusal
 from bench.compose import compose_group, load_yaml, make_run
-from bench.config import Run, at_least, build, digest, one_of
+from bench.config import Run, at_least, build, digest, listed, one_of
 from bench.space import OWN
 
 
@@ -132,7 +132,17 @@ def load(path: Path) -> Sweep:
     if primary not in columns and (primary[0].split("[", 1)[0], primary[1]) not in columns:
         has = ", ".join(" x ".join(c) for c in columns)
         raise Refusal(f"sweep.family.primary: '{' x '.join(primary)}' is not a column of {path}; it has: {has}")
+    require_one(sweep)
     return sweep
+
+
+def require_one(sweep: Sweep) -> None:
+    """Refuse a primary column that is several, since its protocol varies, or none of them."""
+    protocol = sweep.family.primary.protocol
+    told = [",".join(f"{k}={v}" for k, v in zip(sweep.varies, values, strict=True)) for values in product(sweep)]
+    each = [f"{protocol.split('[', 1)[0]}[{one}]" for one in told] if sweep.varies else [protocol]
+    if protocol not in each and (len(each) > 1 or "[" in protocol):
+        raise Refusal(f"sweep.family.primary: '{protocol}' must be one of {listed(each)}, since the sweep varies it")
 
 
 def arms(sweep: Sweep) -> list[Arm]:
@@ -214,7 +224,12 @@ def check_tuning(run: Run, arm: "Arm") -> None:
 def variations(sweep: Sweep) -> list[dict]:
     """Each combination of the varied keys' values, as 'protocol.…' changes; one empty one if nothing varies."""
     keys = [f"protocol.{k}" for k in sweep.varies]
-    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*sweep.varies.values())]
+    return [dict(zip(keys, values, strict=True)) for values in product(sweep)]
+
+
+def product(sweep: Sweep) -> list[tuple]:
+    """Of the varied keys' values."""
+    return list(itertools.product(*sweep.varies.values()))
 
 
 def cells(sweep: Sweep) -> list[Cell]:

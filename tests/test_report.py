@@ -277,6 +277,30 @@ def test_a_difference_between_seeds_is_a_note(fact):
     assert f"seeds differ in {fact}: " in note and "(seed 0)" in note and "(seed 1)" in note
 
 
+def test_an_arm_whose_own_code_differs_between_seeds_is_a_note_too():
+    """Its mean would be of two mixers: whoever edits one and adds seeds must see it."""
+
+    def edited(row):
+        digests = row.record.digests | {"mixers/low_rank": f"of seed {row.seed}"}
+        return replace(row, record=replace(row.record, digests=digests)) if row.mixer["name"] == "low_rank" else row
+
+    (note,) = controlled([edited(r) for r in rows_of()], a_sweep()).notes
+    assert "seeds differ in code of mixers/low_rank: of seed 0 (seed 0), of seed 1 (seed 1)" in note
+
+
+def test_a_level_that_no_mixer_has_is_refused():
+    odd = [replace(r, mixer={**r.mixer, "sam": "misalignd"}) if r.mixer == LOW_SAM else r for r in rows_of()]
+    assert "'low_rank': sam=misalignd; it can be false, true or misaligned" in refusal(odd, a_sweep())
+
+
+def test_a_primary_column_whose_protocol_varies_in_one_value_is_that_variation():
+    label = "quick[task.patch=4]"
+    rows = [replace(r, protocol=label) for r in rows_of()]
+    table = controlled(rows, a_sweep(varies={"task.patch": [4]}))
+    assert table.primary == Column(label, "accuracy")
+    assert all(result.primary for result in analysis.analyse(table, {}).results)
+
+
 def test_a_mixers_own_code_and_what_only_it_imports_may_differ():
     rows = [with_record(r, digests={**r.record.digests, f"kernels/{r.mixer['name']}": "k"}) for r in rows_of()]
     assert controlled(rows, a_sweep()).notes == ()

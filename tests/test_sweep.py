@@ -112,7 +112,8 @@ def test_varies_and_departures_make_protocols_of_their_own(tmp_path):
     departure = {"mixer": {"name": "low_rank", "sam": True}, "set": {"backbone.width": 40}, "source": "issue 1"}
     mixers = [{"name": "identity", "heads": 2}, {"name": "low_rank", "heads": 2, "sam": [True, False]}]
     varies = {"task.offset": [4, 8], "budget.steps": [2]}
-    found = cells(a_sweep(tmp_path, mixers=mixers, varies=varies, departures=[departure]))
+    family = FAMILY | {"primary": {"protocol": "quick_copying[task.offset=8,budget.steps=2]", "metric": "accuracy"}}
+    found = cells(a_sweep(tmp_path, mixers=mixers, varies=varies, departures=[departure], family=family))
     labels = [f"quick_copying[task.offset={offset},budget.steps=2]" for offset in (4, 8)]
     assert [c.protocol for c in found] == labels * 3
     for c in found:
@@ -144,6 +145,12 @@ def test_a_departure_matches_what_the_sweep_leaves_as_the_mixer_has_it(tmp_path)
         ({"varies": {"init": ["x"]}}, ["init"]),
         ({"varies": {"budget.stepz": [1]}}, ["stepz", "steps, batch"]),
         ({"varies": {"budget.steps": []}}, ["budget.steps", "empty"]),
+        (
+            {"varies": {"budget.steps": [1, 2]}},
+            ["primary", "quick_copying[budget.steps=1], quick_copying[budget.steps=2]"],
+        ),
+        ({"varies": {"optimiser.lr": [float("nan")]}}, ["optimiser.lr", "finite"]),
+        ({"mixers": [{"name": "vandermonde", "bound": float("inf")}]}, ["mixer.bound", "finite number, got inf"]),
         ({"varies": {"budget.steps": 3}}, ["budget.steps", "list"]),
         ({"lr": 1}, ["sweep.lr", "question, protocols, mixers, seeds, replicas, varies, departures, columns, family"]),
         ({"name": "other"}, ["sweep.name"]),

@@ -123,7 +123,7 @@ def analyse(table: Table, floors: dict[Column, Floor]) -> Analysis:
     shown = [place for place, arm in enumerate(table.arms) if not salted(arm)]
     measured = [measure(c, v, shown, family.alpha, low.get(c, False)) for c, v in values.items()]
     families = pairs(table, reference)
-    results = [result(kind, family, m, of) for kind, of in families.items() for m in measured]
+    results = [result(table, kind, m, of) for kind, of in families.items() for m in measured]
     found = overall(table, measured, reference, family.alpha)
     return Analysis(measured, results, families, reference, average, found, family.alpha)
 
@@ -153,9 +153,10 @@ def measure(column: Column, values_AS: np.ndarray, shown: list[int], alpha: floa
     return Measured(column, values_AS, interval_A, rank_A, sign, letters, why, low)
 
 
-def result(kind: str, family, measured: Measured, of: stats.Pairs) -> Result:
+def result(table: Table, kind: str, measured: Measured, of: stats.Pairs) -> Result:
+    family = table.sweep.family
     found = stats.compare(measured.values_AS, of, family.alpha)
-    primary, same = measured.column == family.primary, None
+    primary, same = measured.column == table.primary, None
     if primary and family.margin and len(measured.values_AS[0]) > 1:
         same = equivalence(stats.differences(stats.finite(measured.values_AS), of), family.margin, family.alpha)
         adjusted = holm(same.p)

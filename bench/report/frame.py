@@ -107,6 +107,13 @@ class Table:
     def cell(self, protocol: str, arm: Arm) -> list[Row]:
         return self.places.get((protocol, arm.key), [])
 
+    @cached_property
+    def primary(self) -> Column:
+        """The declared one; of a protocol that varies in one value, that variation of it."""
+        declared = self.sweep.family.primary
+        own = [c for c in self.columns if Column(c.protocol.split("[", 1)[0], c.metric) == declared]
+        return own[0] if len(own) == 1 else declared
+
     def protocols(self) -> list[str]:
         return list(dict.fromkeys(c.protocol for c in self.columns))
 
@@ -163,6 +170,8 @@ def arms_of(rows: list[Row], sweep: Sweep) -> tuple[tuple[Arm, ...], tuple[str, 
         alike = [m for m in mixers.values() if (m["name"], m["sam"]) == (mixer["name"], mixer["sam"])]
         own = [f"{k} {plain(mixer[k])}" for k in axes if several(k, alike)]
         own += [f"A/A {mixer['salt']}"] if mixer.get("salt", 0) else []
+        if mixer["sam"] not in LEVELS:
+            raise Refusal(f"mixer '{mixer['name']}': sam={mixer['sam']}; it can be false, true or misaligned")
         label = ", ".join([f"{mixer['name']}{LEVELS[mixer['sam']].label}", *own])
         declared = departures(sweep, mixer)
         departed = {k: v for d in declared for k, v in d.set.items()}
@@ -287,6 +296,7 @@ def seed_notes(table: Table) -> list[str]:
         for row in table.of(protocol):
             if row.trained:
                 common = {fact: value for (fact, _), value in facts(row).items() if fact not in MOVED_BY}
+                common |= {f"code of {name}": value for name, value in row.record.digests.items()}  # mixers' too
                 facts_of.setdefault(row.seed, {}).update(common)
         for fact in dict.fromkeys(f for values in facts_of.values() for f in values):
             seeds: dict[str, list[int]] = {}

@@ -134,7 +134,7 @@ def facts(table: Table, analysis: Analysis) -> list[tuple[str, str]]:
         ("arms", str(len(table.arms))),
         ("seeds", f"{len(table.seeds)} ({', '.join(map(str, table.seeds))})"),
         ("runs", f"{len(table.rows)}, {f'{failed} failed' if failed else 'all ok'}"),
-        ("primary", f"{family.primary.protocol}: {family.primary.metric.replace('_', ' ')}, alpha {family.alpha:g}"),
+        ("primary", f"{table.primary.protocol}: {table.primary.metric.replace('_', ' ')}, alpha {family.alpha:g}"),
     ]
     if analysis.reference is not None:
         found.append(("reference", table.arms[analysis.reference].label))

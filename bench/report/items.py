@@ -52,7 +52,7 @@ def same_items(found: list[dict]) -> bool:
 def two_checkpoints(table: Table, analysis: Analysis, store: Store) -> list[Section]:
     """For each declared pair, of the first seed; on the primary column, or the first whose items are right or wrong."""
     pairs = [pair for kind, of in analysis.families.items() if kind != A_A for pair in of]
-    chosen = sorted((c for c in table.columns if metric(c) in RIGHT), key=lambda c: c != table.sweep.family.primary)
+    chosen = sorted((c for c in table.columns if metric(c) in RIGHT), key=lambda c: c != table.primary)
     if not pairs or not chosen:
         return []
     column, seed = chosen[0], table.seeds[0]

@@ -117,4 +117,4 @@ def besides(protocol: str, key: str) -> list[str]:
 
 
 def primary(table: Table, analysis: Analysis) -> Measured:
-    return next((m for m in analysis.measured if m.column == table.sweep.family.primary), analysis.measured[0])
+    return next((m for m in analysis.measured if m.column == table.primary), analysis.measured[0])

@@ -105,7 +105,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def delta_notes(table: Table, analysis: Analysis, results: list[Result]) -> list[str]:
-    found, family = results[0].found, table.sweep.family
+    found = results[0].found
     level, n, size = percent(1 - found.alpha), found.seeds, len(found.pairs)
     family_note = [] if results[0].kind == A_A else [f"A family of {size}, {declared(table)}.", *left_out(table)]
     if n < 2:
@@ -123,7 +123,7 @@ def delta_notes(table: Table, analysis: Analysis, results: list[Result]) -> list
             f"{smallest_flip_p(n):.2g}, x {size} by Holm, above alpha = {found.alpha:g}. Intervals only."
         )
         return notes
-    decided = " x ".join((family.primary.protocol, family.primary.metric))
+    decided = " x ".join((table.primary.protocol, table.primary.metric))
     notes.append(
         f"`*` differs on the primary column ({decided}): paired t, Holm over {size}, p <= {found.alpha:g}. "
         f"`°` elsewhere, by Benjamini-Hochberg: exploration, no claim rests on it."
@@ -137,7 +137,8 @@ def part_notes(table: Table, results: list[Result]) -> list[str]:
     """What the parts are, and their sums on the primary column."""
     notes = [
         "Data dependence: misaligned (each token has the features of another token of its document) minus not SAM. "
-        "Alignment: SAM minus misaligned."
+        "Alignment: SAM minus misaligned. A misaligned feature also carries what stands at the other place: where that "
+        "path helps a model, data dependence looks larger and alignment smaller."
     ]
     for result in (r for r in results if r.primary):
         values_AS, found = stats.finite(result.measured.values_AS), result.found

@@ -61,6 +61,8 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
     figures = plots.draw(table, found, target / "figures")
     figures += tuning_plot.draw(table, tuned, target / "figures") + length_plot.draw(table, found, target)
     pages = [target / "page.html"] if html else []
+    if not html:  # one of an earlier report would stand beside other tables
+        (target / "page.html").unlink(missing_ok=True)
     for path in pages:
         from bench.report.html import page
 
