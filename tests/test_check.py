@@ -363,6 +363,7 @@ def test_json_has_the_rows_of_the_table(call):
         (["nothing"], "unknown mixer 'nothing'; known: all, add, attention"),
         (["identity", "sam=true"], "mixer 'identity' has no form with sam=true; it has: sam=false"),
         (["identity", "sam=misaligned"], "mixer 'identity' has no form with sam=misaligned; it has: sam=false"),
+        (["low_rank", "sam=misalignd"], "no form with sam=misalignd; it has: sam=false, sam=true, sam=misaligned"),
         (["identity", "heads=0"], "mixer 'identity' does not allow heads=0"),
         (["identity", "head=2"], "unknown key 'mixer.head'; allowed: sam, heads"),
         (["all", "heads=2"], "check all takes no keys of a mixer, got: heads"),

@@ -107,15 +107,15 @@ def of(name: str, changes: dict, where: Where) -> dict:
     found = {}
     forms = cls.forms if set(changes) <= {"sam"} else [{}]
     levels = [changes["sam"]] if "sam" in changes else cls.levels
-    wanted = list(itertools.product(levels, forms))
+    wanted, has = list(itertools.product(levels, forms)), (*cls.levels, *[MISALIGNED] * (True in cls.levels))
     if "sam" not in changes and True in cls.levels:
         wanted.append((MISALIGNED, forms[0]))
     for level, form in wanted:
+        if level not in has:
+            known = listed(f"sam={plain_word(level)}" for level in has)
+            raise Refusal(f"mixer '{name}' has no form with sam={plain_word(level)}; it has: {known}")
         said = {**form, **changes, "sam": level}
         args = build(cls.Args, {**values, **aligned(said)}, "mixer")
-        if args.sam not in cls.levels:
-            known = listed(f"sam={plain_word(level)}" for level in cls.levels)
-            raise Refusal(f"mixer '{name}' has no form with sam={plain_word(level)}; it has: {known}")
         if args.heads not in cls.heads_allowed(args.heads * WIDTH):
             raise Refusal(f"mixer '{name}' does not allow heads={args.heads}")
         label = " ".join([name, *(f"{key}={plain_word(value)}" for key, value in ({"sam": level} | said).items())])

@@ -284,7 +284,7 @@ def shared_packages(record: Record) -> dict[str, str]:
 def check_metric(table: Table, column: Column) -> None:
     for row in table.of(column.protocol):
         if row.record.outcome == "ok" and column.metric not in row.record.metrics:
-            exist = ", ".join(sorted(row.record.metrics))
+            exist = ", ".join(sorted(row.record.metrics)) or "none"
             raise Refusal(f"{title(column)}: run {row.run_id} has no metric '{column.metric}'; it has: {exist}")
 
 
