@@ -98,7 +98,7 @@ def test_equal_twins_are_flagged_at_the_nominal_rate():
     found = analysis.analyse(table, {})
     for _ in range(200):
         measured = [analysis.measure(c, draw.normal(size=(2, 8)), [0], 0.05, False) for c in columns]
-        results = [analysis.result("a_a", table.sweep.family, m, [(1, 0)]) for m in measured]
+        results = [analysis.result(table, "a_a", m, [(1, 0)]) for m in measured]
         flagged += bool(dataclasses.replace(found, results=results).flagged())
     assert 2 <= flagged <= 20
 

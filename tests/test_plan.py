@@ -21,7 +21,7 @@ from bench.record import Capacity, Cost, Record
 from bench.store import Store
 from bench.sweep import grid, load, ordered
 from tests.test_store import a_record
-from tests.test_sweep import a_sweep, chain, refusal
+from tests.test_sweep import PLAIN, a_sweep, chain, refusal
 
 __all__ = ["chain"]  # a fixture
 GOLDEN = Path(__file__).parent / "golden"
@@ -403,7 +403,9 @@ def test_a_pilot_after_a_line_that_was_cut_stands_on_a_line_of_its_own(tmp_path)
 
 
 def test_runs_of_a_grid_share_protocol_and_mixer_and_keep_their_ids(tmp_path):
-    runs = grid(a_sweep(tmp_path, seeds=[0, 1], varies={"optimiser.lr": [1, 1.5]}))
+    primary = {"protocol": "quick_copying[optimiser.lr=1]", "metric": "accuracy"}
+    family = PLAIN["family"] | {"primary": primary}
+    runs = grid(a_sweep(tmp_path, seeds=[0, 1], varies={"optimiser.lr": [1, 1.5]}, family=family))
     assert runs[0].protocol is runs[2].protocol and runs[0].mixer is runs[3].mixer
     assert runs[0].protocol is not runs[1].protocol
     for path in sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml")):
