@@ -45,8 +45,11 @@ def _class_in(module: types.ModuleType, base: type) -> type:
     if len(found) != 1:
         own = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
         lacks = [f"{c.__name__} lacks {', '.join(sorted(c.__abstractmethods__))}" for c in own if inspect.isabstract(c)]
-        more = f"; {'; '.join(lacks)}" if lacks else f": a subclass of {base.__module__}.{base.__name__}"
-        raise Refusal(f"{module.__name__} must define one concrete {base.__name__}, found {len(found)}{more}")
+        say = lacks if not found else [c.__name__ for c in found]
+        raise Refusal(
+            f"{module.__name__} must define one concrete subclass of {base.__module__}.{base.__name__}, "
+            f"found {len(found)}{': ' * bool(say)}{'; '.join(say)}"
+        )
     return whole(*found)
 
 

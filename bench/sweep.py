@@ -139,8 +139,8 @@ def load(path: Path) -> Sweep:
 def require_one(sweep: Sweep) -> None:
     """Refuse a primary column that is several, since its protocol varies, or none of them."""
     protocol = sweep.family.primary.protocol
-    told = [",".join(f"{k}={v}" for k, v in zip(sweep.varies, values, strict=True)) for values in product(sweep)]
-    each = [f"{protocol.split('[', 1)[0]}[{one}]" for one in told] if sweep.varies else [protocol]
+    told = [",".join(f"{k.removeprefix('protocol.')}={v}" for k, v in one.items()) for one in variations(sweep)]
+    each = [f"{protocol.split('[', 1)[0]}[{one}]" if one else protocol for one in told]
     if protocol not in each and (len(each) > 1 or "[" in protocol):
         raise Refusal(f"sweep.family.primary: '{protocol}' must be one of {listed(each)}, since the sweep varies it")
 
@@ -224,12 +224,7 @@ def check_tuning(run: Run, arm: "Arm") -> None:
 def variations(sweep: Sweep) -> list[dict]:
     """Each combination of the varied keys' values, as 'protocol.…' changes; one empty one if nothing varies."""
     keys = [f"protocol.{k}" for k in sweep.varies]
-    return [dict(zip(keys, values, strict=True)) for values in product(sweep)]
-
-
-def product(sweep: Sweep) -> list[tuple]:
-    """Of the varied keys' values."""
-    return list(itertools.product(*sweep.varies.values()))
+    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*sweep.varies.values())]
 
 
 def cells(sweep: Sweep) -> list[Cell]:

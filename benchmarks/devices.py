@@ -22,8 +22,8 @@ from bench.cli import guarded
 from bench.compose import ROOT, make_run, parse_overrides
 from bench.record import Record
 from bench.store import Store
+from bench.train import CURVE_POINTS
 
-POINTS = 64  # of a record's curve, at most
 FIRST = 3  # steps before rounding has grown
 
 
@@ -73,8 +73,9 @@ def main(words: list[str]) -> int:
     out, rows = (ROOT / options.out).resolve(), []
     for mixer in options.mixers:
         run = make_run(options.protocol, mixer, changes, 0, 0)
-        if run.protocol.budget.steps > POINTS:
-            raise Refusal(f"protocol.budget.steps={run.protocol.budget.steps}: a record keeps {POINTS} losses at most")
+        if run.protocol.budget.steps > CURVE_POINTS:
+            steps = f"protocol.budget.steps={run.protocol.budget.steps}"
+            raise Refusal(f"{steps}: a record keeps {CURVE_POINTS} losses at most")
         every, given = ",".join(map(str, range(options.devices))), [f"protocol={options.protocol}", *held]
         alone = [train(given, mixer, 1, options.devices, str(n), out / name) for n, name in enumerate(("one", "again"))]
         codes = [process.wait() for process in alone]

@@ -42,9 +42,9 @@ def costing(row, outcome: str = "ok", **changes):
 def test_training_is_what_is_left_of_a_run_beside_its_other_parts():
     (row,) = noisy_rows({}, 1, (DENSE,))
     spent = {"startup": 10.0, "first_step": 20.0, "evaluation": 30.0}
-    (found,) = cost.parted([costing(row, wall=100.0, **spent)], [])
+    (found,) = cost.parted(a_table([row]), [costing(row, wall=100.0, **spent)])
     assert found * 60 == pytest.approx([40, 10, 20, 30])
-    (found,) = cost.parted([costing(row, wall=60.0, **spent)], [])
+    (found,) = cost.parted(a_table([row]), [costing(row, wall=60.0, **spent)])
     assert found * 60 == pytest.approx([0, 10, 20, 30])
 
 
@@ -57,7 +57,7 @@ def test_step_and_memory_are_the_median_and_the_most_of_the_runs_that_came_out_o
     ]
     rows[:3] = [costing(row, **change) for row, change in zip(rows[:3], changes, strict=True)]
     rows[3:] = [costing(row, outcome="diverged") for row in rows[3:]]
-    lines = {line[0]: line[-2:] for line in cost.section(a_table(rows), []).lines}
+    lines = {line[0]: line[-2:] for line in cost.section(a_table(rows)).lines}
     assert lines["dense"] == ["2.0", "2.00"] and lines["low_rank"] == ["-", "-"]
 
 

@@ -98,12 +98,17 @@ def test_every_arm_of_a_crowd_without_state_lies_inside_the_panel_and_costs_have
         assert len(ax.get_xticks()) >= 2
 
 
-@pytest.mark.parametrize(("begins", "label"), [((0, 60), "as the runs ran"), ((0, 30), "runs side by side")])
-def test_over_the_speed_of_runs_that_shared_a_device_no_arm_is_marked_as_unbeaten(begins, label):
+@pytest.mark.parametrize(
+    ("begins", "another", "label"),
+    [((0, 60), 200, "as the runs ran"), ((0, 30), 200, "runs side by side"), ((0, 60), 90, "runs side by side")],
+)
+def test_over_the_speed_of_runs_that_shared_a_device_no_arm_is_marked_as_unbeaten(begins, another, label):
+    """With one another, or with a run of another table."""
     rows = curved(noisy_rows({}, 1, (DENSE, LOW)))
     speeds = [replace(r.record.cost, step_p50=step) for r, step in zip(rows, (0.1, 0.2), strict=True)]
     rows = [replace(r, record=replace(r.record, cost=cost)) for r, cost in zip(rows, speeds, strict=True)]
     rows = [timed(r, begin, 60) for r, begin in zip(rows, begins, strict=True)]
-    ax = drawn(a_table(rows), pareto)["pareto"].axes[0]
+    (other,) = (timed(r, another, 60).record for r in noisy_rows({}, 1, (ATTENTION,)))
+    ax = drawn(replace(a_table(rows), beside=(other,)), pareto)["pareto"].axes[0]
     assert ax.get_xlabel().endswith(label)
     assert any(line.get_color() == "0.8" for line in ax.lines) == (label == "as the runs ran")

@@ -33,7 +33,7 @@ def timed(row, begin: float, wall: float, node: str = "n", world: int = 1, card:
 
 
 def minutes(rows, others=()) -> dict[str, list[float]]:
-    found = cost.section(a_table(rows), others)
+    found = cost.section(replace(a_table(rows), beside=tuple(others)))
     return {line[0]: [float(text) for text in line[2:7]] for line in found.lines}
 
 
@@ -72,7 +72,7 @@ def test_a_failed_run_costs_what_it_ran():
     rows = [timed(r, 60 * i, 60) for i, r in enumerate(noisy_rows({}, 2, (DENSE, LOW)))]
     rows[3] = replace(rows[3], record=replace(rows[3].record, outcome="diverged", metrics={}))
     assert minutes(rows)["all"][0] == 4
-    assert any("1 of 4 failed" in note for note in cost.section(a_table(rows), []).notes)
+    assert any("1 of 4 failed" in note for note in cost.section(a_table(rows)).notes)
 
 
 def test_shares_are_a_sum_over_moments_by_brute_force():
@@ -173,7 +173,7 @@ def test_few_arms_of_a_group_have_no_order():
 
 def a_summary(table) -> str:
     found = analysis.analyse(table, {})
-    more = [*contrasts.sections(table, found), *orders.sections(table, found), cost.section(table, [])]
+    more = [*contrasts.sections(table, found), *orders.sections(table, found), cost.section(table)]
     return summary.markdown(table, found, more)
 
 

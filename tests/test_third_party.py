@@ -181,9 +181,12 @@ def test_a_yaml_may_build_on_another_of_its_package(install):
 
 BROKEN = {
     "no such module": ({"module": None}, "there is no such module"),
-    "no class": ({"module": '"""Nothing."""\n'}, "one concrete Mixer, found 0: a subclass of bench.mixers.base.Mixer"),
-    "a method less": ({"module": SOURCE.replace("def flops", "def flop")}, "found 0; Window lacks flops"),
-    "two classes": ({"module": SOURCE + "\n\nclass Twice(Window):\n    pass\n"}, "one concrete Mixer, found 2"),
+    "no class": (
+        {"module": '"""Nothing."""\n'},
+        "must define one concrete subclass of bench.mixers.base.Mixer, found 0",
+    ),
+    "a method less": ({"module": SOURCE.replace("def flops", "def flop")}, "found 0: Window lacks flops"),
+    "two classes": ({"module": SOURCE + "\n\nclass Twice(Window):\n    pass\n"}, "found 2: Twice; Window"),
     "no levels": ({"module": SOURCE.replace("levels: ClassVar", "stages: ClassVar")}, "Window must set levels"),
     "no heads": ({"module": SOURCE.replace("    heads: int\n", "")}, "Args must have the key 'heads: int'"),
     "sam of another type": ({"module": SOURCE.replace("sam: bool", "sam: str")}, "must have the key 'sam: bool'"),

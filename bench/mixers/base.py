@@ -183,7 +183,7 @@ def sources(segments_BL: Tensor, seed: Tensor) -> Tensor:
     depends on (seed, n) only: the places are shuffled by an integer hash and each takes from the next one. Hashes of
     31 bits, of which no step collides, so that there are no ties; computed on the device, with no wait for it.
     An operator of its own, not compiled with the layer, and its seed, one int64, is a tensor: with a number it was
-    compiled anew for every run, 50 to 85 s for the first step and 30 to 80 for the evaluation (H200, six side by side).
+    compiled anew for every run (H200: 51 to 113 s for the first step, 27 to 98 for the evaluation, runs side by side).
     """
     place_L = torch.arange(segments_BL.shape[1], device=segments_BL.device)
     start_BL = segment_starts(segments_BL)

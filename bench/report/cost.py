@@ -5,7 +5,6 @@ evenly between the runs that were at work on that device then, those of other ta
 the same results folder; the shares of all add up to the time in which any was.
 """
 
-from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 
@@ -24,22 +23,19 @@ PARTS = ("start-up", "compilation", "evaluation")  # what of a run is not traini
 NONE = np.zeros(1 + len(PARTS))
 
 
-def beside(store: Store) -> list[Record]:
+def beside(store: Store) -> tuple[Record, ...]:
     """Every record of a results folder, but for those that cannot be read: a table is not refused for another's."""
     found = dict(store.committed())
     for path in sorted(store.root.glob("runs/*/record.json")):
         with suppress(Refusal):
             found[path.parent.name] = store.record(path.parent.name)
-    return list(found.values())
+    return tuple(found.values())
 
 
-def section(table: Table, others: Iterable[Record]) -> Section:
-    """Arms as rows, minutes of a device: all, training, and what is apart; then the step and the memory of one run.
-
-    `others`: records that may have shared a device with the table's, its own among them or not.
-    """
+def section(table: Table) -> Section:
+    """Arms as rows, minutes of a device: all, training, and what is apart; then the step and the memory of one run."""
     rows = [r for r in {r.run_id: r for r in table.rows}.values() if r.trained]
-    minutes = dict(zip([r.run_id for r in rows], parted(rows, others), strict=True))
+    minutes = dict(zip([r.run_id for r in rows], parted(table, rows), strict=True))
     head = ["arm", "runs", "minutes", "training", *PARTS, "step (ms)", "peak memory (GB)"]
     lines = []
     for arm in table.arms:
@@ -58,10 +54,10 @@ def shared(begin_R: np.ndarray, end_R: np.ndarray) -> np.ndarray:
     return until_K[np.searchsorted(cuts_K, end_R)] - until_K[np.searchsorted(cuts_K, begin_R)]
 
 
-def parted(rows: list[Row], others: Iterable[Record]) -> list[np.ndarray]:
+def parted(table: Table, rows: list[Row]) -> list[np.ndarray]:
     """Minutes of each run: training, then PARTS. All devices of a run on several count."""
     devices: dict[tuple, list[Record]] = {}
-    for record in ({r.id: r for r in others} | {row.record.id: row.record for row in rows}).values():
+    for record in ({r.id: r for r in table.beside} | {row.record.id: row.record for row in rows}).values():
         room = record.environment
         devices.setdefault((room.node, room.device, record.card), []).append(record)
     shares: dict[str, float] = {}
@@ -79,10 +75,10 @@ def parted(rows: list[Row], others: Iterable[Record]) -> list[np.ndarray]:
     return found
 
 
-def side_by_side(rows: list[Row]) -> bool:
-    """Whether runs of these shared a device, so that their steps took longer than alone."""
+def side_by_side(table: Table, rows: list[Row]) -> bool:
+    """Whether some of these runs shared a device, so that their steps took longer than alone."""
     clocks = sum(r.record.cost.wall * r.record.environment.world for r in rows) / 60
-    return sum(parts.sum() for parts in parted(rows, [])) < 0.99 * clocks
+    return sum(parts.sum() for parts in parted(table, rows)) < 0.99 * clocks
 
 
 def line(rows: list[Row], minutes: dict[str, np.ndarray]) -> list[str]:

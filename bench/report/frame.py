@@ -91,6 +91,7 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     edges: frozenset[tuple[str, str]]  # (arm's key, protocol) whose tuned point lies on the edge of its space
+    beside: tuple[Record, ...]  # records that may have shared a device with these runs, these among them or not
 
     @cached_property
     def places(self) -> dict[tuple, list[Row]]:
@@ -135,14 +136,14 @@ def controlled(rows: list[Row], sweep: Sweep) -> Table:
     arms, axes = arms_of(shown, sweep)
     seeds, notes = complete_seeds(shown, sweep)
     kept = tuple(r for r in shown if r.seed in seeds)
-    table = Table(sweep, columns, axes, arms, seeds, kept, (), frozenset())
+    table = Table(sweep, columns, axes, arms, seeds, kept, (), frozenset(), ())
     for column in {c.protocol: c for c in reversed(columns)}.values():
         check_protocols(table, column)
         for seed in seeds:
             check_block(table, column, seed)
     for column in columns:
         check_metric(table, column)
-    return Table(sweep, columns, axes, arms, seeds, kept, (*notes, *seed_notes(table)), frozenset())
+    return Table(sweep, columns, axes, arms, seeds, kept, (*notes, *seed_notes(table)), frozenset(), ())
 
 
 def written_out(sweep: Sweep, labels: list[str]) -> tuple[Column, ...]:

@@ -3,6 +3,7 @@
 The gate (frame.py) runs first; nothing is written for a table that it refuses. Same records, same files, bit for bit.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from bench.record import uncollected
@@ -38,14 +39,14 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
     `console`: a rich console to print the tables on, or None. `html`: write page.html too. Refuses (bench.Refusal)
     what is not a controlled comparison, and a sweep without one complete seed.
     """
-    table = frame.controlled(frame.rows(sweep, store), sweep)
+    table = replace(frame.controlled(frame.rows(sweep, store), sweep), beside=cost.beside(store))
     tuned = tuning.tuned(table, store)
     table = tuning_text.marked(table, tuned)
     proof = certificate.certificate(table) | ({"tuning": tuning_text.proof(tuned)} if tuned else {})
     found = analysis.analyse(table, suite.floors(table, store))
     more = [*sections(table, found), *contrasts.sections(table, found), *tuning_text.sections(tuned)]
     more += [*items.sections(table, found, store), *published.beside(table, found), *orders.sections(table, found)]
-    more.append(cost.section(table, cost.beside(store)))
+    more.append(cost.section(table))
     texts = {
         "table.md": tables.markdown(table, found, more, [*certificate.short(proof), *tuning_text.short(tuned)]),
         "table.csv": tables.csv(table, found),
@@ -60,13 +61,13 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
         (target / name).write_text(text, encoding="utf-8")
     figures = plots.draw(table, found, target / "figures")
     figures += tuning_plot.draw(table, tuned, target / "figures") + length_plot.draw(table, found, target)
-    pages = [target / "page.html"] if html else []
-    if not html:  # one of an earlier report would stand beside other tables
-        (target / "page.html").unlink(missing_ok=True)
-    for path in pages:
+    pages = [target / "page.html"]
+    if html:
         from bench.report.html import page
 
-        path.write_text(page(table, found, more, proof, figures), encoding="utf-8")
+        pages[0].write_text(page(table, found, more, proof, figures), encoding="utf-8")
+    else:  # one of an earlier report would stand beside other tables
+        pages.pop().unlink(missing_ok=True)
     if console is not None:
         terminal.show(table, found, more, console)
     return [target / "table.md", target / "table.csv", *figures, *(target / name for name in list(texts)[2:]), *pages]

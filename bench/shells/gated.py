@@ -70,7 +70,8 @@ class Gated(Shell):
             v_BLC = self.fused(v_BLC, segments_BL, self.conv_v, True)
             conv_BLK = self.fused(conv_BLK, segments_BL, self.conv_features, False) if wants.conv else v_BLC[..., :0]
         elif self.backend == "triton":  # under autocast v is bf16 and x is not: what is fp32 here is fp32 in the mixer
-            v_BLC, conv_BLK = F.silu(v_BLC * real_BL1.to(v_BLC.dtype)), conv_BLK * real_BL1.to(v_BLC.dtype)
+            real_BL1 = real_BL1.to(v_BLC.dtype)
+            v_BLC, conv_BLK = F.silu(v_BLC * real_BL1), conv_BLK * real_BL1
         else:
             v_BLC, conv_BLK = v_BLC * real_BL1, conv_BLK * real_BL1
             if self.conv_v is not None:

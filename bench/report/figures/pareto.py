@@ -61,7 +61,7 @@ def known(place_A: np.ndarray) -> list[float]:
 def speed(table: Table, protocol: str) -> Cost:
     speed_A = np.array([throughput(table, arm, [protocol]) for arm in table.arms])
     found = by_logarithm("positions a second in training, as the runs ran", speed_A, less_is_better=False)
-    if side_by_side([r for r in table.rows if r.protocol == protocol and r.trained]):
+    if side_by_side(table, [r for r in table.rows if r.protocol == protocol and r.trained]):
         found = replace(found, label="positions a second in training, runs side by side", marked=False)
     return found
 
