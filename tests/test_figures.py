@@ -127,6 +127,23 @@ def test_dots_are_the_values_and_forests_the_paired_differences():
         assert segment[:, 0].tolist() == [max(low, left), min(high, right)]
 
 
+def test_the_names_of_neighbouring_axes_do_not_meet():
+    """As of GLUE: four panels in a row, metrics of long names in two of them."""
+    both = ("accuracy_matched", "accuracy_mismatched")
+    columns = tuple(Column("quick", name) for name in ("accuracy", "loss", *both))
+    rows = [
+        replace(row, record=replace(row.record, metrics=row.record.metrics | dict.fromkeys(both, row.seed / 7)))
+        for row in two_tasks(3)
+    ]
+    every = drawn(a_table(rows, columns=columns), gains)
+    for figure in every.values():
+        figure.draw_without_rendering()
+        first, *others = [ax.xaxis.label.get_window_extent() for ax in figure.axes]
+        assert len(others) == 3
+        for before, after in itertools.pairwise((first, *others)):
+            assert after.y0 != before.y0 or before.x1 < after.x0
+
+
 def test_a_response_is_the_mean_at_each_value_and_a_failed_arm_breaks_its_line():
     rows = noisy_rows({0: 0.1}, 2, RANKS)
     rows = [

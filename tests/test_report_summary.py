@@ -7,11 +7,12 @@ import pytest
 from scipy import stats as scipy_stats
 
 from bench.record import dump
-from bench.report import analysis, contrasts, cost, orders, summary
+from bench.report import analysis, contrasts, cost, links, orders, summary
 from bench.report.figures import contrasts as figure
 from bench.report.published import numbers
+from bench.report.sections import sections
 from bench.store import Store
-from bench.sweep import AGAINST, Column
+from bench.sweep import AGAINST, Column, Departure
 from tests.test_figures import drawn
 from tests.test_report import ARMS, ATTENTION, DENSE, GOLDEN, LOW, LOW_SAM, a_sweep, text_of
 from tests.test_report_statistics import a_table, noisy_rows
@@ -187,6 +188,23 @@ def golden_table():
 
 def test_the_summary_reads_as_the_golden_text():
     assert a_summary(golden_table()) == (GOLDEN / "report_summary.md").read_text()
+
+
+def test_an_arm_that_departs_is_marked_wherever_it_is_compared_and_the_summary_says_how():
+    wider = Departure(dict(LOW), {"backbone.width": 40}, "a test")
+    rows = noisy_rows({}, 3, (DENSE, LOW_SAM)) + noisy_rows({}, 3, (LOW,), changes={"backbone.width": 40})
+    table = a_table(rows, departures=(wider,))
+    said = a_summary(table).split("\n## ")
+    means, against, sam = said[1:4]
+    assert "- low_rank [1]: 0." in means and "- dense: 0." in means
+    assert "- [1] low_rank departs from the protocol by backbone.width = 40; source: a test." in means
+    assert "low_rank [1] " in against and "dense [1]" not in against
+    assert "low_rank SAM - low_rank [1] " in sam
+    found = analysis.analyse(table, {})
+    (section,) = [s for s in sections(table, found) if s.title == "Difference from dense"]
+    assert {line[0] for line in section.lines} == {"low_rank [1]", "low_rank SAM"}
+    # A page's row of such a label leads to the runs of its arm and of the reference.
+    assert links.Links(table, found).arms("low_rank [1]", section) == (2, 0)
 
 
 def test_the_summary_claims_a_difference_only_where_the_tests_do():

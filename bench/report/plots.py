@@ -208,6 +208,12 @@ def level_handles(table: Table) -> list:
     return [Line2D([], [], label=text, **filled(k, "0.2"), **dot) for k, text in texts.items() if k in shown]
 
 
+def difference_label(metric: str, better: str) -> str:
+    """Of the axis of a difference; long names wrap, for the narrowest panels stand four in a row."""
+    lines = textwrap.wrap(f"difference in {metric.replace('_', ' ')}", 24)
+    return "\n".join([*lines, f"({better} is better)"])
+
+
 def legend(figure, handles: list, title: str = "") -> None:
     """Below the panels, which keep their height, in as many columns as the longest label allows; long texts wrap."""
     width, tall = figure.get_size_inches()

@@ -16,7 +16,7 @@ from bench.report.responses import Response, responses
 from bench.report.stats_bootstrap import caution
 from bench.report.stats_suite import wins
 from bench.report.stats_tests import Interval, detectable, smallest_flip_p, t_interval
-from bench.report.tables import column_title, decimals
+from bench.report.tables import column_title, decimals, departure_marks
 from bench.sweep import AGAINST, PARTS, SAM
 
 POWER = 0.8
@@ -49,10 +49,13 @@ def kind_title(table: Table, analysis: Analysis, kind: str) -> str:
 
 
 def pair_label(table: Table, kind: str, pair: tuple[int, int]) -> str:
+    """The first arm's name, of two arms both, each with the number of its departures."""
     first, second = (table.arms[i] for i in pair)
     if kind == PARTS:
         return part_label(first)
-    return first.label if kind == AGAINST else f"{first.label} - {second.label}"
+    marks = departure_marks(table)
+    own, other = (arm.label + marks[arm.key] for arm in (first, second))
+    return own if kind == AGAINST else f"{own} - {other}"
 
 
 def part_label(first: Arm) -> str:

@@ -18,7 +18,7 @@ from bench.report.sections import (
     pair_label,
     percent,
 )
-from bench.report.tables import bullets, column_title
+from bench.report.tables import bullets, column_title, departure_marks, numbered_departures
 from bench.sweep import AGAINST, PARTS, SAM
 
 WORDS = {AGAINST: "Against {reference}", SAM: "SAM against not SAM", PARTS: "The SAM gain in two parts"}
@@ -44,18 +44,19 @@ def markdown(table: Table, analysis: Analysis, more: list[Section]) -> str:
 
 
 def means(table: Table, analysis: Analysis) -> list[str]:
-    """Arms from the best mean on; controls and A/A arms stand in their place, named as such."""
+    """Arms from the best mean on; controls and A/A arms stand in their place, named as such. Then what departs."""
     measured = primary(table, analysis)
     mean_A = measured.interval_A.estimate
     order = sorted(range(len(mean_A)), key=lambda a: (np.isnan(mean_A[a]), -measured.sign * mean_A[a]))
-    digits, lines = digits_of(measured), []
+    digits, lines, marks = digits_of(measured), [], departure_marks(table)
     for place in order:
         estimate, low, high = (float(ends[place]) for ends in measured.interval_A)
         spread = "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
         what = ", a control" if place in controls(table) else ""
         failed = stats.failed_text(int(stats.failures(measured.values_AS)[place]), len(table.seeds))
-        lines.append(f"{table.arms[place].label}{what}: {failed or f'{estimate:.{digits}f}{spread}'}")
-    return lines
+        arm = table.arms[place]
+        lines.append(f"{arm.label}{marks[arm.key]}{what}: {failed or f'{estimate:.{digits}f}{spread}'}")
+    return lines + numbered_departures(table)
 
 
 def verdicts(table: Table, result: Result) -> list[str]:

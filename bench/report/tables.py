@@ -151,7 +151,7 @@ def column_title(column) -> str:
 def wide(table: Table, analysis) -> tuple[list[str], list[list[str]], list[str]]:
     """(head, lines, notes): arms as rows, columns and GLUE's average as columns, then capacity. `analysis.Analysis`."""
     marks = departure_marks(table)
-    numbered = [f"[{n}] {text}" for n, text in enumerate(departure_notes(table), 1)]
+    numbered = numbered_departures(table)
     cells, reasons = cell_texts(table, len(numbered))
     if analysis.average:
         cells |= average_texts(table, analysis.average)
@@ -286,6 +286,11 @@ def reasons(table: Table, label: str, protocol: str) -> str:
 def departure_notes(table: Table) -> list[str]:
     """One text for each distinct set of departures, in the order of the arms."""
     return list(dict.fromkeys(departure_note(a) for a in table.arms if a.departed))
+
+
+def numbered_departures(table: Table) -> list[str]:
+    """'[1] low_rank departs …', the numbers being those of `departure_marks`."""
+    return [f"[{n}] {text}" for n, text in enumerate(departure_notes(table), 1)]
 
 
 def departure_note(arm: Arm) -> str:

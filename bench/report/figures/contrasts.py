@@ -8,7 +8,18 @@ import numpy as np
 from bench.report import contrasts, stats
 from bench.report.analysis import Analysis, Result
 from bench.report.frame import Table
-from bench.report.plots import DARK, Look, arm_looks, failed, few_ticks, legend, named_rows, panels, window
+from bench.report.plots import (
+    DARK,
+    Look,
+    arm_looks,
+    difference_label,
+    failed,
+    few_ticks,
+    legend,
+    named_rows,
+    panels,
+    window,
+)
 from bench.report.sections import kind_title
 from bench.sweep import AGAINST
 
@@ -30,7 +41,7 @@ def figures(table: Table, analysis: Analysis):
         named_rows(ax, names, first)
         panel(ax, [found.get((protocol, metric)) for protocol in protocols], styles)
         better = "smaller" if found[protocols[0], metric].measured.sign < 0 else "larger"
-        ax.set_xlabel(f"difference in {metric.replace('_', ' ')}\n({better} is better)")
+        ax.set_xlabel(difference_label(metric, better))
     level = f"mean and {100 * (1 - analysis.alpha):g} % t interval of the pair" if len(table.seeds) > 1 else "one seed"
     legend(figure, handles(protocols), title=f"{kind_title(table, analysis, AGAINST)}: {level}")
     yield "protocols", figure

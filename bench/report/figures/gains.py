@@ -12,6 +12,7 @@ from bench.report.plots import (
     DARK,
     Look,
     arm_looks,
+    difference_label,
     failed,
     few_ticks,
     legend,
@@ -71,7 +72,7 @@ def panel(ax, result: Result, styles: list[Look], margin: float) -> None:
     ax.tick_params(axis="x", length=2.5 * whole.any(), labelbottom=bool(whole.any()))
     title(ax, result.measured.column.protocol, result.measured.at_floor)
     better = "larger" if result.measured.sign > 0 else "smaller"
-    ax.set_xlabel(f"difference in {result.measured.column.metric.replace('_', ' ')}\n({better} is better)")
+    ax.set_xlabel(difference_label(result.measured.column.metric, better))
 
 
 def failed_text(values_AS: np.ndarray, own: int, other: int) -> str:
