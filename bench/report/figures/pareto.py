@@ -11,7 +11,7 @@ import numpy as np
 from bench.report.analysis import Analysis, Measured
 from bench.report.cost import side_by_side
 from bench.report.frame import Table
-from bench.report.plots import WIDTH, Look, arm_handles, arm_looks, few_ticks, legend, metric_text, title
+from bench.report.plots import NARROW, WIDTH, Look, arm_handles, arm_looks, few_ticks, legend, metric_text, title
 from bench.report.responses import primary
 from bench.report.tables import capacities, count_text, throughput
 
@@ -40,17 +40,16 @@ def figures(table: Table, analysis: Analysis):
         return
     from matplotlib.figure import Figure
 
-    figure, styles = Figure(figsize=(WIDTH, 2.2), layout="constrained"), arm_looks(table)
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax in axes[len(costs) :]:
-        ax.set_visible(False)
+    figure = Figure(figsize=(WIDTH if len(costs) > 1 else NARROW, 2.2), layout="constrained")
+    axes, styles = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0], arm_looks(table)
     for ax, cost in zip(axes, costs, strict=False):
         panel(ax, measured, cost, styles)
     title(axes[0], protocol, measured.at_floor)
     axes[0].set_ylabel(metric_text(measured))
     shown = [look for place, look in enumerate(styles) if whole[place]]
     interval = f"mean and {100 * (1 - analysis.alpha):g} % t interval" if len(table.seeds) > 1 else "one seed"
-    legend(figure, arm_handles(shown, lines=False), title=f"{interval}; grey: arms that none beats in both")
+    grey = "; grey: arms that none beats in both" if any(cost.marked for cost in costs) else ""
+    legend(figure, arm_handles(shown, lines=False), title=interval + grey)
     yield "pareto", figure
 
 
