@@ -32,7 +32,7 @@ PROTOCOL = {
     "init": "",
     "task": {"name": "digits", "patch": 2, "vocabulary": {"size": 64}},
     "backbone": {"layers": 2, "width": 32, "positions": True},
-    "shell": {"conv_width": 3},
+    "shell": {"conv_width": 3, "gain": 0.0},
     "optimiser": {"lr": 0.003, "betas": [0.9, 0.98]},
     "budget": {"steps": 300, "batch": 64},
     "precision": "fp32",

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from bench.record import dump
-from bench.report import analysis, contrasts, cost, links, orders, summary
+from bench.report import analysis, contrasts, cost, links, orders, start, summary
 from bench.report.figures import contrasts as figure
 from bench.report.published import numbers
 from bench.report.sections import sections
@@ -167,6 +167,66 @@ def test_the_split_alone_is_the_mean_over_orders_that_are_blind_inside_the_group
 def test_few_arms_of_a_group_have_no_order():
     table = of_table_2({arm: loss for arm, loss in PRINTED.items() if arm[0] in ("attention", "low_rank")})
     assert orders.sections(table, analysis.analyse(table, {})) == []
+
+
+def test_what_a_pretrainings_order_tells_of_the_fine_tunings_is_said_within_the_groups():
+    """Accuracies that keep the order of the losses but turn it round inside SAM; an A/A arm has no say."""
+    losses = {
+        ("a", False): 3.0,
+        ("b", False): 3.1,
+        ("c", False): 3.2,
+        ("a", True): 2.0,
+        ("b", True): 2.1,
+        ("c", True): 2.2,
+    }
+    arms = {arm: {"name": arm[0], "sam": arm[1], "heads": 2} for arm in losses}
+    arms["a", True, 1] = {**arms["a", True], "salt": 1}
+    rows = []
+    for label, changes in (("text", {"task": {"name": "masked_lm"}}), ("fine", {"init": "text"})):
+        for row in noisy_rows({}, 2, list(arms.values()), label=label, changes=changes):
+            loss = losses[row.mixer["name"], row.mixer["sam"]]
+            value = loss if label == "text" else 0.9 - loss / 10 if not row.mixer["sam"] else 0.6 + loss / 10
+            metrics = {"loss" if label == "text" else "accuracy": 9.0 if "salt" in row.mixer else value}
+            rows.append(replace(row, record=replace(row.record, metrics=metrics)))
+    first, second = Column("text", "loss"), Column("fine", "accuracy")
+    family = replace(a_sweep().family, primary=second, reference={"name": "a", "sam": True, "salt": 0})
+    table = a_table(rows, columns=(first, second), family=family)
+    (found,) = orders.sections(table, analysis.analyse(table, {}))
+    assert found.title == "Orders of fine-tunings, beside text: loss"
+    assert found.lines == [["fine accuracy", "+0.60 (6 arms)", "-1.00 (3 arms)", "+1.00 (3 arms)", "+0.60"]]
+    assert "## Orders of fine-tunings, beside text: loss" in a_summary(table)
+    alone = a_table([r for r in rows if r.protocol == "text"], columns=(first,), family=replace(family, primary=first))
+    assert orders.sections(alone, analysis.analyse(alone, {})) == []
+
+
+# Start of training --------------------------------------------------------------------------------------------------
+
+
+def started(row, gains: tuple, varying: tuple):
+    return replace(row, record=replace(row.record, gain=gains, gain_varying=varying))
+
+
+def test_how_large_each_mixer_starts_is_told_over_layers_and_seeds_and_by_what_it_is_scaled():
+    """The protocol's target over the gain; '-' without a target and for weights that come from a parent."""
+    plain = noisy_rows({}, 2, (DENSE, LOW))
+    rows = [started(r, (0.02, 0.05, 0.02 * 2**r.seed), (0.01, 0.04, 0.01)) for r in plain[:2]]
+    rows += [started(r, (4.0, 4.0), (1.0, 1.0)) for r in plain[2:]]
+    (found,) = start.sections(a_table(rows))
+    assert found.head == ["arm", "gain", "over tokens", "scaled by"] and len(found.notes) == 1
+    assert found.lines == [["dense", "0.03 (0.02 to 0.05)", "0.01 (0.01 to 0.04)", "-"], ["low_rank", "4", "1", "-"]]
+
+    aimed = noisy_rows({}, 2, (DENSE, LOW), changes={"shell.gain": 2.0})
+    children = [started(r, (), ()) for r in noisy_rows({}, 2, (DENSE, LOW), label="rough", changes={"task.patch": 4})]
+    rows = [started(r, (0.004, 2.0), (0.0, 1.0)) for r in aimed]
+    (found,) = start.sections(a_table(rows + children, columns=BOTH))
+    assert found.head == ["arm", "gain", "over tokens", "scaled by"] and found.notes[1].startswith("Scaled by: ")
+    assert [line[-1] for line in found.lines] == ["250 (1 to 500)"] * 2
+    assert start.sections(a_table(children, columns=BOTH[1:])) == []
+
+    both = [*rows, *noisy_rows({}, 2, (DENSE, LOW), label="rough", changes={"task.patch": 4})]
+    (found,) = start.sections(a_table(both, columns=BOTH))
+    assert [line[:2] for line in found.lines] == [[arm, p] for arm in ("dense", "low_rank") for p in ("quick", "rough")]
+    assert found.left == 2 and {line[-1] for line in found.lines} == {"250 (1 to 500)", "-"}
 
 
 # Summary ------------------------------------------------------------------------------------------------------------

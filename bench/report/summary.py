@@ -36,7 +36,7 @@ def markdown(table: Table, analysis: Analysis, more: list[Section]) -> str:
         parts += [f"## {name}", bullets(verdicts(table, result))]
     parts += ["## Noise and limits", bullets(limits(table, analysis))]
     for section in more:
-        if section.title.startswith((contrasts.TITLE, orders.TITLE)):
+        if section.title.startswith((contrasts.TITLE, orders.CARRIED, orders.TITLE)):
             parts += [f"## {section.title}", bullets([*said(section), *section.notes])]
         if section.title == cost.TITLE:
             parts += [f"## {section.title}", bullets(costs(section))]

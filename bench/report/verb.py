@@ -19,6 +19,7 @@ from bench.report import (
     orders,
     plots,
     published,
+    start,
     suite,
     summary,
     tables,
@@ -46,7 +47,7 @@ def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False
     found = analysis.analyse(table, suite.floors(table, store))
     more = [*sections(table, found), *contrasts.sections(table, found), *tuning_text.sections(tuned)]
     more += [*items.sections(table, found, store), *published.beside(table, found), *orders.sections(table, found)]
-    more.append(cost.section(table))
+    more += [*start.sections(table), cost.section(table)]
     texts = {
         "table.md": tables.markdown(table, found, more, [*certificate.short(proof), *tuning_text.short(tuned)]),
         "table.csv": tables.csv(table, found),
