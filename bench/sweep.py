@@ -8,6 +8,7 @@ every record of the sweep.
 
 import dataclasses
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -165,7 +166,7 @@ def arms(sweep: Sweep) -> list[Arm]:
             wholes.append({**whole, **own})
     unused = [str(d.mixer) for n, d in enumerate(sweep.departures) if n not in used]
     if unused:
-        raise Refusal(f"sweep.departures: no arm of the sweep matches {', '.join(unused)}")
+        raise Refusal(f"sweep.departures: no arm of the sweep matches {', '.join(unused)}; {arms_text(wholes)}")
     check_reference(sweep.family.reference, wholes)
     check_controls(sweep, wholes)
     return found
@@ -177,7 +178,7 @@ def check_reference(reference: dict, mixers: list[dict]) -> None:
     matches = {digest({"mixer": m}): m for m in plain if matched(reference, m)}
     if reference and len(matches) != 1:
         several = f"{len(matches)} arms match it, name more of its keys" if matches else "no arm of the sweep matches"
-        raise Refusal(f"sweep.family.reference {reference}: {several}")
+        raise Refusal(f"sweep.family.reference {reference}: {several}; {arms_text(list(matches.values()) or plain)}")
 
 
 def check_controls(sweep: Sweep, mixers: list[dict]) -> None:
@@ -185,9 +186,17 @@ def check_controls(sweep: Sweep, mixers: list[dict]) -> None:
     for control in sweep.controls:
         matches = [m for m in mixers if matched(control, m)]
         if not matches:
-            raise Refusal(f"sweep.controls {control}: no arm of the sweep matches")
+            raise Refusal(f"sweep.controls {control}: no arm of the sweep matches; {arms_text(mixers)}")
         if sweep.family.reference and any(matched(sweep.family.reference, m) for m in matches):
             raise Refusal(f"sweep.controls {control}: sweep.family.reference cannot be a control")
+
+
+def arms_text(mixers: list[dict]) -> str:
+    """'arms: dense sam=false heads=2, …', with the keys in which any two of them differ."""
+    keys = [k for k in dict.fromkeys(k for m in mixers for k in m) if k != "name"]
+    told = [k for k in keys if len({json.dumps(m[k]) for m in mixers if k in m}) > 1] if len(mixers) > 1 else keys
+    texts = (" ".join([m["name"], *(f"{k}={json.dumps(m[k])}" for k in told if k in m)]) for m in mixers)
+    return f"arms: {', '.join(dict.fromkeys(texts))}"
 
 
 def matched(keys: dict, mixer: dict) -> bool:

@@ -176,6 +176,18 @@ def test_along_heads_stand_parameters_and_state_and_what_moves_with_them_makes_n
     assert all(np.allclose(line.get_ydata(), np.log2([100, 200, 400])) for line in parameters.lines)
 
 
+def test_parameters_that_hardly_move_have_ticks_of_their_own_beside_an_arm_with_many():
+    arms = ({**LOW, "rank": 2}, {**LOW, "rank": 4}, DENSE)
+    counts = {2: 215_112, 4: 221_472, None: 2_000_000}
+    rows = []
+    for row in noisy_rows({}, 2, arms):
+        capacity = replace(row.record.capacity, mixer_parameters=counts[row.mixer.get("rank")])
+        rows.append(replace(row, record=replace(row.record, capacity=capacity)))
+    _, parameters = drawn(a_table(rows), responses)["response_rank"].axes
+    low, high = parameters.get_ylim()
+    assert len(parameters.get_yticks()) >= 2 and all(low <= tick <= high for tick in parameters.get_yticks())
+
+
 def test_an_arm_that_departs_stands_on_no_line_with_those_that_do_not():
     arms = tuple({**LOW, "rank": rank} for rank in (2, 4, 8))
     departure = Departure({"name": LOW["name"], "rank": 4}, {"shell.conv_width": 3}, "a test")

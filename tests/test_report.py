@@ -185,9 +185,9 @@ def test_a_declared_departure_passes_and_is_printed_with_its_source():
     text = text_of(table, certificate.short(certificate.certificate(table)))
     assert "| dense [1]" in text and "| low_rank  " in text
     assert "[1] dense departs from the protocol by backbone.width = 40; source: the published table." in text
-    assert "equal for all arms but dense (departure)" in text
+    assert "equal for all arms but dense [1] (departure)" in text
     proof = certificate.certificate(table)["protocols"]["quick"]
-    assert proof["departed"]["dense"]["differs"] == {"backbone.width": [32, 40]}
+    assert proof["departed"]["dense [1]"]["differs"] == {"backbone.width": [32, 40]}
 
 
 @pytest.mark.parametrize("value", [32, 48])
@@ -211,7 +211,7 @@ def test_a_departure_excuses_only_the_hashes_that_it_moves():
     controlled([with_record(r, hashes=odd) if r == rows[0] else r for r in rows], sweep)
     odd = replace(rows[0].record.hashes, shared_init="other")
     message = refusal([with_record(r, hashes=odd) if r == rows[0] else r for r in rows], sweep)
-    assert "shared initialisation: other (dense)" in message
+    assert "shared initialisation: other (dense [1])" in message
 
 
 def test_a_childs_parent_follows_a_departure_of_its_backbone_and_of_nothing_else():
@@ -472,10 +472,10 @@ def test_report_writes_its_files_and_a_whole_certificate(tmp_path):
     proof = json.loads(paths[-1].read_text())
     assert proof["records"] == 6 and proof["seeds"] == [0, 1]
     for values in proof["protocols"].values():
-        assert list(values["departed"]) == ["identity"]
+        assert list(values["departed"]) == ["identity [1]"]
         for block in values["blocks"]:
-            assert set(block["arms"]) == {"identity", "low_rank", "low_rank SAM"}
-            assert [a for a, own in block["arms"].items() if own["differs"]] == ["identity"]
+            assert set(block["arms"]) == {"identity [1]", "low_rank", "low_rank SAM"}
+            assert [a for a, own in block["arms"].items() if own["differs"]] == ["identity [1]"]
 
 
 def test_a_record_older_than_a_key_has_its_neutral_value_in_gate_and_certificate(tmp_path):

@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from bench.config import MISALIGNED
 from bench.record import dump
 from bench.report import analysis, contrasts, cost, links, orders, start, summary
 from bench.report.figures import contrasts as figure
 from bench.report.published import numbers
 from bench.report.sections import sections
 from bench.store import Store
-from bench.sweep import AGAINST, Column, Departure
+from bench.sweep import AGAINST, PARTS, SAM, Column, Departure
 from tests.test_figures import drawn
 from tests.test_report import ARMS, ATTENTION, DENSE, GOLDEN, LOW, LOW_SAM, a_sweep, text_of
 from tests.test_report_statistics import a_table, noisy_rows
 
 TWIN = {**ATTENTION, "salt": 1}
+WIDE = {"backbone.width": 40}
 BOTH = (Column("quick", "accuracy"), Column("rough", "accuracy"))
 
 
@@ -52,6 +54,9 @@ def test_runs_that_share_a_device_share_its_time_and_the_parts_add_up():
     for values in (*alone.values(), *together.values()):
         assert values[0] == pytest.approx(sum(values[1:]), abs=0.21)
     assert alone["all"][1:] == [2.8, 0.0, 0.1, 0.1]
+    for begins, beside in (((0, 60), False), ((0, 30), True)):
+        rows = [timed(row, begin, 60) for row, begin in zip((dense, low), begins, strict=True)]
+        assert any("as it ran beside others" in note for note in cost.section(a_table(rows)).notes) == beside
 
 
 def test_a_run_of_another_table_has_its_share_of_the_device_and_no_line(tmp_path):
@@ -265,6 +270,31 @@ def test_an_arm_that_departs_is_marked_wherever_it_is_compared_and_the_summary_s
     assert {line[0] for line in section.lines} == {"low_rank [1]", "low_rank SAM"}
     # A page's row of such a label leads to the runs of its arm and of the reference.
     assert links.Links(table, found).arms("low_rank [1]", section) == (2, 0)
+
+
+def test_a_reference_that_departs_is_marked_wherever_arms_are_compared_with_it():
+    """Also in the parts of a gain, along what varies, and in the names of rows of figures."""
+    misaligned = {**LOW_SAM, "sam": MISALIGNED}
+    rows = []
+    for gain, label in ((1.0, "quick[shell.gain=1.0]"), (2.0, "quick[shell.gain=2.0]")):
+        for own, wider in (((DENSE, LOW), WIDE), ((misaligned, LOW_SAM), {})):
+            rows += noisy_rows({}, 3, own, label=label, changes={"shell.gain": gain, **wider})
+    wide = [Departure(dict(arm), WIDE, "a test") for arm in (DENSE, LOW)]
+    primary = Column("quick[shell.gain=1.0]", "accuracy")
+    family = replace(a_sweep().family, comparisons=(AGAINST, SAM, PARTS), primary=primary)
+    columns = (primary, Column("quick[shell.gain=2.0]", "accuracy"))
+    table = a_table(rows, columns=columns, departures=tuple(wide), family=family, varies={"shell.gain": (1.0, 2.0)})
+    found = analysis.analyse(table, {})
+    every = {section.title: section for section in sections(table, found)}
+    assert "Difference from dense [1]" in every and "## Against dense [1]" in a_summary(table)
+    assert every["quick: accuracy by shell.gain"].head[1:] == [
+        "dense [1]",
+        "low_rank [2]",
+        "low_rank misaligned",
+        "low_rank SAM",
+    ]
+    parts = [line[0] for line in every["SAM gain in two parts"].lines]
+    assert parts == ["low_rank [2]: data dependence", "low_rank: alignment"]
 
 
 def test_the_summary_claims_a_difference_only_where_the_tests_do():

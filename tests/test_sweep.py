@@ -183,8 +183,11 @@ AGAINST = {**FAMILY, "reference": {"name": "identity"}, "comparisons": ["referen
         ({**FAMILY, "reference": {"name": "identity"}}, ["only then"]),
         ({**FAMILY, "alpha": 1}, ["alpha"]),
         ({**FAMILY, "margin": -1}, ["margin"]),
-        ({**AGAINST, "reference": {"name": "dense"}}, ["'dense'", "no arm"]),
-        ({**AGAINST, "reference": {"sam": False}}, ["2 arms match it"]),
+        (
+            {**AGAINST, "reference": {"name": "dense"}},
+            ["'dense'", "no arm", "; arms: identity, low_rank sam=true heads=2"],
+        ),
+        ({**AGAINST, "reference": {"sam": False}}, ["2 arms match it", "; arms: identity heads=2, identity heads=4"]),
         ({k: v for k, v in FAMILY.items() if k != "alpha"}, ["sweep.family.alpha"]),
     ],
 )

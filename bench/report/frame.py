@@ -73,7 +73,8 @@ class Arm:
     """One line of the table."""
 
     key: str
-    label: str  # short and unique in its table
+    label: str  # short and unique in its table, with its mark
+    mark: str  # ' [2]', the number of what it departs by, or ''
     mixer: dict
     departed: dict  # protocol key -> value, as declared in the sweep
     sources: tuple[str, ...]  # of its departures
@@ -166,7 +167,8 @@ def arms_of(rows: list[Row], sweep: Sweep) -> tuple[tuple[Arm, ...], tuple[str, 
         return len({digest({"": m[key]}) for m in among if key in m}) > 1
 
     axes = tuple(k for k in keys if several(k, mixers.values()))
-    arms = []
+    arms: list[Arm] = []
+    numbers: dict[tuple, int] = {}  # of what arms depart by
     for key, mixer in mixers.items():
         alike = [m for m in mixers.values() if (m["name"], m["sam"]) == (mixer["name"], mixer["sam"])]
         own = [f"{k} {plain(mixer[k])}" for k in axes if several(k, alike)]
@@ -176,7 +178,10 @@ def arms_of(rows: list[Row], sweep: Sweep) -> tuple[tuple[Arm, ...], tuple[str, 
         label = ", ".join([f"{mixer['name']}{LEVELS[mixer['sam']].label}", *own])
         declared = departures(sweep, mixer)
         departed = {k: v for d in declared for k, v in d.set.items()}
-        arms.append(Arm(key, label, mixer, departed, tuple(d.source for d in declared)))
+        sources = tuple(d.source for d in declared)
+        told = mixer["name"], digest({"": departed}), sources
+        mark = f" [{numbers.setdefault(told, len(numbers) + 1)}]" if departed else ""
+        arms.append(Arm(key, label + mark, mark, mixer, departed, sources))
     return tuple(arms), axes
 
 

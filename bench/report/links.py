@@ -10,7 +10,7 @@ from bench.report.analysis import Analysis
 from bench.report.frame import Table
 from bench.report.responses import Response, responses
 from bench.report.sections import Section, kind_name, kind_title, pair_label, response_section
-from bench.report.tables import column_title, departure_marks
+from bench.report.tables import column_title
 from bench.sweep import AGAINST
 
 ALL = "all"  # columns
@@ -40,9 +40,8 @@ class Links:
 
     @cached_property
     def names(self) -> dict[str, tuple[int, ...]]:
-        """Labels of arms, with the number of their departures and without, and of pairs -> places of arms."""
-        marks = departure_marks(self.table)
-        found = {arm.label + mark: (n,) for n, arm in enumerate(self.table.arms) for mark in ("", marks[arm.key])}
+        """Labels of arms and of pairs -> places of arms."""
+        found = {arm.label: (place,) for place, arm in enumerate(self.table.arms)}
         for kind, pairs in self.analysis.families.items():
             if kind != AGAINST:
                 found |= {pair_label(self.table, kind, pair): pair for pair in pairs}

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from bench.config import MISALIGNED
 from bench.report.frame import Table, plain
-from bench.report.tables import departure_marks
 
 # Looks only: a mixer keeps its colour from figure to figure. Append, never reorder; other names take what is left.
 KNOWN = (
@@ -161,7 +160,7 @@ def looks(names: list[str]) -> dict[str, tuple[str, str]]:
 
 def arm_looks(table: Table) -> list[Look]:
     """One an arm, in the table's order."""
-    style, marks = looks([a.mixer["name"] for a in table.arms]), departure_marks(table)
+    style = looks([a.mixer["name"] for a in table.arms])
     twins = {arm.key for arm in table.arms if arm.mixer.get("salt", 0)}  # A/A arms are the paler ones
     alike: dict[tuple, list[str]] = {}
     for arm in table.arms:
@@ -173,7 +172,7 @@ def arm_looks(table: Table) -> list[Look]:
         share = 1 if len(keys) == 1 else PALEST + (1 - PALEST) * keys.index(arm.key) / (len(keys) - 1)
         colour, level = tinted(colour, share), arm.mixer["sam"]
         dashes = HALF if level == MISALIGNED else FULL if level else EMPTY
-        found.append(Look(arm.label + marks[arm.key], colour, marker, filled(level, colour), dashes))
+        found.append(Look(arm.label, colour, marker, filled(level, colour), dashes))
     return found
 
 

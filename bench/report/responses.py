@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bench.config import NEUTRAL
 from bench.report.analysis import Analysis, Measured, salted
 from bench.report.frame import LEVELS, Arm, Table, nested, plain, same
-from bench.report.tables import column_title, departed_text, departure_marks
+from bench.report.tables import column_title, departed_text
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ def by_key(table: Table, analysis: Analysis, key: str) -> Response:
     values = list({plain(a.mixer[key]): a.mixer[key] for _, a in arms}.values())
     values = sorted(values) if all(type(v) in (int, float) for v in values) else values
     lines: dict[str, dict] = {}
-    marks = departure_marks(table)  # what departs stands on no line with what does not
     alone = {arm.key for group in kin(table) if told_apart(group, key) for arm in group}
     for place, arm in arms:
         name = f"{arm.mixer['name']}{LEVELS[arm.mixer['sam']].label}" if arm.key in alone else line_label(arm, key)
-        lines.setdefault(name + marks[arm.key], {})[values.index(arm.mixer[key])] = (measured, place)
+        name += arm.mark  # what departs stands on no line with what does not
+        lines.setdefault(name, {})[values.index(arm.mixer[key])] = (measured, place)
     along = tuple(other for other in table.axes if other != key and follows(table, other, (key,)))
     return Response(key, column_title(measured.column), measured.column.protocol, values, lines, along)
 
 
 def line_label(arm: Arm, key: str) -> str:
-    """The arm without the key, and without keys that it shares with nobody."""
-    rest = [part for part in arm.label.split(", ")[1:] if not part.startswith(f"{key} ")]
+    """The arm without the key, without keys that it shares with nobody, and without its mark."""
+    rest = [part for part in arm.label.removesuffix(arm.mark).split(", ")[1:] if not part.startswith(f"{key} ")]
     return ", ".join([f"{arm.mixer['name']}{LEVELS[arm.mixer['sam']].label}", *rest])
 
 

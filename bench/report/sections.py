@@ -16,7 +16,7 @@ from bench.report.responses import Response, responses
 from bench.report.stats_bootstrap import caution
 from bench.report.stats_suite import wins
 from bench.report.stats_tests import Interval, detectable, smallest_flip_p, t_interval
-from bench.report.tables import column_title, decimals, departure_marks
+from bench.report.tables import column_title, decimals
 from bench.sweep import AGAINST, PARTS, SAM
 
 POWER = 0.8
@@ -49,19 +49,17 @@ def kind_title(table: Table, analysis: Analysis, kind: str) -> str:
 
 
 def pair_label(table: Table, kind: str, pair: tuple[int, int]) -> str:
-    """The first arm's name, of two arms both, each with the number of its departures."""
     first, second = (table.arms[i] for i in pair)
     if kind == PARTS:
-        return part_label(first)
-    marks = departure_marks(table)
-    own, other = (arm.label + marks[arm.key] for arm in (first, second))
-    return own if kind == AGAINST else f"{own} - {other}"
+        return part_label(first, second)
+    return first.label if kind == AGAINST else f"{first.label} - {second.label}"
 
 
-def part_label(first: Arm) -> str:
+def part_label(first: Arm, second: Arm) -> str:
     """'low_rank, rank 8: data dependence' of the pair that begins with the misaligned arm, else '…: alignment'."""
     name, level = first.mixer["name"], LEVELS[first.mixer["sam"]].label
-    rest = first.label.removeprefix(name + level)
+    rest = first.label.removesuffix(first.mark).removeprefix(name + level)
+    rest += "".join(dict.fromkeys((second.mark, first.mark)))  # of either arm
     return f"{name}{rest}: {'data dependence' if first.mixer['sam'] == MISALIGNED else 'alignment'}"
 
 
@@ -147,7 +145,10 @@ def part_notes(table: Table, results: list[Result]) -> list[str]:
         values_AS, found = stats.finite(result.measured.values_AS), result.found
         pairs = [(a, f) for (m, f), (a, n) in zip(found.pairs[::2], found.pairs[1::2], strict=True) if m == n]
         whole_P = t_interval(stats.differences(values_AS, pairs), 1 - found.alpha)
-        digits, names = digits_of(result.measured), (part_label(table.arms[a]).rpartition(":")[0] for a, _ in pairs)
+        digits, names = (
+            digits_of(result.measured),
+            (part_label(*(table.arms[i] for i in pair)).rpartition(":")[0] for pair in pairs),
+        )
         texts = [f"{name} {interval_text(whole_P, place, digits)}" for place, name in enumerate(names)]
         where = column_title(result.measured.column)
         notes.append(f"The two add up to the whole gain, which is in no family here, on {where}: {', '.join(texts)}.")
@@ -155,7 +156,7 @@ def part_notes(table: Table, results: list[Result]) -> list[str]:
 
 
 def left_out(table: Table) -> list[str]:
-    names = ", ".join(table.arms[place].label for place in controls(table))
+    names = "; ".join(table.arms[place].label for place in controls(table))
     return [f"Controls, shown and in no family: {names}."] if names else []
 
 

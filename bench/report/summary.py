@@ -6,8 +6,8 @@ Every number is one of the report's tables; what words surround it depends on th
 import numpy as np
 
 from bench.report import contrasts, cost, orders, published, stats
-from bench.report.analysis import A_A, Analysis, Result, controls
-from bench.report.frame import LEFT_OUT, Table
+from bench.report.analysis import A_A, Analysis, Measured, Result, controls
+from bench.report.frame import LEFT_OUT, Table, seeds_text
 from bench.report.responses import primary
 from bench.report.sections import (
     Section,
@@ -18,7 +18,7 @@ from bench.report.sections import (
     pair_label,
     percent,
 )
-from bench.report.tables import bullets, column_title, departure_marks, numbered_departures
+from bench.report.tables import bullets, column_title, numbered_departures
 from bench.sweep import AGAINST, PARTS, SAM
 
 WORDS = {AGAINST: "Against {reference}", SAM: "SAM against not SAM", PARTS: "The SAM gain in two parts"}
@@ -27,9 +27,13 @@ WORDS = {AGAINST: "Against {reference}", SAM: "SAM against not SAM", PARTS: "The
 def markdown(table: Table, analysis: Analysis, more: list[Section]) -> str:
     """`more`: the sections of the report, of which those on cost, protocols and orders are said in lines."""
     measured = primary(table, analysis)
-    better = "larger" if measured.sign > 0 else "smaller"
     parts = [f"# {table.sweep.name} in short", table.sweep.question]
-    parts += [f"## Means on {column_title(measured.column)} ({better} is better)", bullets(means(table, analysis))]
+    for shown in [measured, *(m for m in analysis.measured if m.column not in table.columns)]:  # GLUE's average
+        better = "larger" if shown.sign > 0 else "smaller"
+        parts += [
+            f"## Means on {column_title(shown.column)} ({better} is better)",
+            bullets(means(table, shown, analysis.alpha)),
+        ]
     for kind in (k for k in analysis.families if k != A_A):
         result = analysis.result(kind, measured.column)
         name = WORDS[kind].format(reference=table.arms[analysis.reference or 0].label)
@@ -43,20 +47,23 @@ def markdown(table: Table, analysis: Analysis, more: list[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def means(table: Table, analysis: Analysis) -> list[str]:
+def means(table: Table, measured: Measured, alpha: float) -> list[str]:
     """Arms from the best mean on; controls and A/A arms stand in their place, named as such. Then what departs."""
-    measured = primary(table, analysis)
     mean_A = measured.interval_A.estimate
     order = sorted(range(len(mean_A)), key=lambda a: (np.isnan(mean_A[a]), -measured.sign * mean_A[a]))
-    digits, lines, marks = digits_of(measured), [], departure_marks(table)
+    digits, lines = digits_of(measured), []
     for place in order:
         estimate, low, high = (float(ends[place]) for ends in measured.interval_A)
         spread = "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
         what = ", a control" if place in controls(table) else ""
         failed = stats.failed_text(int(stats.failures(measured.values_AS)[place]), len(table.seeds))
-        arm = table.arms[place]
-        lines.append(f"{arm.label}{marks[arm.key]}{what}: {failed or f'{estimate:.{digits}f}{spread}'}")
-    return lines + numbered_departures(table)
+        lines.append(f"{table.arms[place].label}{what}: {failed or f'{estimate:.{digits}f}{spread}'}")
+    level = f" [{percent(1 - alpha)} t interval]" if len(table.seeds) > 1 else ""
+    return [
+        *lines,
+        *numbered_departures(table),
+        f"Mean{level} over n = {len(table.seeds)} ({seeds_text(table.seeds)}).",
+    ]
 
 
 def verdicts(table: Table, result: Result) -> list[str]:
@@ -100,9 +107,9 @@ def limits(table: Table, analysis: Analysis) -> list[str]:
     ]
     if primary(table, analysis).no_letters:
         found.append("Which of all pairs of arms differ: there are too few seeds for that many tests.")
-    notes = [note for section in published.beside(table, analysis) for note in section.notes]
-    recipes = [note.removeprefix(published.DIFFER) for note in notes if note.startswith(published.DIFFER)]
-    found += [f"Not the paper's recipe: {recipe}" for recipe in recipes]
+    for section in published.beside(table, analysis):
+        recipes = [note.removeprefix(published.DIFFER) for note in section.notes if note.startswith(published.DIFFER)]
+        found += [f"Not the recipe of {section.title.split(', ')[-1]}: {recipe}" for recipe in recipes]
     return found or ["Nothing beyond the arms, data and scale of this table."]
 
 

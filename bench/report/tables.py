@@ -150,7 +150,6 @@ def column_title(column) -> str:
 
 def wide(table: Table, analysis) -> tuple[list[str], list[list[str]], list[str]]:
     """(head, lines, notes): arms as rows, columns and GLUE's average as columns, then capacity. `analysis.Analysis`."""
-    marks = departure_marks(table)
     numbered = numbered_departures(table)
     cells, reasons = cell_texts(table, len(numbered))
     if analysis.average:
@@ -161,7 +160,7 @@ def wide(table: Table, analysis) -> tuple[list[str], list[list[str]], list[str]]
     lines = []
     for place, arm in enumerate(table.arms):
         twin = f" (A/A {arm.mixer['salt']})" if arm.mixer.get("salt", 0) else ""
-        own = [arm.mixer["name"] + twin + marks[arm.key], LEVELS[arm.mixer["sam"]].cell]
+        own = [arm.mixer["name"] + twin + arm.mark, LEVELS[arm.mixer["sam"]].cell]
         own += [plain(arm.mixer[k]) if k in arm.mixer else "-" for k in table.axes]
         texts = [(cells[arm.label, m.column.protocol, m.column.metric], m.letters[place]) for m in analysis.measured]
         edge = [" (edge)" * ((arm.key, m.column.protocol) in table.edges) for m in analysis.measured]
@@ -289,18 +288,12 @@ def departure_notes(table: Table) -> list[str]:
 
 
 def numbered_departures(table: Table) -> list[str]:
-    """'[1] low_rank departs …', the numbers being those of `departure_marks`."""
+    """'[1] low_rank departs …', the numbers being those of the arms' marks."""
     return [f"[{n}] {text}" for n, text in enumerate(departure_notes(table), 1)]
 
 
 def departure_note(arm: Arm) -> str:
     return f"{arm.mixer['name']} departs from the protocol by {departed_text(arm)}; source: {'; '.join(arm.sources)}."
-
-
-def departure_marks(table: Table) -> dict[str, str]:
-    """Arm key -> ' [1]', the number of its departure note, or ''."""
-    notes = departure_notes(table)
-    return {a.key: f" [{notes.index(departure_note(a)) + 1}]" if a.departed else "" for a in table.arms}
 
 
 def standing_notes(table: Table) -> list[str]:

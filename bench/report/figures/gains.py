@@ -35,9 +35,7 @@ def figures(table: Table, analysis: Analysis):
         if kind == A_A:
             continue
         results = [r for r in analysis.results if r.kind == kind]
-        # The pair's own arm names the row; of SAM against not SAM, the arm that both stem from.
-        names = [styles[second if kind == SAM else own].label for own, second in pairs]
-        names = [pair_label(table, kind, pair) for pair in pairs] if kind == PARTS else names
+        names = [row_name(table, kind, pair) for pair in pairs]
         figure, axes, firsts = panels(len(results), 0.75 + 0.2 * len(pairs), names)
         for ax, result, first in zip(axes, results, firsts, strict=True):
             named_rows(ax, names, first)
@@ -73,6 +71,12 @@ def panel(ax, result: Result, styles: list[Look], margin: float) -> None:
     title(ax, result.measured.column.protocol, result.measured.at_floor)
     better = "larger" if result.measured.sign > 0 else "smaller"
     ax.set_xlabel(difference_label(result.measured.column.metric, better))
+
+
+def row_name(table: Table, kind: str, pair: tuple[int, int]) -> str:
+    """The pair's; of SAM against not SAM the arm that both stem from, unless one departs where the other does not."""
+    own, other = (table.arms[place] for place in pair)
+    return other.label if kind == SAM and own.mark == other.mark else pair_label(table, kind, pair)
 
 
 def failed_text(values_AS: np.ndarray, own: int, other: int) -> str:

@@ -74,16 +74,21 @@ def parameters(table: Table, protocol: str) -> Cost:
 
 def by_logarithm(label: str, value_A: np.ndarray, less_is_better: bool) -> Cost:
     """No place for an arm without a value above 0."""
-    from matplotlib.ticker import MaxNLocator
-
     place_A = np.log2(np.where(value_A > 0, value_A, np.nan))
     found = known(place_A) or [0.0]
-    low, high = 2 ** min(found), 2 ** max(found)
+    return Cost(label, place_A, round_ticks(min(found), max(found)), less_is_better, marked=True)
+
+
+def round_ticks(low: float, high: float) -> dict[float, str]:
+    """Round numbers about the values whose logarithms are `low` and `high`, by their logarithms."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = 2**low, 2**high
     if high > 5 * low:
-        round_numbers = [m * 10**k for k in range(len(str(int(high))) + 1) for m in (1, 2, 5)]
+        found = [m * 10**k for k in range(len(str(int(high))) + 1) for m in (1, 2, 5)]
     else:
-        round_numbers = [int(v) for v in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if v >= 1]
-    return Cost(label, place_A, {float(np.log2(v)): count_text(v) for v in round_numbers}, less_is_better, marked=True)
+        found = [int(v) for v in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if v >= 1]
+    return {float(np.log2(v)): count_text(v) for v in found}
 
 
 def state(table: Table, protocol: str) -> Cost:

@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.report import stats
 from bench.report.analysis import Analysis
-from bench.report.figures.pareto import Cost, known, parameters, state
+from bench.report.figures.pareto import Cost, known, parameters, round_ticks, state
 from bench.report.frame import Table, plain
 from bench.report.plots import WIDTH, Look, arm_handles, arm_looks, few_ticks, legend, metric_text, title
 from bench.report.responses import LENGTH, Response, responses
@@ -79,6 +79,8 @@ def draw_cost(ax, cost: Cost, shown: dict, place_V: np.ndarray, styles: list[Loo
         ax.plot(at, cost.place_A[places], color=look.colour, ls=look.dashes, lw=1, **look.dot(3.6))
     low, high = ax.get_ylim()
     ticks = {place: text for place, text in cost.ticks.items() if low <= place <= high}
+    if len(ticks) < 2:  # those of all arms may lie outside of these
+        ticks = {place: text for place, text in round_ticks(low, high).items() if low <= place <= high}
     ax.set_yticks(list(ticks), list(ticks.values()))
     ax.set_title(cost.label, loc="left")
 
