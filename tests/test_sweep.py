@@ -185,7 +185,7 @@ AGAINST = {**FAMILY, "reference": {"name": "identity"}, "comparisons": ["referen
         ({**FAMILY, "margin": -1}, ["margin"]),
         (
             {**AGAINST, "reference": {"name": "dense"}},
-            ["'dense'", "no arm", "; arms: identity, low_rank sam=true heads=2"],
+            ["'dense'", "no arm", "; arms: identity sam=false heads=4, low_rank sam=true heads=2"],
         ),
         ({**AGAINST, "reference": {"sam": False}}, ["2 arms match it", "; arms: identity heads=2, identity heads=4"]),
         ({k: v for k, v in FAMILY.items() if k != "alpha"}, ["sweep.family.alpha"]),
