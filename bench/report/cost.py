@@ -21,7 +21,6 @@ from bench.store import Store
 TITLE = "Cost"
 PARTS = ("start-up", "compilation", "evaluation")  # what of a run is not training
 NONE = np.zeros(1 + len(PARTS))
-ALONE = 0.99  # share of its clocks' time that a run has of the device if nothing ran beside it
 
 
 def beside(store: Store) -> tuple[Record, ...]:
@@ -79,7 +78,7 @@ def parted(table: Table, rows: list[Row]) -> list[np.ndarray]:
 def side_by_side(table: Table, rows: list[Row]) -> bool:
     """Whether some of these runs shared a device, so that their steps took longer than alone."""
     clocks = sum(r.record.cost.wall * r.record.environment.world for r in rows) / 60
-    return sum(parts.sum() for parts in parted(table, rows)) < ALONE * clocks
+    return bool(sum(parts.sum() for parts in parted(table, rows)) < 0.99 * clocks)
 
 
 def line(rows: list[Row], minutes: dict[str, np.ndarray]) -> list[str]:
@@ -99,7 +98,7 @@ def alone(rows: list[Row]) -> list[str]:
 def notes(table: Table, rows: list[Row], minutes: dict[str, np.ndarray]) -> list[str]:
     devices = dict.fromkeys(r.record.environment.device for r in rows)
     walls = sum(r.record.cost.wall * r.record.environment.world for r in rows) / 60
-    beside = ", as it ran beside others" if sum(minutes[r.run_id].sum() for r in rows) < ALONE * walls else ""
+    beside = ", as it ran beside others" * side_by_side(table, rows)
     found = [
         f"Minutes of one device ({', '.join(devices)}). Where runs shared it, those of other tables too, each moment "
         f"is split evenly between them; the clocks of this table's runs add up to {walls:.1f}.",

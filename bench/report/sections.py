@@ -145,10 +145,8 @@ def part_notes(table: Table, results: list[Result]) -> list[str]:
         values_AS, found = stats.finite(result.measured.values_AS), result.found
         pairs = [(a, f) for (m, f), (a, n) in zip(found.pairs[::2], found.pairs[1::2], strict=True) if m == n]
         whole_P = t_interval(stats.differences(values_AS, pairs), 1 - found.alpha)
-        digits, names = (
-            digits_of(result.measured),
-            (part_label(*(table.arms[i] for i in pair)).rpartition(":")[0] for pair in pairs),
-        )
+        names = [pair_label(table, PARTS, pair).rpartition(":")[0] for pair in pairs]
+        digits = digits_of(result.measured)
         texts = [f"{name} {interval_text(whole_P, place, digits)}" for place, name in enumerate(names)]
         where = column_title(result.measured.column)
         notes.append(f"The two add up to the whole gain, which is in no family here, on {where}: {', '.join(texts)}.")

@@ -282,14 +282,9 @@ def reasons(table: Table, label: str, protocol: str) -> str:
     return "; ".join(f"{reason} ({seeds_text(list(dict.fromkeys(seeds)))})" for reason, seeds in found.items())
 
 
-def departure_notes(table: Table) -> list[str]:
-    """One text for each distinct set of departures, in the order of the arms."""
-    return list(dict.fromkeys(departure_note(a) for a in table.arms if a.departed))
-
-
 def numbered_departures(table: Table) -> list[str]:
-    """'[1] low_rank departs …', the numbers being those of the arms' marks."""
-    return [f"[{n}] {text}" for n, text in enumerate(departure_notes(table), 1)]
+    """'[1] low_rank departs …', one text a mark, in the order of the arms."""
+    return list(dict.fromkeys(f"{arm.mark.strip()} {departure_note(arm)}" for arm in table.arms if arm.mark))
 
 
 def departure_note(arm: Arm) -> str:
