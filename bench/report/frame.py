@@ -73,7 +73,8 @@ class Arm:
     """One line of the table."""
 
     key: str
-    label: str  # short and unique in its table, with its mark
+    name: str  # short and unique in its table; what refusals say, which list no departures
+    label: str  # name and mark, which all that a report writes says
     mark: str  # ' [2]', the number of what it departs by, or ''
     mixer: dict
     departed: dict  # protocol key -> value, as declared in the sweep
@@ -175,13 +176,13 @@ def arms_of(rows: list[Row], sweep: Sweep) -> tuple[tuple[Arm, ...], tuple[str, 
         own += [f"A/A {mixer['salt']}"] if mixer.get("salt", 0) else []
         if mixer["sam"] not in LEVELS:
             raise Refusal(f"mixer '{mixer['name']}': sam={mixer['sam']}; it can be false, true or misaligned")
-        label = ", ".join([f"{mixer['name']}{LEVELS[mixer['sam']].label}", *own])
+        name = ", ".join([f"{mixer['name']}{LEVELS[mixer['sam']].label}", *own])
         declared = departures(sweep, mixer)
         departed = {k: v for d in declared for k, v in d.set.items()}
         sources = tuple(d.source for d in declared)
         told = mixer["name"], digest({"": departed}), sources
         mark = f" [{numbers.setdefault(told, len(numbers) + 1)}]" if departed else ""
-        arms.append(Arm(key, label + mark, mark, mixer, departed, sources))
+        arms.append(Arm(key, name, name + mark, mark, mixer, departed, sources))
     return tuple(arms), axes
 
 
@@ -218,7 +219,7 @@ def check_protocols(table: Table, column: Column) -> None:
             if not same(value, found := protocol_value(row.record.run, key)):
                 raise Refusal(
                     f"{title(column)} is not controlled: the sweep declares protocol.{key} = {plain(value)} for "
-                    f"{arms[row.arm].label}, its run {row.run_id} has {plain(found)}"
+                    f"{arms[row.arm].name}, its run {row.run_id} has {plain(found)}"
                 )
     if len({row.shared for row in rows}) == 1:
         return
@@ -325,7 +326,7 @@ def title(column: Column) -> str:
 
 def split(pairs: list[tuple[Row, object]], table: Table) -> str:
     """'0.001 (dense, toeplitz), 0.002 (attention SAM)'; seeds are named where one arm has several values."""
-    labels = {a.key: a.label for a in table.arms}
+    labels = {a.key: a.name for a in table.arms}
     values: dict[str, list[Row]] = {}
     for row, value in pairs:
         values.setdefault(plain(value), []).append(row)

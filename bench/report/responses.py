@@ -73,7 +73,7 @@ def by_key(table: Table, analysis: Analysis, key: str) -> Response:
 
 def line_label(arm: Arm, key: str) -> str:
     """The arm without the key, without keys that it shares with nobody, and without its mark."""
-    rest = [part for part in arm.label.removesuffix(arm.mark).split(", ")[1:] if not part.startswith(f"{key} ")]
+    rest = [part for part in arm.name.split(", ")[1:] if not part.startswith(f"{key} ")]
     return ", ".join([f"{arm.mixer['name']}{LEVELS[arm.mixer['sam']].label}", *rest])
 
 

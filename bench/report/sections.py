@@ -58,7 +58,7 @@ def pair_label(table: Table, kind: str, pair: tuple[int, int]) -> str:
 def part_label(first: Arm, second: Arm) -> str:
     """'low_rank, rank 8: data dependence' of the pair that begins with the misaligned arm, else '…: alignment'."""
     name, level = first.mixer["name"], LEVELS[first.mixer["sam"]].label
-    rest = first.label.removesuffix(first.mark).removeprefix(name + level)
+    rest = first.name.removeprefix(name + level)
     rest += "".join(dict.fromkeys((second.mark, first.mark)))  # of either arm
     return f"{name}{rest}: {'data dependence' if first.mixer['sam'] == MISALIGNED else 'alignment'}"
 
