@@ -17,7 +17,7 @@ from bench.match.rows import Arm, figures, table, task_of
 from bench.match.solve import FIGURES, HEADS, LARGEST, Budget, matched_all, nearest, turned, values_allowed
 from bench.mixers.dense import Dense
 from bench.mixers.low_rank import LowRank
-from bench.record import read_records
+from bench.store import Store
 from bench.sweep import grid, load
 from tests.conftest import built
 
@@ -66,7 +66,7 @@ def figure(run, name: str) -> int:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/records.jsonl")), ids=lambda p: p.parent.name)
 def test_figures_are_those_of_the_committed_records(path):
-    records = read_records(path)
+    records = Store(ROOT / "results").committed()
     for run in {
         (r.protocol_id, str(r.mixer)): r for r in grid(load(ROOT / "sweeps" / f"{path.parent.name}.yaml"))
     }.values():
