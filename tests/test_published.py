@@ -8,7 +8,7 @@ import pytest
 
 from bench.compose import ROOT
 from bench.config import resolved
-from bench.report import analysis, published, suite
+from bench.report import analysis, orders, published, suite
 from bench.report.frame import Row, controlled
 from bench.report.published import numbers
 from bench.sweep import Column, Family, cells, load
@@ -33,14 +33,17 @@ def test_every_table_is_there_in_full_with_its_source():
     assert {p.unit for p in numbers()} == {"millions", "nats", "percent"}
 
 
-def as_records(arms: list[tuple[str, str, str]], seeds=(0,)):
-    """Table 2's rows as records: one run an arm and task, metrics as fractions; MRPC and QQP are printed as means."""
+def as_records(arms: list[tuple[str, str, str]], seeds=(0,), twice: str = ""):
+    """Table 2's rows as records: one run an arm and task, metrics as fractions; MRPC and QQP are printed as means.
+
+    `twice`: mixer whose arms are there with three heads, too.
+    """
     rows = []
     for number, subset in enumerate(suite.SCORES):
-        for row, mixer, sam in arms:
+        for row, mixer, sam, heads in [(*a, 2) for a in arms] + [(*a, 3) for a in arms if a[1] == twice]:
             for seed in seeds:
                 changes = {"task": {"name": "glue", "subset": subset}, "budget.steps": 10 + number}
-                one = a_row({"name": mixer, "sam": sam == "true", "heads": 2}, seed, 0.5, changes, label=subset)
+                one = a_row({"name": mixer, "sam": sam == "true", "heads": heads}, seed, 0.5, changes, label=subset)
                 metrics = dict.fromkeys(suite.SCORES[subset], value(row, f"glue.{subset}") / 100) | {"loss": 1.0}
                 rows.append(replace(one, record=replace(one.record, metrics=metrics)))
     columns = tuple(Column(s, "loss") for s in suite.SCORES)
@@ -98,6 +101,20 @@ def test_a_partial_average_is_compared_with_the_same_tasks():
     values = {(p.row, p.key): p.value for p in TABLE2}
     theirs = [published.printed(row, column, values) for row, *_ in ROWS]
     assert np.allclose(theirs, column.values_AS[:, 0])
+
+
+def test_a_row_that_several_arms_are_stands_beside_none_and_is_counted_in_no_order():
+    """Heads of one mixer are one published row: each of them counted, five heads of five mixers would be 25 arms."""
+    table = as_records(ROWS, twice="attention")
+    found = analysis.analyse(table, {})
+    both, agreement = published.beside(table, found)
+    assert [line[0] for line in both.lines] == [a.label for a in table.arms if a.mixer["name"] != "attention"]
+    assert "Left out, as more than one arm here is this one row: Attention, Attention SAM." in both.notes
+    assert {line[1] for line in agreement.lines} == {"12"}
+    (groups,) = [s for s in orders.sections(table, found) if s.title.startswith(orders.TITLE)]
+    assert {line[1].split("(")[1] for line in groups.lines} == {"10 arms)"}  # of the twelve two are broken
+    only = as_records([row for row in ROWS if row[1] == "attention"], twice="attention")
+    assert published.beside(only, analysis.analyse(only, {})) == []
 
 
 ARMS = {

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from bench.report import analysis, latex, published, suite, tables, terminal
 from bench.report.frame import controlled
@@ -224,6 +225,16 @@ def test_an_axis_becomes_rows_and_a_varied_key_too():
     family = replace(family, primary=column)
     table = a_table(rows, varies={"task.patch": [1, 4]}, columns=(Column("quick", "accuracy"),), family=family)
     assert list(section(table, "quick: accuracy by task.patch")) == ["1", "4"]
+
+
+def test_a_change_along_a_key_is_paired_by_seed_and_starts_at_the_first_value_of_its_line():
+    values = {(8, 0): 0.50, (8, 1): 0.70, (8, 2): 0.60, (4, 0): 0.40, (4, 1): 0.59, (4, 2): 0.52}
+    rows = [a_row({**LOW_SAM, "rank": rank}, seed, value) for (rank, seed), value in values.items()]
+    rows += [a_row({**LOW, "rank": 8}, seed, 0.1 + seed / 10) for seed in (0, 1, 2)]
+    (line,) = section(a_table(rows), "quick: accuracy, its change along rank").items()
+    after, before = ([values[rank, seed] for seed in (0, 1, 2)] for rank in (8, 4))
+    mean, (low, high) = np.mean(np.subtract(after, before)), scipy.stats.ttest_rel(after, before).confidence_interval()
+    assert line == ("8", [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"])  # low rank without SAM has one rank: no line
 
 
 # LaTeX, terminal ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,15 @@ from functools import cached_property
 from bench.report.analysis import Analysis
 from bench.report.frame import Table
 from bench.report.responses import Response, responses
-from bench.report.sections import Section, kind_name, kind_title, pair_label, response_section
+from bench.report.sections import (
+    Section,
+    change_section,
+    kind_name,
+    kind_title,
+    pair_label,
+    response_section,
+    several,
+)
 from bench.report.tables import column_title
 from bench.sweep import AGAINST
 
@@ -70,6 +78,8 @@ class Links:
         """An address for each cell of a section's lines, '' where no run stands behind it."""
         if section.title in self.responses:
             return self.of_response(self.responses[section.title])
+        if section.title in self.changes:
+            return self.of_change(self.changes[section.title])
         heads = [self.column(text) for text in section.head]
         own, everyone = self.column(section.title), tuple(range(len(self.table.arms)))
         found = []
@@ -88,6 +98,12 @@ class Links:
         """By the titles of their sections."""
         return {response_section(r).title: r for r in responses(self.table, self.analysis)}
 
+    @cached_property
+    def changes(self) -> dict[str, Response]:
+        """Likewise, of those along which something can change."""
+        found = [r for r in responses(self.table, self.analysis) if several(r)]
+        return {change_section(r, self.table, self.analysis).title: r for r in found}
+
     def of_response(self, response: Response) -> list[list[str]]:
         """Each cell is one arm on one column."""
         places = {id(measured): place for place, measured in enumerate(self.analysis.measured)}
@@ -95,6 +111,20 @@ class Links:
         for value in range(len(response.values)):
             cells = [line.get(value) for line in response.lines.values()]
             found.append(["", *(self.address((arm[1],), places[id(arm[0])]) if arm else "" for arm in cells)])
+        return found
+
+
+    def of_change(self, response: Response) -> list[list[str]]:
+        """Each cell is two arms on one column, or one arm on two: then on all."""
+        places = {id(measured): place for place, measured in enumerate(self.analysis.measured)}
+        found = []
+        for value in range(1, len(response.values)):
+            found.append([""])
+            for line in several(response).values():
+                (before, first), (after, arm) = line[min(line)], line.get(value, (None, None))
+                where = places[id(after)] if after is before else ALL
+                bare = after is None or value == min(line)
+                found[-1].append("" if bare else self.address(tuple(dict.fromkeys((arm, first))), where))
         return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.report.analysis import Analysis, lower_is_better
 from bench.report.frame import Table
-from bench.report.published import Ours, broken_rows, numbers, ours, printed, row_of
+from bench.report.published import Ours, broken_rows, numbers, ours, places, printed
 from bench.report.sections import Section
 from bench.report.stats_suite import kendall
 from bench.report.tables import column_title
@@ -26,7 +26,7 @@ def sections(table: Table, analysis: Analysis) -> list[Section]:
     found = carried(table, analysis)
     for name in dict.fromkeys(p.table for p in numbers()):
         values = {(p.row, p.key): p.value for p in numbers() if p.table == name}
-        rows = {i: row for i, arm in enumerate(table.arms) if (row := row_of(table, name, arm))}
+        rows = places(table, name)
         broken = broken_rows(name)
         kept = [i for i, row in rows.items() if row not in broken]
         sam_A = np.array([table.arms[i].mixer["sam"] is True for i in kept], bool)

@@ -80,12 +80,27 @@ def beside(table: Table, analysis: Analysis) -> list[Section]:
     found = []
     for name in dict.fromkeys(p.table for p in numbers()):
         values = {(p.row, p.key): p.value for p in numbers() if p.table == name}
-        rows = [row_of(table, name, a) for a in table.arms]
-        arms = [(i, a, row) for i, (a, row) in enumerate(zip(table.arms, rows, strict=True)) if row]
+        arms = [(i, table.arms[i], row) for i, row in places(table, name).items()]
         columns = [c for c in ours(table, analysis) if any((row, k) in values for *_, row in arms for k in c.keys)]
         if len(arms) >= 2 and columns:
             found += [both(name, arms, columns, values, table), agreement(name, arms, columns, values, analysis.alpha)]
     return found
+
+
+def places(table: Table, name: str) -> dict[int, str]:
+    """Place of an arm -> its row of a published table.
+
+    A row that several arms are, with other heads say, is none of theirs: which of them the paper ran is not known, and
+    counted once for each it would make the agreement of orders look surer than it is.
+    """
+    rows = [row_of(table, name, arm) for arm in table.arms]
+    return {i: row for i, row in enumerate(rows) if row and rows.count(row) == 1}
+
+
+def several(table: Table, name: str) -> list[str]:
+    """The rows of a published table that more than one arm is, and are left out."""
+    rows = [row for arm in table.arms if (row := row_of(table, name, arm))]
+    return [row for row in dict.fromkeys(rows) if rows.count(row) > 1]
 
 
 def row_of(table: Table, name: str, arm: Arm) -> str:
@@ -157,6 +172,8 @@ def both(name: str, arms: list, columns: list[Ours], values: dict, table: Table)
     notes = [f"Published: {source}; scores in percent, losses in nats.", SILENT_IMAGES if images else SILENT]
     if any(p.table == name and p.mixer and COMMON not in p.also for p in numbers()):  # its rows are models, not mixers
         notes.append("Arms by their published names: " + ", ".join(f"{a.label}: {row}" for _, a, row in arms) + ".")
+    if left := several(table, name):
+        notes.append(f"Left out, as more than one arm here is this one row: {', '.join(left)}.")
     differing: dict[str, dict[str, None]] = {}
     for column in (c for c in columns if c.protocol):
         differing.setdefault(recipe_text(name, column, table), {})[column.protocol] = None

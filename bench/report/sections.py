@@ -37,7 +37,10 @@ def sections(table: Table, analysis: Analysis) -> list[Section]:
         results = [r for r in analysis.results if r.kind == kind]
         found.append(deltas(table, analysis, results))
         found += [detail(table, r) for r in results if r.primary and r.found.tested]
-    found += [response_section(r) for r in responses(table, analysis)]
+    for response in responses(table, analysis):
+        found.append(response_section(response))
+        if several(response):
+            found.append(change_section(response, table, analysis))
     return [*found, ranking(table, analysis)] if analysis.overall else found
 
 
@@ -245,6 +248,36 @@ def response_section(response: Response) -> Section:
         lines.append([plain(value), *cells])
     notes = [f"Along a line {', '.join(response.along)} may move too."] if response.along else []
     return Section(f"{response.title} by {response.key}", [response.key, *response.lines], lines, 1, notes)
+
+
+def several(response: Response) -> dict[str, dict[int, tuple[Measured, int]]]:
+    """The lines along which something can change."""
+    return {name: line for name, line in response.lines.items() if len(line) > 1}
+
+
+def change_section(response: Response, table: Table, analysis: Analysis) -> Section:
+    """Paired changes from the first value of each line: the values after the first as rows, lines as columns."""
+    lines = []
+    for place, value in list(enumerate(response.values))[1:]:
+        cells = [change_text(line, place, analysis.alpha) for line in several(response).values()]
+        lines.append([plain(value), *cells])
+    notes = [
+        f"Mean paired change over n = {len(table.seeds)} seeds from the first value of the column"
+        + (f" [{100 * (1 - analysis.alpha):g} % t interval of the one cell]." if len(table.seeds) > 1 else "."),
+        "In no family, not tested: no claim rests on it.",
+    ]
+    title = f"{response.title}, its change along {response.key}"
+    return Section(title, [response.key, *several(response)], lines, 1, notes)
+
+
+def change_text(line: dict[int, tuple[Measured, int]], place: int, alpha: float) -> str:
+    """'+0.012 [-0.003, +0.027]' from the line's first value to the one at `place`; '-' where there is none to compare."""
+    if place not in line or place == min(line):
+        return "-"
+    (before, first), (after, arm) = line[min(line)], line[place]
+    changes_S = stats.finite(after.values_AS[arm]) - stats.finite(before.values_AS[first])
+    found = t_interval(changes_S[None], 1 - alpha)
+    return stats.FAILED if np.isnan(found.estimate[0]) else interval_text(found, 0, digits_of(after))
 
 
 def value_text(measured: Measured, place: int) -> str:
