@@ -144,6 +144,14 @@ def test_the_names_of_neighbouring_axes_do_not_meet():
             assert after.y0 != before.y0 or before.x1 < after.x0
 
 
+@pytest.mark.parametrize(("heads", "width"), [(3, plots.NARROW), (15, plots.WIDTH)])
+def test_a_figure_with_many_arms_has_the_width_that_their_names_need(heads, width):
+    """Of 25 arms the names under a panel of one text column stood in one list, four times as high as the panel."""
+    arms = tuple({**ATTENTION, "heads": 1 + n} for n in range(heads))
+    figure = drawn(a_table(curved(noisy_rows({}, 3, arms))), curves)["curves"]
+    assert figure.get_figwidth() == width
+
+
 def test_a_response_is_the_mean_at_each_value_and_a_failed_arm_breaks_its_line():
     rows = noisy_rows({0: 0.1}, 2, RANKS)
     rows = [

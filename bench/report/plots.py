@@ -50,6 +50,7 @@ DPI = 200  # of the .png; a paper takes the .pdf
 ACROSS, LEAST = 4, 1.25  # panels side by side at most; inches of a panel at least
 DARK = "0.1"  # of means and intervals
 LETTER = 0.053  # inches of a letter in a legend, on average
+CROWD = 12  # handles of a legend that would be longer than a narrow figure's panel
 BEYOND = 0.6  # how far past the values an interval is drawn, in their span; a longer one ends in an arrow
 SETTINGS = {
     "font.family": "DejaVu Sans",
@@ -214,8 +215,13 @@ def difference_label(metric: str, better: str) -> str:
 
 
 def legend(figure, handles: list, title: str = "") -> None:
-    """Below the panels, which keep their height, in as many columns as the longest label allows; long texts wrap."""
+    """Below the panels, which keep their height, in as many columns as the longest label allows; long texts wrap.
+
+    A figure of one text column gets two where the legend would be longer than the panel.
+    """
     width, tall = figure.get_size_inches()
+    if len(handles) > CROWD:
+        width = WIDTH
     for handle in handles:
         handle.set_label(textwrap.fill(handle.get_label(), int((width - 0.6) / LETTER)))
     longest = max(len(line) for handle in handles for line in handle.get_label().splitlines())
