@@ -144,6 +144,30 @@ def test_the_names_of_neighbouring_axes_do_not_meet():
             assert after.y0 != before.y0 or before.x1 < after.x0
 
 
+def test_of_many_arms_of_few_mixers_each_mixer_has_its_panel_of_curves_on_one_scale():
+    """25 arms in one panel cover one another."""
+    arms = tuple({**arm, "heads": 1 + n} for arm in (ATTENTION, LOW) for n in range(7))
+    figure = drawn(a_table(curved(noisy_rows({}, 3, arms))), curves)["curves"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["quick: attention", "quick: low_rank"]
+    assert [len(ax.collections[0].get_paths()) for ax in figure.axes] == [7, 7]
+    assert len({ax.get_ylim() for ax in figure.axes}) == 1
+
+
+def test_the_state_of_arms_with_other_heads_is_compared_over_all_heads():
+    rows = curved(noisy_rows({}, 3, ({**LOW, "heads": 1}, {**LOW, "heads": 4})))
+    held = {1: 64, 4: 16}  # a head: the same memory
+    rows = [
+        replace(
+            r,
+            record=replace(r.record, capacity=replace(r.record.capacity, state_per_head=held[r.mixer["heads"]])),
+        )
+        for r in rows
+    ]
+    table = a_table(rows)
+    assert set(pareto.state(table, "quick", all_heads=True).place_A) == {6.0}
+    assert list(pareto.state(table, "quick", all_heads=False).place_A) == [6.0, 4.0]
+
+
 @pytest.mark.parametrize(("heads", "width"), [(3, plots.NARROW), (15, plots.WIDTH)])
 def test_a_figure_with_many_arms_has_the_width_that_their_names_need(heads, width):
     """Of 25 arms the names under a panel of one text column stood in one list, four times as high as the panel."""

@@ -1,4 +1,5 @@
-"""Training curves: one panel a protocol, one line an arm, the mean over seeds with its t interval step by step.
+"""Training curves: one panel a protocol, one line an arm, the mean over seeds with its t interval step by step. Of many
+arms of few mixers, in one protocol, each mixer has its panel.
 
 With two seeds a t interval is wider than any panel, so each seed has its line. An arm with failed runs has no mean:
 each of its seeds has a line, and a cross where a run ended.
@@ -10,10 +11,11 @@ import numpy as np
 
 from bench.report.analysis import Analysis
 from bench.report.frame import Row, Table
-from bench.report.plots import Look, arm_handles, arm_looks, few_ticks, legend, panels, title
+from bench.report.plots import CROWD, Look, arm_handles, arm_looks, few_ticks, legend, panels, title
 from bench.report.stats_tests import t_interval
 
 FEWEST = 3  # seeds of a band
+MOST = 8  # panels of mixers
 WARM_UP = 0.25  # share of the steps whose losses may run out of the top of the panel
 
 
@@ -33,10 +35,14 @@ def figures(table: Table, analysis: Analysis):
     if not found:
         return
     styles = arm_looks(table)
-    figure, axes, firsts = panels(len(found), 2.0, [])
-    for ax, (protocol, of), first in zip(axes, found.items(), firsts, strict=True):
+    apart = by_mixer(table, found)
+    shown = apart or found
+    figure, axes, firsts = panels(len(shown), 2.0, [])
+    for ax, (name, of), first in zip(axes, shown.items(), firsts, strict=True):
         panel(ax, of, styles, 1 - analysis.alpha)
-        title(ax, protocol, at_floor=False)
+        if apart:  # on one scale, since they are of one protocol
+            ax.set_ylim(*limits([t for ts in apart.values() for t in ts if t]))
+        title(ax, name, at_floor=False)
         ax.set_xlabel("optimiser steps")
         ax.set_ylabel("training loss" if first else "")
     drawn = [look for place, look in enumerate(styles) if any(of[place] for of in found.values())]
@@ -44,6 +50,17 @@ def figures(table: Table, analysis: Analysis):
     title_text = says(table, analysis) + "; of an arm with failed runs each seed, a cross where one ended" * lost
     legend(figure, arm_handles(drawn, lines=True), title=title_text)
     yield "curves", figure
+
+
+def by_mixer(table: Table, found: dict[str, list[Trace | None]]) -> dict[str, list[Trace | None]]:
+    """'protocol: mixer' -> the traces of its arms alone; none where all arms can be told apart in one panel."""
+    names = list(dict.fromkeys(arm.mixer["name"] for arm in table.arms))
+    if len(found) > 1 or len(table.arms) <= CROWD or len(names) > MOST:
+        return {}
+    ((protocol, of),) = found.items()
+    pairs = list(zip(table.arms, of, strict=True))
+    own = {name: [trace if arm.mixer["name"] == name else None for arm, trace in pairs] for name in names}
+    return {f"{protocol}: {name}": traces for name, traces in own.items() if any(traces)}
 
 
 def says(table: Table, analysis: Analysis) -> str:

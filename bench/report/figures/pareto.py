@@ -1,4 +1,4 @@
-"""What a score costs: the primary column over positions a second and over state per head, an arm a point.
+"""What a score costs: the primary column over positions a second and over the state of all heads, an arm a point.
 
 Grey marks the arms that none beats in both. It goes through means: what lies inside an interval of it may be on it.
 Where runs shared a device nothing is marked over speed: who stood beside an arm's runs made theirs what it is.
@@ -35,7 +35,8 @@ def figures(table: Table, analysis: Analysis):
     measured = primary(table, analysis)
     whole = np.isfinite(measured.interval_A.estimate)
     protocol = measured.column.protocol
-    costs = [c for c in (speed(table, protocol), state(table, protocol)) if len(set(known(c.place_A[whole]))) > 1]
+    costs = speed(table, protocol), state(table, protocol, all_heads=True)
+    costs = [c for c in costs if len(set(known(c.place_A[whole]))) > 1]
     if not costs:
         return
     from matplotlib.figure import Figure
@@ -91,10 +92,16 @@ def round_ticks(low: float, high: float) -> dict[float, str]:
     return {float(np.log2(v)): count_text(v) for v in found}
 
 
-def state(table: Table, protocol: str) -> Cost:
-    """By the logarithm; no state stands left of the others, one that grows with the length right of them."""
+def state(table: Table, protocol: str, all_heads: bool) -> Cost:
+    """By the logarithm; no state stands left of the others, one that grows with the length right of them.
+
+    `all_heads`: of them together, so that arms with other numbers of heads can be compared; else of one.
+    """
     found = [capacities(table, arm, [protocol], "state_per_head") for arm in table.arms]
     state_A = np.array([values[0] if values else np.nan for values in found], float)
+    if all_heads:
+        heads_A = np.array([arm.mixer["heads"] for arm in table.arms], float)
+        state_A = np.where(state_A > 0, state_A * heads_A, state_A)
     positive = state_A[state_A > 0]
     low, high = (np.log2(positive.min()), np.log2(positive.max())) if len(positive) else (0.0, 0.0)
     place_A = np.log2(np.where(state_A > 0, state_A, np.nan))
@@ -104,7 +111,9 @@ def state(table: Table, protocol: str) -> Cost:
         ticks = dict(list(ticks.items())[:: -(-len(ticks) // 5)])
     ticks |= {low - ASIDE: "0"} if (state_A == 0).any() else {}
     ticks |= {high + ASIDE: "grows"} if (state_A == GROWS).any() else {}
-    return Cost("state per head", place_A, ticks, less_is_better=True, marked=True)
+    return Cost(
+        "state of all heads" if all_heads else "state per head", place_A, ticks, less_is_better=True, marked=True
+    )
 
 
 def panel(ax, measured: Measured, cost: Cost, styles: list[Look]) -> None:

@@ -67,7 +67,7 @@ def costs_of(table: Table, response: Response, shown: dict) -> list[Cost]:
     if response.key not in table.axes:
         return []
     lines = [[place for _, place in line.values()] for line in shown.values()]
-    found = [cost(table, response.protocol) for cost in (parameters, state)]
+    found = [parameters(table, response.protocol), state(table, response.protocol, all_heads=False)]
     return [cost for cost in found if any(len(set(known(cost.place_A[line]))) > 1 for line in lines)]
 
 
