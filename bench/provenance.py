@@ -1,4 +1,7 @@
-"""Where a record comes from: machine and versions, and digests of the files whose code made its numbers."""
+"""Where a record comes from: machine and versions, and digests of the files whose code made its numbers.
+
+Torch is imported by what asks it, so that a plan can compare code without it.
+"""
 
 import ast
 import contextlib
@@ -8,23 +11,25 @@ import os
 import platform
 import resource
 import subprocess
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
-
-import torch
+from typing import Protocol
 
 from bench import Refusal
 from bench.compose import ROOT, choices, claim_of
 from bench.config import Run, Where
 from bench.plugins import Claim, module_file
-from bench.record import Environment, Record
+from bench.record import Environment
 
 PACKAGES = ("numpy", "lightning", "kornia", "pillow", "tokenizers")
 WRITERS = ("provenance", "record", "store")  # files that only write down what others made
 
 
 def environment(run: Run, where: Where, device: str, compiled: bool, backend: str) -> Environment:
+    import torch
+
     claim = claim_of(run.mixer.name)
     brought = {claim.distribution: claim.version} if claim else {}
     return Environment(
@@ -45,11 +50,15 @@ def environment(run: Run, where: Where, device: str, compiled: bool, backend: st
 
 def model_of(device: str) -> str:
     """The model name of 'cuda' or 'cpu' on this machine."""
+    import torch
+
     return torch.cuda.get_device_name() if device == "cuda" else processor()
 
 
 def card(device: str) -> str:
     """Which GPU this process computes on, whatever CUDA_VISIBLE_DEVICES calls it; '' on a CPU."""
+    import torch
+
     return str(torch.cuda.get_device_properties(device).uuid) if device == "cuda" else ""
 
 
@@ -100,7 +109,16 @@ def code_digests(run: Run) -> dict[str, str]:
     return {k: v for k, v in sorted(named.items()) if k not in WRITERS}
 
 
-def other_code(todo: list[Run], done: list[Record]) -> list[str]:
+class Coded(Protocol):
+    """A finished run: its record, or what a plan keeps of it."""
+
+    protocol_id: str
+    seed: int
+    commit: str
+    digests: dict[str, str]
+
+
+def other_code(todo: list[Run], done: Iterable[Coded]) -> list[str]:
     """A line a commit on finished runs that have other code than what is to do for their protocol and seed.
 
     The report compares the arms of one seed, and refuses one of which some have the one code and some the other.
@@ -113,12 +131,12 @@ def other_code(todo: list[Run], done: list[Record]) -> list[str]:
             kinds[kind] = code_digests(run)
         now |= {(run.protocol_id, run.seed, file): digest for file, digest in kinds[kind].items()}
     odd: dict[str, tuple[set[str], list[int]]] = {}  # by commit: files and seeds
-    for record in done:
-        block = record.protocol_id, record.run["seed"]
-        if files := [file for file, digest in record.digests.items() if now.get((*block, file), digest) != digest]:
-            names, seeds = odd.setdefault(record.environment.commit[:7], (set(), []))
+    for one in done:
+        block = one.protocol_id, one.seed
+        if files := [file for file, digest in one.digests.items() if now.get((*block, file), digest) != digest]:
+            names, seeds = odd.setdefault(one.commit[:7], (set(), []))
             names.update(files)
-            seeds.append(record.run["seed"])
+            seeds.append(one.seed)
     return [
         f"with other code{f' (commit {commit})' if commit else ''} than the runs to do now: {len(seeds)} of these "
         f"records, of seed {', '.join(map(str, sorted(set(seeds))))}; files: {', '.join(sorted(files))}. A report "
@@ -171,6 +189,8 @@ def stamp(digests: dict[str, str], micro_batches: int) -> str:
 
 def reset_peak_memory(device: str) -> None:
     """Start to measure anew: a worker serves many runs."""
+    import torch
+
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -180,6 +200,8 @@ def reset_peak_memory(device: str) -> None:
 
 def peak_memory(device: str) -> int:
     """Bytes since the last reset: allocated on the GPU, else resident in the host."""
+    import torch
+
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -190,21 +212,27 @@ def peak_memory(device: str) -> int:
 
 def imports(content: bytes, module: str, is_package: bool) -> set[str]:
     """Modules of a package that the import statements of one of its files name; none if it is not Python."""
-    try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError):  # its import says what is wrong
-        return set()
     parents = module.split(".") if is_package else module.split(".")[:-1]
     found = set()
-    for node in ast.walk(tree):
+    for node in _statements(content):
         if isinstance(node, ast.ImportFrom):
             above = parents[: len(parents) + 1 - node.level] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             inner = {f"{base}.{alias.name}" for alias in node.names}
             found |= {m for m in inner if module_file(m)} or {base}
-        elif isinstance(node, ast.Import):
+        else:
             found |= {alias.name for alias in node.names}
     return found - {"bench"}
+
+
+@cache
+def _statements(content: bytes) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements of a file, parsed once, as most runs of a sweep have most files; none if no Python."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):  # its import says what is wrong
+        return []
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 LOADED = _found_at_start()  # what this process runs, whatever is on the disk later

@@ -107,6 +107,14 @@ class Record:
         if digest(self.run) != self.id:
             raise Refusal(f"record {self.id} holds a run whose id is {digest(self.run)}")
 
+    @property
+    def seed(self) -> int:
+        return self.run["seed"]
+
+    @property
+    def commit(self) -> str:
+        return self.environment.commit
+
 
 def dump(record: Record) -> str:
     """Canonical one-line JSON text."""

@@ -11,7 +11,7 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_origin
 
 from bench import Refusal
 from bench.compose import compose_group, load_yaml, make_run
@@ -21,9 +21,13 @@ from bench.space import OWN
 
 @dataclass(frozen=True)
 class Departure:
-    mixer: dict  # `name` and any own keys: the arms that it applies to
+    mixer: dict  # `name` and own keys, or some of them: the arms that it applies to
     set: dict  # protocol keys without the leading 'protocol.' -> value
     source: str  # why: where the confound is documented
+
+    def __post_init__(self):
+        if not (self.mixer and self.set and self.source):
+            raise Refusal(f"sweep.departures: mixer, set and source may not be empty, got {vars(self)}")
 
 
 @dataclass(frozen=True)
@@ -115,39 +119,61 @@ def load(path: Path) -> Sweep:
     if missing := [key for key in keys if key not in values]:
         needed = ", ".join(key for key in keys if key != "controls")
         raise Refusal(f"missing key 'sweep.{missing[0]}' in {path}; a sweep needs: {needed}")
+    for field in dataclasses.fields(Sweep):
+        if get_origin(field.type) is tuple and not isinstance(values[field.name], list):
+            raise Refusal(f"sweep.{field.name} must be a list in {path}, got {values[field.name]!r}")
     sweep = build(Sweep, {**values, "name": path.stem}, "sweep")
-    for key in ("protocols", "mixers", "seeds", "replicas", "columns"):
-        if not getattr(sweep, key):
-            raise Refusal(f"sweep.{key} is empty in {path}: the sweep has no run")
-    for key, given in sweep.varies.items():
-        if not given:
-            raise Refusal(f"sweep.varies.{key} is empty in {path}: the sweep has no run")
+    require_lists(sweep, path)
     for key in (*sweep.varies, *(k for d in sweep.departures for k in d.set)):
         if key.split(".")[0] == "init":
             raise Refusal(f"sweep: '{key}' cannot be changed, it names the parent protocol")
     for key in (k for d in sweep.departures for k in d.set):
         if key.split(".")[0] == "tune" and key != SPACE:
             raise Refusal(f"sweep.departures: '{key}' would give a mixer a budget of its own; allowed: {SPACE}")
+        if key in sweep.varies:
+            raise Refusal(f"sweep.departures: '{key}' varies for every mixer alike, so none can depart in it")
     columns = [(c.protocol, c.metric) for c in sweep.columns]
     primary = (sweep.family.primary.protocol, sweep.family.primary.metric)
     if primary not in columns and (primary[0].split("[", 1)[0], primary[1]) not in columns:
         has = ", ".join(" x ".join(c) for c in columns)
         raise Refusal(f"sweep.family.primary: '{' x '.join(primary)}' is not a column of {path}; it has: {has}")
-    require_one(sweep)
     return sweep
 
 
-def require_one(sweep: Sweep) -> None:
+def require_lists(sweep: Sweep, path: Path) -> None:
+    """Refuse a list that is empty, or that has a value twice: its table would have fewer seeds than one reads there."""
+    once = {key: getattr(sweep, key) for key in ("protocols", "seeds", "replicas")}
+    once |= {f"varies.{key}": values for key, values in sweep.varies.items()}
+    for key, values in (once | {"mixers": sweep.mixers, "columns": sweep.columns}).items():
+        if not values:
+            raise Refusal(f"sweep.{key} is empty in {path}: the sweep has no run")
+    for key, values in once.items():
+        if len({digest({f"sweep.{key}": value}) for value in values}) < len(values):
+            raise Refusal(f"sweep.{key} lists a value twice in {path}: {listed(values)}")
+
+
+def written_out(sweep: Sweep, labels: list[str]) -> tuple[Column, ...]:
+    """The sweep's columns; one that names a protocol that varies stands for all its variations."""
+    found = {}
+    for column in sweep.columns:
+        matches = [label for label in labels if column.protocol in (label, label.split("[", 1)[0])]
+        if not matches:
+            wrong = f"column '{column.protocol} x {column.metric}': no such protocol in sweep '{sweep.name}'"
+            raise Refusal(f"{wrong}; it has: {', '.join(labels)}")
+        found |= {(label, column.metric): Column(label, column.metric) for label in matches}
+    return tuple(found.values())
+
+
+def require_one(sweep: Sweep, labels: list[str]) -> None:
     """Refuse a primary column that is several, since its protocol varies, or none of them."""
     protocol = sweep.family.primary.protocol
-    told = [",".join(f"{k.removeprefix('protocol.')}={v}" for k, v in one.items()) for one in variations(sweep)]
-    each = [f"{protocol.split('[', 1)[0]}[{one}]" if one else protocol for one in told]
+    each = [label for label in labels if label.split("[", 1)[0] == protocol.split("[", 1)[0]]
     if protocol not in each and (len(each) > 1 or "[" in protocol):
         raise Refusal(f"sweep.family.primary: '{protocol}' must be one of {listed(each)}, since the sweep varies it")
 
 
 def arms(sweep: Sweep) -> list[Arm]:
-    found, used, wholes = [], set(), []
+    found, wholes = [], []
     for mixer in sweep.mixers:
         if not isinstance(mixer.get("name"), str):
             raise Refusal("sweep.mixers: every entry needs a name")
@@ -155,18 +181,20 @@ def arms(sweep: Sweep) -> list[Arm]:
         if empty := [k for k, values in axes.items() if not values]:
             raise Refusal(f"sweep.mixers: {mixer['name']}.{empty[0]} is empty: the sweep has no such run")
         whole = compose_group("mixer", mixer["name"])  # a departure may also match what the sweep leaves as it is
+        if odd := [k for k in axes if k.split(".")[0] not in (*whole, "salt")]:
+            raise Refusal(f"sweep.mixers: {mixer['name']} has no key '{odd[0]}'; it has: {listed([*whole, 'salt'])}")
         for values in itertools.product(*axes.values()):
             own = dict(zip(axes, values, strict=True))
             departed = {}
-            for number, departure in enumerate(sweep.departures):
+            for departure in sweep.departures:
                 if matched(departure.mixer, {**whole, **own}):
+                    if both := [k for k in departure.set if f"protocol.{k}" in departed]:
+                        raise Refusal(f"sweep.departures: two set '{both[0]}' for one; {arms_text([{**whole, **own}])}")
                     departed |= {f"protocol.{k}": v for k, v in departure.set.items()}
-                    used.add(number)
             found.append(Arm(mixer["name"], {f"mixer.{k}": v for k, v in own.items()}, departed))
             wholes.append({**whole, **own})
-    unused = [str(d.mixer) for n, d in enumerate(sweep.departures) if n not in used]
-    if unused:
-        raise Refusal(f"sweep.departures: no arm of the sweep matches {', '.join(unused)}; {arms_text(wholes)}")
+    if unused := [d.mixer for d in sweep.departures if not any(matched(d.mixer, whole) for whole in wholes)]:
+        raise Refusal(f"sweep.departures: {no_arm(unused[0], wholes)}")
     check_reference(sweep.family.reference, wholes)
     check_controls(sweep, wholes)
     return found
@@ -177,8 +205,8 @@ def check_reference(reference: dict, mixers: list[dict]) -> None:
     plain = [m for m in mixers if not m.get("salt", 0)]  # an A/A arm is no reference
     matches = {digest({"mixer": m}): m for m in plain if matched(reference, m)}
     if reference and len(matches) != 1:
-        several = f"{len(matches)} arms match it, name more of its keys" if matches else "no arm of the sweep matches"
-        raise Refusal(f"sweep.family.reference {reference}: {several}; {arms_text(list(matches.values()) or plain)}")
+        several = f"{reference}: {len(matches)} arms match it, name more of its keys; {arms_text([*matches.values()])}"
+        raise Refusal(f"sweep.family.reference: {several if matches else no_arm(reference, plain)}")
 
 
 def check_controls(sweep: Sweep, mixers: list[dict]) -> None:
@@ -186,15 +214,23 @@ def check_controls(sweep: Sweep, mixers: list[dict]) -> None:
     for control in sweep.controls:
         matches = [m for m in mixers if matched(control, m)]
         if not matches:
-            raise Refusal(f"sweep.controls {control}: no arm of the sweep matches; {arms_text(mixers)}")
+            raise Refusal(f"sweep.controls: {no_arm(control, mixers)}")
         if sweep.family.reference and any(matched(sweep.family.reference, m) for m in matches):
             raise Refusal(f"sweep.controls {control}: sweep.family.reference cannot be a control")
 
 
-def arms_text(mixers: list[dict]) -> str:
-    """'arms: dense sam=false heads=2, …', with the keys in which any two of them differ."""
+def no_arm(asked: dict, mixers: list[dict]) -> str:
+    """That no arm has the values asked for: which arms there are, or keys, if one asked for is none of them."""
+    keys = dict.fromkeys(k for m in mixers for k in m)
+    odd = [k for k in asked if k not in keys]
+    there = f"none has the key '{odd[0]}'; keys: {listed(keys)}" if odd else arms_text(mixers, tuple(asked))
+    return f"no arm of the sweep matches {asked}; {there}"
+
+
+def arms_text(mixers: list[dict], asked: tuple[str, ...] = ()) -> str:
+    """'arms: dense sam=false heads=2, …', with the keys in which any two of them differ and those asked for."""
     keys = [k for k in dict.fromkeys(k for m in mixers for k in m) if k != "name"]
-    told = [k for k in keys if len({json.dumps(m[k]) for m in mixers if k in m}) > 1] if len(mixers) > 1 else keys
+    told = [k for k in keys if len(mixers) == 1 or k in asked or len({json.dumps(m[k]) for m in mixers if k in m}) > 1]
     texts = (" ".join([m["name"], *(f"{k}={json.dumps(m[k])}" for k in told if k in m)]) for m in mixers)
     return f"arms: {', '.join(dict.fromkeys(texts))}"
 
@@ -241,6 +277,11 @@ def cells(sweep: Sweep) -> list[Cell]:
     every = arms(sweep)
     columns = itertools.product(sweep.protocols, variations(sweep))
     plain = [(protocol, v, make_run(protocol, every[0].mixer, v, 0, 0)) for protocol, v in columns]
+    if 0 not in sweep.replicas and (lone := [name for name, _, base in plain if base.parent is None]):
+        raise Refusal(f"sweep.replicas must list 0: '{lone[0]}' starts from no other protocol and has no other replica")
+    labels = [base.label for *_, base in plain]
+    written_out(sweep, labels)  # refuses a column that the table could not have
+    require_one(sweep, labels)
     found, registration, known = [], sweep.registration, {}
     for seed, arm, (protocol, variation, base), replica in itertools.product(sweep.seeds, every, plain, sweep.replicas):
         if replica and base.parent is None:

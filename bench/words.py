@@ -75,7 +75,8 @@ def parser() -> Parser:
 def add_plan(verbs: argparse._SubParsersAction) -> None:
     plan = verbs.add_parser("plan", help="what of a sweep is done and missing, why, at what cost, to see what effect")
     plan.add_argument("path", type=Path, metavar="sweeps/x.yaml")
-    plan.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
+    parallel = "runs at a time, each on its own device (default: %(default)s)"
+    plan.add_argument("--parallel", type=int, default=1, metavar="N", help=parallel)
     plan.add_argument("--device", default="", metavar="MODEL", help="whose costs; usually the one most is known of")
     plan.add_argument(
         "--pilot", action="store_true", help="first train 60 steps of each protocol and mixer, here or --on"

@@ -30,7 +30,7 @@ from bench.words import duration
 from tests.conftest import forget
 from tests.standing import launcher, standing
 from tests.test_store import a_record, content
-from tests.test_sweep import PLAIN
+from tests.test_sweep import PLAIN, sweep_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,12 +55,6 @@ def the_line(answer: tuple[int, str, str]) -> str:
     code, _, err = answer
     assert code == 2 and err.startswith("mixerbench: ") and err.count("\n") == 1 and err.endswith("\n"), answer
     return err
-
-
-def sweep_file(folder: Path, **changes) -> Path:
-    path = folder / "x.yaml"
-    path.write_text(yaml.safe_dump(PLAIN | changes, sort_keys=False))
-    return path
 
 
 # Refusals -----------------------------------------------------------------------------------------------------------

@@ -205,7 +205,9 @@ def test_a_response_leads_to_the_arm_and_the_column_of_its_value():
     assert ways.of(by_patch)[1] == ["", "runs=0/1", "runs=1/1", "runs=2/1", "runs=3/1"]
     along_rank = every["quick[task.patch=4]: accuracy, its change along rank"]
     assert along_rank.head == ["rank", "low_rank"] and ways.of(along_rank) == [["", "runs=2,1/0"]]
-    assert ways.of(every["quick: accuracy, its change along task.patch"]) == [["", *(f"runs={i}/all" for i in range(4))]]
+    assert ways.of(every["quick: accuracy, its change along task.patch"]) == [
+        ["", *(f"runs={i}/all" for i in range(4))]
+    ]
 
 
 def test_failed_cells_give_their_reasons_and_every_failed_run_is_listed(tree):

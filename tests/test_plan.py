@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import math
+import statistics
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,10 @@ from bench.plan.effects import _sd, _sds
 from bench.plan.evidence import Pilot, append_pilot, read_pilots
 from bench.plan.graph import Node
 from bench.plan.verb import Plan, pilots_missing, plan
+from bench.provenance import code_digests, other_code
 from bench.record import Capacity, Cost, Record
+from bench.report import cost
+from bench.report.frame import controlled, rows
 from bench.store import Store
 from bench.sweep import grid, load, ordered
 from tests.test_store import a_record
@@ -38,8 +43,9 @@ CHAIN = {
 def finish(
     store: Store, one: Run, wall: float = 10.0, outcome: str = "ok", device: str = "gadget", **changes
 ) -> Record:
-    """A record of a run, put into the store with its weights."""
+    """A record of a run, put into the store with its weights. Each has its device to itself, on a day of its own."""
     made = a_record(0)
+    day = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=len(list(store.root.glob("runs/*/record.json"))))
     fields = {
         "id": one.id,
         "label": one.label,
@@ -50,6 +56,7 @@ def finish(
         "environment": dataclasses.replace(made.environment, device=device),
         "cost": dataclasses.replace(COST, wall=wall),
         "capacity": Capacity(250_000, 10, 1, 1),
+        "finished": day.isoformat(timespec="seconds"),
     }
     record = dataclasses.replace(made, **(fields | changes))
     store.finish(record, {})
@@ -251,6 +258,59 @@ def test_costs_are_those_of_one_device(tmp_path, store):
     assert known == "no record or pilot of this sweep on 'quick'; there are some on: fast, slow"
 
 
+def at(second: int) -> str:
+    return f"2026-03-01T00:{second // 60:02d}:{second % 60:02d}+00:00"
+
+
+def test_of_runs_that_shared_a_device_only_the_shares_count_and_the_plan_says_so(tmp_path, store, capsys):
+    """Three from 0 to 60, of which one, of another sweep, is no cost of this one: 20 s each."""
+    runs = grid(a_sweep(tmp_path, **ONE))
+    (other,) = grid(a_sweep(tmp_path, mixers=[{"name": "dense", "heads": 2}], varies={"budget.steps": [3]}))
+    for one in (*runs[:2], other):
+        finish(store, one, 60.0, finished=at(60))
+    made = planned(tmp_path, store, **ONE)  # two: shares of what their steps make of a whole run too, 7 to 11 s
+    assert made.totals.device_seconds == pytest.approx((3 * 7 / 3, 3 * 20, 3 * 20)) and made.totals.shared == 3
+    finish(store, runs[2], 90.0, finished=at(190))
+    made = planned(tmp_path, store, **ONE)  # three: least, median, most
+    assert made.totals.device_seconds == pytest.approx((2 * 20, 2 * 20, 2 * 90)) and made.totals.shared == 2
+    text = said(tmp_path, store, capsys, **ONE)
+    assert "\nShared device  for 2 runs the seconds are shares of runs that had others beside them on" in text
+    assert ", 1 at a time, each on a device of its own; the longest chain 20.0 s (20.0 to 90.0)\n" in text
+    unknown = {"mixers": [{"name": "low_rank", "heads": 2, "sam": True}]}
+    values = json.loads(said(tmp_path, store, capsys, "--json", **unknown))
+    assert values["rows"][0]["sources"] == {"other mixers": 1} and values["totals"]["shared"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ends", "cards"),
+    [
+        ((60, 119, 178), ("", "", "")),  # one after another; ends are cut to the second
+        ((60, 60, 60), ("GPU-1", "GPU-2", "GPU-3")),
+    ],
+)
+def test_runs_that_had_their_device_to_themselves_count_whole(tmp_path, store, capsys, ends, cards):
+    runs = grid(a_sweep(tmp_path, **ONE))
+    for one, end, card in zip(runs, ends, cards, strict=False):
+        finish(store, one, 60.0, finished=at(end), card=card)
+    made = planned(tmp_path, store, **ONE)
+    assert made.totals.device_seconds == (120, 120, 120) and made.totals.shared == 0
+    text = said(tmp_path, store, capsys, **ONE)
+    assert "Shared device" not in text and "1 at a time; the longest chain alone 60.0 s\n" in text
+
+
+def test_a_plan_and_the_cost_of_a_report_split_a_device_alike(tmp_path, store):
+    fields = ONE | {"seeds": [0, 1, 2, 3], "family": PLAIN["family"] | {"reference": {}, "comparisons": []}}
+    sweep = a_sweep(tmp_path, **fields)
+    ends = (30, 40, 50, 70)
+    for one, end in zip(grid(sweep), ends, strict=True):
+        finish(store, one, 30.0, finished=at(end))
+    table = dataclasses.replace(controlled(rows(sweep, store), sweep), beside=cost.beside(store))
+    told = [60 * float(parts.sum()) for parts in cost.parted(table, list(table.rows))]
+    made = planned(tmp_path, store, **ONE)  # one run is left
+    assert sum(told) == pytest.approx(70) and min(told) < 29
+    assert made.totals.device_seconds == pytest.approx((min(told), statistics.median(told), max(told)))
+
+
 def test_two_devices_for_a_run_cost_twice_their_wall_time(tmp_path, store):
     runs = grid(a_sweep(tmp_path, **ONE))
     append_pilot(store.root / "pilots.jsonl", a_pilot(runs[0], world=2, device="2 x gadget"))
@@ -324,6 +384,30 @@ def test_the_sd_of_many_arms_is_that_of_their_paired_differences():
     assert _sd(values_AS.tolist()) == pytest.approx(math.sqrt(2), rel=0.05)
 
 
+# Other code ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_warns_as_a_sweep_does_of_seeds_that_would_mix_code_and_loads_no_torch(tmp_path, store, capsys):
+    fields = {"mixers": [{"name": "identity", "heads": 2}, {"name": "dense", "heads": 2}], "seeds": [0, 1, 2]}
+    runs = {(r.mixer.name, r.seed): r for r in grid(a_sweep(tmp_path, **fields))}
+    old = code_digests(runs["dense", 0]) | {"train": "x"}
+    environment = dataclasses.replace(a_record(0).environment, device="gadget", commit="0123456789")
+    for name, seed in (("identity", 0), ("identity", 1), ("dense", 1)):  # seed 1 is whole, and 2 not begun
+        finish(store, runs[name, seed], digests=old, environment=environment)
+    found = [store.record(one.id) for one in runs.values()]
+    missing = [one for one, record in zip(runs.values(), found, strict=True) if record is None]
+    (line,) = other_code(missing, [record for record in found if record])
+    assert line.startswith("with other code (commit 0123456) than the runs to do now: 1 of these records, of seed 0; ")
+    assert planned(tmp_path, store, **fields).other_code == [line]
+    assert f"Other code\n  {line}\n" in said(tmp_path, store, capsys, **fields)
+    words = ["mixerbench", "plan", str(tmp_path / "x.yaml"), f"where.results={store.root}"]
+    code = f"import sys; sys.argv = {words}; from bench import cli; cli.main(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert line in done.stdout and done.stdout.splitlines()[-1] == "False"
+    finish(store, runs["dense", 0], digests=old)
+    assert planned(tmp_path, store, **fields).other_code == []
+
+
 # What users wait for, and what they get wrong -----------------------------------------------------------------------
 
 
@@ -358,7 +442,9 @@ def test_wrong_words_and_damaged_files_are_refused(tmp_path, store):
     finish(store, one)
     path = store.folder(one.id) / "record.json"
     whole = path.read_text()
-    for damage in (whole[:50], whole.replace('"cost"', '"coast"'), whole.replace('"schema":1', '"schema":9'), "[]"):
+    undated = whole.replace('"finished":"2026', '"finished":"once 2026')
+    recast = whole.replace('"cost"', '"coast"')
+    for damage in (whole[:50], recast, whole.replace('"schema":1', '"schema":9'), "[]", undated):
         path.write_text(damage)
         assert str(path) in refusal(planned, tmp_path, store)
     path.write_text(whole.replace(one.id, "0" * 12, 1))

@@ -133,7 +133,7 @@ def test_a_mixer_imports_no_other_mixer():
     [
         *("bench.cli", "bench.config", "bench.sweep", "bench.launch", "bench.store", "bench.submit"),
         *("bench.queue", "bench.where", "bench.report.verb"),
-        *("bench.plan.verb", "bench.status", "bench.tend"),
+        *("bench.plan.verb", "bench.provenance", "bench.status", "bench.tend"),
     ],
 )
 def test_what_users_wait_for_does_not_load_torch(module):

@@ -40,12 +40,19 @@ PLAIN = {
 }
 
 
-def a_sweep(folder: Path, **changes) -> sweep.Sweep:
-    """A sweep file and what it means; its primary outcome is its first column unless `family` says otherwise."""
+def sweep_file(folder: Path, **changes) -> Path:
+    """A sweep file; its one column is of its first protocol unless `columns` says otherwise, and its primary outcome is
+    its first column unless `family` does."""
+    if isinstance(given := changes.get("protocols"), list) and given:
+        changes = {"columns": [{"protocol": given[0], "metric": "accuracy"}]} | changes
     if changes.get("columns"):
         changes = {"family": PLAIN["family"] | {"primary": changes["columns"][0]}} | changes
     (folder / "x.yaml").write_text(yaml.safe_dump(PLAIN | changes, sort_keys=False))
-    return load(folder / "x.yaml")
+    return folder / "x.yaml"
+
+
+def a_sweep(folder: Path, **changes) -> sweep.Sweep:
+    return load(sweep_file(folder, **changes))
 
 
 def refusal(call, *arguments, **keys) -> str:
@@ -103,8 +110,8 @@ def test_parents_are_added_once_and_replicas_are_for_children_only(chain, tmp_pa
     assert {r.parent.id for r in runs[2:]} == {runs[1].id}
 
 
-def test_a_run_listed_twice_occurs_once(tmp_path):
-    twice = a_sweep(tmp_path, mixers=PLAIN["mixers"] * 2, seeds=[0, 0], protocols=["quick_copying"] * 2)
+def test_an_arm_listed_twice_is_one(tmp_path):
+    twice = a_sweep(tmp_path, mixers=PLAIN["mixers"] * 2)
     assert len(grid(twice)) == 1 and len(ordered(grid(twice))) == 1
 
 
@@ -135,13 +142,28 @@ def test_a_departure_matches_what_the_sweep_leaves_as_the_mixer_has_it(tmp_path)
     assert run.protocol.backbone.width == 40
 
 
+def departing(mixer: dict, changes: dict | None = None, source: str = "issue 1", times: int = 1) -> dict:
+    changes = {"backbone.width": 40} if changes is None else changes
+    return {"departures": [{"mixer": mixer, "set": changes, "source": source}] * times}
+
+
+NOWHERE = ["column 'quick_", "no such protocol", "it has: quick_copying[budget.steps=2]"]
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"departures": [{"mixer": {"name": "dense"}, "set": {}, "source": ""}]}, ["no arm", "dense"]),
-        ({"departures": [{"mixer": {"name": "identity"}, "set": {"widht": 8}, "source": ""}]}, ["widht", "backbone"]),
-        ({"departures": [{"mixer": {"name": "identity"}, "set": {"init": "x"}, "source": ""}]}, ["init"]),
+        (departing({"name": "dense"}), ["no arm", "'dense'", "arms: identity sam=false heads=2"]),
+        (departing({"name": "identity", "hds": 2}), ["no arm", "none has the key 'hds'", "keys: name, sam, heads"]),
+        (departing({"name": "identity"}, {"widht": 8}), ["widht", "backbone"]),
+        (departing({"name": "identity"}, {"init": "x"}), ["init"]),
+        (departing({"name": "identity"}, {"budget.steps": 4}), ["departures", "budget.steps", "varies"]),
+        (departing({}), ["departures: mixer, set and source", "'mixer': {}"]),
+        (departing({"name": "identity"}, {}), ["departures: mixer, set and source", "'set': {}"]),
+        (departing({"name": "identity"}, source=""), ["departures: mixer, set and source", "'source': ''"]),
+        (departing({"name": "identity"}, times=2), ["two set 'backbone.width'", "identity sam=false heads=2"]),
         ({"departures": [{"mixer": {"name": "identity"}, "set": {}, "why": ""}]}, ["why", "source"]),
+        ({"departures": None}, ["sweep.departures must be a list", "None"]),
         ({"varies": {"init": ["x"]}}, ["init"]),
         ({"varies": {"budget.stepz": [1]}}, ["stepz", "steps, batch"]),
         ({"varies": {"budget.steps": []}}, ["budget.steps", "empty"]),
@@ -149,6 +171,10 @@ def test_a_departure_matches_what_the_sweep_leaves_as_the_mixer_has_it(tmp_path)
             {"varies": {"budget.steps": [1, 2]}},
             ["primary", "quick_copying[budget.steps=1], quick_copying[budget.steps=2]"],
         ),
+        ({"varies": {"budget.stepz": [1, 2]}}, ["stepz", "steps, batch"]),
+        ({"varies": {"budget.steps": [1, 2, 1.0]}}, ["sweep.varies.budget.steps lists a value twice", "1, 2, 1.0"]),
+        ({"columns": [*PLAIN["columns"], {"protocol": "quick_digits", "metric": "loss"}]}, NOWHERE),
+        ({"columns": [*PLAIN["columns"], {"protocol": "quick_copying[budget.steps=9]", "metric": "loss"}]}, NOWHERE),
         ({"varies": {"optimiser.lr": [float("nan")]}}, ["optimiser.lr", "finite"]),
         ({"mixers": [{"name": "vandermonde", "bound": float("inf")}]}, ["mixer.bound", "finite number, got inf"]),
         ({"varies": {"budget.steps": 3}}, ["budget.steps", "list"]),
@@ -158,8 +184,14 @@ def test_a_departure_matches_what_the_sweep_leaves_as_the_mixer_has_it(tmp_path)
         ({"mixers": [{"heads": 2}]}, ["needs a name"]),
         ({"mixers": [{"name": "mamba"}]}, ["mamba", "toeplitz"]),
         ({"mixers": [{"name": "identity", "heads": []}]}, ["identity.heads is empty"]),
-        ({"mixers": [{"name": "identity", "rank": 2}]}, ["rank", "heads"]),
+        ({"mixers": [{"name": "identity", "rank": 2}]}, ["identity has no key 'rank'", "name, sam, heads, salt"]),
         ({"protocols": ["quick_copy"]}, ["quick_copy", "quick_copying"]),
+        ({"protocols": ["quick_copying"] * 2}, ["sweep.protocols lists a value twice"]),
+        ({"protocols": "quick_copying"}, ["sweep.protocols must be a list", "'quick_copying'"]),
+        ({"replicas": [0, 0]}, ["sweep.replicas lists a value twice"]),
+        ({"replicas": [1]}, ["sweep.replicas must list 0", "quick_copying"]),
+        ({"seeds": [0, 1, 0]}, ["sweep.seeds lists a value twice", "0, 1, 0"]),
+        ({"seeds": 3}, ["sweep.seeds must be a list", "3"]),
         ({"seeds": [True]}, ["seeds"]),
         ({"seeds": [-1]}, ["seed"]),
         ({"question": "${oc.env:HOME}"}, ["interpolation"]),
@@ -188,6 +220,11 @@ AGAINST = {**FAMILY, "reference": {"name": "identity"}, "comparisons": ["referen
             ["'dense'", "no arm", "; arms: identity sam=false heads=4, low_rank sam=true heads=2"],
         ),
         ({**AGAINST, "reference": {"sam": False}}, ["2 arms match it", "; arms: identity heads=2, identity heads=4"]),
+        (
+            {**AGAINST, "reference": {"name": "low_rank", "rank": 8}},
+            ["no arm", "; arms: identity sam=false heads=4, low_rank sam=true heads=2 rank=16"],
+        ),
+        ({**AGAINST, "reference": {"name": "identity", "hds": 4}}, ["'hds'", "keys: name, sam, heads, rank"]),
         ({k: v for k, v in FAMILY.items() if k != "alpha"}, ["sweep.family.alpha"]),
     ],
 )
@@ -214,7 +251,11 @@ def test_what_was_declared_goes_with_every_run_and_its_parents_and_leaves_their_
 
 @pytest.mark.parametrize(
     ("control", "parts"),
-    [({"name": "dense"}, ["'dense'", "no arm"]), ({"heads": 4}, ["reference cannot be a control"])],
+    [
+        ({"name": "dense"}, ["'dense'", "no arm"]),
+        ({"name": "identity", "hds": 4}, ["none has the key 'hds'", "keys: name, sam, heads"]),
+        ({"heads": 4}, ["reference cannot be a control"]),
+    ],
 )
 def test_a_control_is_an_arm_and_not_the_reference(tmp_path, control, parts):
     message = refusal(

@@ -2,8 +2,9 @@
 
 For a run, in this order: finished runs of its protocol and mixer on the device of the plan; a pilot of them; the other
 mixers of its protocol; else None. Three records or more give least, median and most; fewer give what their step-time
-quantiles would make of a whole run, the tenth and ninetieth percentile at every step. Of several pilots (measured on
-another day, or another machine of the model) the last gives the middle, all give the range.
+quantiles would make of a whole run, the tenth and ninetieth percentile at every step. Of a run that had others beside
+it on its device only its share counts, as in the report's Cost. Of several pilots (measured on another day, or another
+machine of the model) the last gives the middle, all give the range.
 """
 
 import heapq
@@ -16,8 +17,10 @@ from bench import Refusal
 from bench.config import canonical
 from bench.plan.evidence import WEIGHT_BYTES, Ledger, Pilot
 from bench.plan.graph import LEFT, Node
+from bench.report.sharing import shares, together
 
 MANY = 3  # records that speak for themselves
+CLOCK = 1.0  # seconds that a run may seem to share with those before and after it: records cut its end to the second
 SOURCES = ("records", "pilot", "other mixers", "unknown")
 
 
@@ -38,6 +41,7 @@ class Estimate:
     source: str  # one of SOURCES but the last
     lasting_bytes: float
     checkpoint_bytes: float
+    shared: bool  # whether some of the seconds are shares of a device that other runs used too
 
 
 Sort = tuple[str, str]  # protocol's id and kind ('', 'trial', ...): what costs the same
@@ -54,6 +58,12 @@ def by_steps(cost, steps: int) -> Range:
     return Range(*(around + (steps - 1) * each for each in (cost.step_p10, cost.step_p50, cost.step_p90)))
 
 
+def _parts(ledger: Ledger) -> dict[str, float]:
+    """By finished run that had others beside it, of whatever sweep: which part of its seconds is its own."""
+    stays = {f.id: f.stay for f in ledger.finished.values()}
+    return {i: had / stays[i].wall for i, had in shares(stays).items() if together(had + CLOCK, stays[i].wall)}
+
+
 class Costs:
     """What runs cost on one device model (and number of devices)."""
 
@@ -66,6 +76,7 @@ class Costs:
         self.pilots = [(p, canonical(p.mixer, "mixer")) for p in pilots if p.protocol_id in protocols]
         ok = [f for f in ledger.finished.values() if f.outcome == "ok" and f.cost.wall > 0]
         self.records = [f for f in ok if _sort(f) in self.steps]
+        self.parts = _parts(ledger)
         self.device, self.world = self._chosen(device)
         self.known = self._by_pair()
         self.cache: dict[tuple[Sort, str], Estimate | None] = {}
@@ -113,17 +124,19 @@ class Costs:
         each, last = [by_steps(pilot, self.steps[sort]) for pilot in measured], measured[-1]
         seconds = Range(min(r.low for r in each), each[-1].mid, max(r.high for r in each))
         lasting = self.kept[sort] * last.weights_bytes + last.record_bytes
-        return Estimate(seconds, "pilot", lasting, last.checkpoint_bytes)
+        return Estimate(seconds, "pilot", lasting, last.checkpoint_bytes, False)
 
     def _from_records(self, sort: Sort, found: list) -> Estimate:
-        walls = [f.cost.wall for f in found]
+        parts = [self.parts.get(f.id, 1.0) for f in found]
+        walls = [part * f.cost.wall for part, f in zip(parts, found, strict=True)]
         spread = list(walls)
         if len(found) < MANY:
-            spread += [value for f in found for value in by_steps(f.cost, self.steps[sort])]
+            for part, f in zip(parts, found, strict=True):
+                spread += by_steps(f.cost, self.steps[sort]).times(part)
         weights = WEIGHT_BYTES * max(f.parameters for f in found)
         lasting = self.kept[sort] * weights + max(f.bytes for f in found)
         seconds = Range(min(spread), statistics.median(walls), max(spread))
-        return Estimate(seconds, "records", lasting, self.copies[sort] * weights)
+        return Estimate(seconds, "records", lasting, self.copies[sort] * weights, min(parts) < 1)
 
     def of(self, node: Node) -> Estimate | None:
         """Of the whole run, nothing subtracted for what is done."""
@@ -140,7 +153,8 @@ class Costs:
         mid = statistics.median(r.mid for r in every)
         seconds = Range(min(r.low for r in every), mid, max(r.high for r in every))
         lasting = max(e.lasting_bytes for e in others.values())
-        return Estimate(seconds, "other mixers", lasting, max(e.checkpoint_bytes for e in others.values()))
+        checkpoint, shared = max(e.checkpoint_bytes for e in others.values()), any(e.shared for e in others.values())
+        return Estimate(seconds, "other mixers", lasting, checkpoint, shared)
 
     def left_of(self, node: Node) -> Range | None:
         """Seconds that are left of a run: nothing for one that is done, failed, or will not train."""
@@ -160,6 +174,7 @@ class Totals:
     chain_seconds: Range | None  # of the longest chain: no number of devices beats it
     disk_bytes: tuple[float, float] | None  # what stays; and with the checkpoints of those in hand
     unknown: tuple[str, ...]  # 'protocol / mixer' without a cost
+    shared: int  # runs whose seconds are shares of a device that other runs used too
 
 
 def totals(nodes: list[Node], costs: Costs, parallel: int) -> Totals:
@@ -168,14 +183,15 @@ def totals(nodes: list[Node], costs: Costs, parallel: int) -> Totals:
     sums = Range(*(sum(values) for values in zip(*known, strict=True))) if known else Range(0.0, 0.0, 0.0)
     lost = [n for n in nodes if left[n.run.id] is None]
     unknown = tuple(dict.fromkeys(f"{n.run.label} / {n.run.mixer.name}" for n in lost))
+    shared = sum(e.shared for e in map(costs.of, costs.left) if e)
     if lost:
-        return Totals(None, sums, None, None, None, unknown)
+        return Totals(None, sums, None, None, None, unknown, shared)
     wall = Range(*(makespan(nodes, {i: r[q] for i, r in left.items()}, parallel) for q in range(3)))
     chain = Range(*(longest(nodes, {i: r[q] for i, r in left.items()}) for q in range(3)))
     working = [costs.of(n) for n in costs.left]
     lasting = sum(e.lasting_bytes for e in working)
     flying = sum(sorted((e.checkpoint_bytes for e in working), reverse=True)[:parallel])
-    return Totals(sums, sums, wall, chain, (lasting, lasting + flying), ())
+    return Totals(sums, sums, wall, chain, (lasting, lasting + flying), (), shared)
 
 
 def longest(nodes: list[Node], seconds: dict[str, float]) -> float:

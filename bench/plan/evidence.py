@@ -7,11 +7,13 @@ report, which makes claims, reads them in full.
 import json
 import os
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 from bench import Refusal
 from bench.config import build, canonical, coerce, kind_of
-from bench.record import SCHEMA, Cost, Record, dump
+from bench.record import SCHEMA, YOUNGER, Cost, Record, dump
+from bench.report.sharing import Stay
 from bench.store import Store
 
 WEIGHT_BYTES = 4  # weights and optimiser states are fp32 whatever the protocol's precision
@@ -31,9 +33,12 @@ class Finished:
     device: str  # model, '2 x …' for two of them
     world: int
     cost: Cost
+    stay: Stay
     parameters: int
     bytes: int  # of the record itself
     metrics: dict[str, float]
+    commit: str
+    digests: dict[str, str]  # of the code, by file
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Ledger:
             found = _finished(values, size)
             self.protocols.setdefault(found.protocol_id, values["run"]["protocol"])
             self.mixers.setdefault(found.mixer, values["run"]["mixer"])
-        except (KeyError, TypeError, AttributeError, Refusal) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, Refusal) as error:
             what = str(error) if isinstance(error, Refusal) else f"{type(error).__name__} {error}"
             raise Refusal(f"{source}: not a whole record ({what}); delete it and run again, or restore it") from None
         if folder and found.id != folder:
@@ -115,6 +120,8 @@ def _plain(content: bytes, path: str) -> dict:
 
 def _finished(values: dict, size: int) -> Finished:
     run, environment = values["run"], values["environment"]
+    cost = build(Cost, values["cost"], "record.cost")
+    card, end = values.get("card", YOUNGER["card"]), datetime.fromisoformat(values["finished"]).timestamp()
     return Finished(
         id=values["id"],
         outcome=values["outcome"],
@@ -125,10 +132,13 @@ def _finished(values: dict, size: int) -> Finished:
         replica=run["replica"],
         device=device_label(environment["device"], environment["world"]),
         world=environment["world"],
-        cost=build(Cost, values["cost"], "record.cost"),
+        cost=cost,
+        stay=Stay(environment["node"], environment["device"], card, end, cost.wall),
         parameters=values["capacity"]["parameters"],
         bytes=size,
         metrics=coerce(dict[str, float], values["metrics"], "record.metrics"),
+        commit=environment["commit"],
+        digests=coerce(dict[str, str], values["digests"], "record.digests"),
     )
 
 

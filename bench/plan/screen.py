@@ -29,7 +29,11 @@ def show(plan: "Plan", path: Path) -> None:
     counts = ", ".join(f"{n} {STATE_WORDS[state]}" for state, n in plan.states.items() if n or state in ALWAYS)
     console.print(f"{path}: {plan.runs} runs: {counts}")
     console.print(protocols(plan))
-    for title, lines in (("New because", [reason(r) for r in plan.new]), ("Given up", plan.failed)):
+    for title, lines in (
+        ("New because", [reason(r) for r in plan.new]),
+        ("Given up", plan.failed),
+        ("Other code", plan.other_code),
+    ):
         if lines:
             console.print(title)
             for line in cut(lines):
@@ -82,15 +86,27 @@ def costs(plan: "Plan") -> list[tuple[str, str]]:
         known = f"; the others {spread(left.known_device_seconds)}" if left.known_device_seconds.high else ""
         cure = "a pilot measures them: --pilot"
         found.append(("Device time", f"unknown: no record or pilot of {which}{known}; {cure}"))
+        found += sharing(left.shared)
         found += [("Wall time", "unknown"), ("Disk", "unknown")]
         return found
     device = f" on {plan.device}" if plan.device else ""
     found.append(("Device time", spread(left.device_seconds) + device))
-    parallel = f"{plan.parallel} at a time; the longest chain alone {spread(left.chain_seconds)}"
+    found += sharing(left.shared)
+    each, alone = (", each on a device of its own", "") if left.shared else ("", " alone")
+    parallel = f"{plan.parallel} at a time{each}; the longest chain{alone} {spread(left.chain_seconds)}"
     found.append(("Wall time", f"{spread(left.wall_seconds)}, {parallel}"))
     lasting, most = left.disk_bytes
     found.append(("Disk", f"{size(lasting)} of weights and records, {size(most)} with checkpoints of those in hand"))
     return found
+
+
+def sharing(runs: int) -> list[tuple[str, str]]:
+    """What to know of the seconds of so many runs."""
+    if not runs:
+        return []
+    whose = f"for {count(runs, 'run')} the seconds are shares of runs that had others beside them on their device"
+    how = "each moment is split evenly, as in the report's Cost; how long a run takes alone there is not known"
+    return [("Shared device", f"{whose}: {how}")]
 
 
 def effect_lines(effects: list[Effect]) -> list[str]:

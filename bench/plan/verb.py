@@ -39,6 +39,7 @@ class Plan:
     rows: list[Row]
     failed: list[str]  # a line for each run that is given up
     new: list[Reason]
+    other_code: list[str]  # a line for each commit whose records a report would refuse beside what is to do
     device: str  # whose costs these are; '' if nothing is known
     parallel: int
     totals: Totals
@@ -88,6 +89,7 @@ def plan(sweep: Sweep, store: Store, retries: int, parallel: int, device: str) -
         rows=_rows(graph, costs),
         failed=[f"{n.run.id} {n.run.label} {n.run.mixer.name}: {n.reason}" for n in graph if n.state == "failed"],
         new=reasons(graph, ledger),
+        other_code=_other_code(graph, ledger),
         device=costs.device,
         parallel=parallel,
         totals=totals(graph, costs, parallel),
@@ -99,6 +101,18 @@ def plan(sweep: Sweep, store: Store, retries: int, parallel: int, device: str) -
 def _runs(places: list[Cell]) -> list:
     """The runs of the cells, each once."""
     return list({cell.run.id: cell.run for cell in places}.values())
+
+
+def _other_code(graph: list[Node], ledger: Ledger) -> list[str]:
+    """What `sweep` warns of. The code is looked at only where a seed of a protocol has finished runs and others."""
+    done = {n.run.id: ledger.finished[n.run.id] for n in graph if n.run.id in ledger.finished}
+    begun = {(f.protocol_id, f.seed) for f in done.values()}
+    todo = [n.run for n in graph if n.run.id not in done and (n.run.protocol_id, n.run.seed) in begun]
+    if not todo:
+        return []
+    from bench.provenance import other_code
+
+    return other_code(todo, done.values())
 
 
 def _states(graph: list[Node]) -> dict[str, int]:

@@ -1,8 +1,7 @@
 """What a table cost: device time of its runs by arm, from the records alone.
 
-Runs that shared a device stretched each other, so their seconds do not add up to the device's. Each moment is split
-evenly between the runs that were at work on that device then, those of other tables too, as far as their records are in
-the same results folder; the shares of all add up to the time in which any was.
+A moment that runs shared is split between them (sharing.py), those of other tables too, as far as their records are in
+the same results folder.
 """
 
 from contextlib import suppress
@@ -15,11 +14,12 @@ from bench.record import Record
 from bench.report import stats
 from bench.report.frame import Row, Table
 from bench.report.sections import Section
+from bench.report.sharing import Stay, shares, together
 from bench.store import Store
 
-# Axes: R runs, K moments at which a run begins or ends.
 TITLE = "Cost"
 PARTS = ("start-up", "compilation", "evaluation")  # what of a run is not training
+EACH = "Step and memory"  # begins the note on these columns
 NONE = np.zeros(1 + len(PARTS))
 
 
@@ -45,40 +45,29 @@ def section(table: Table) -> Section:
     return Section(TITLE, head, lines, 1, notes(table, rows, minutes))
 
 
-def shared(begin_R: np.ndarray, end_R: np.ndarray) -> np.ndarray:
-    """Each run's share of one device's time, in seconds: a moment belongs to all runs of that moment alike."""
-    cuts_K = np.unique(np.concatenate([begin_R, end_R]))
-    begun_K, ended_K = (np.searchsorted(np.sort(ends), cuts_K[:-1], "right") for ends in (begin_R, end_R))
-    at_work_K = np.maximum(begun_K - ended_K, 1)
-    until_K = np.concatenate([[0.0], np.cumsum(np.diff(cuts_K) / at_work_K)])
-    return until_K[np.searchsorted(cuts_K, end_R)] - until_K[np.searchsorted(cuts_K, begin_R)]
+def stay(record: Record) -> Stay:
+    room, end = record.environment, datetime.fromisoformat(record.finished).timestamp()
+    return Stay(room.node, room.device, record.card, end, record.cost.wall)
 
 
 def parted(table: Table, rows: list[Row]) -> list[np.ndarray]:
     """Minutes of each run: training, then PARTS. All devices of a run on several count."""
-    devices: dict[tuple, list[Record]] = {}
-    for record in ({r.id: r for r in table.beside} | {row.record.id: row.record for row in rows}).values():
-        room = record.environment
-        devices.setdefault((room.node, room.device, record.card), []).append(record)
-    shares: dict[str, float] = {}
-    for records in devices.values():
-        end_R = np.array([datetime.fromisoformat(r.finished).timestamp() for r in records])
-        wall_R = np.array([r.cost.wall for r in records])
-        shares |= zip([r.id for r in records], shared(end_R - wall_R, end_R), strict=True)
+    records = {r.id: r for r in table.beside} | {row.record.id: row.record for row in rows}
+    had = shares({run_id: stay(record) for run_id, record in records.items()})
     found = []
     for row in rows:
         cost = row.record.cost
         apart = np.array([cost.startup, cost.first_step, cost.evaluation])
         rest = max(cost.wall - apart.sum(), 0.0)
         parts = np.array([rest, *apart])
-        found.append(parts / max(parts.sum(), 1e-9) * shares[row.record.id] * row.record.environment.world / 60)
+        found.append(parts / max(parts.sum(), 1e-9) * had[row.record.id] * row.record.environment.world / 60)
     return found
 
 
 def side_by_side(table: Table, rows: list[Row]) -> bool:
     """Whether some of these runs shared a device, so that their steps took longer than alone."""
     clocks = sum(r.record.cost.wall * r.record.environment.world for r in rows) / 60
-    return bool(sum(parts.sum() for parts in parted(table, rows)) < 0.99 * clocks)
+    return together(sum(parts.sum() for parts in parted(table, rows)), clocks)
 
 
 def line(rows: list[Row], minutes: dict[str, np.ndarray]) -> list[str]:
@@ -100,10 +89,10 @@ def notes(table: Table, rows: list[Row], minutes: dict[str, np.ndarray]) -> list
     walls = sum(r.record.cost.wall * r.record.environment.world for r in rows) / 60
     beside = ", as it ran beside others" * side_by_side(table, rows)
     found = [
-        f"Minutes of one device ({', '.join(devices)}). Where runs shared it, those of other tables too, each moment "
-        f"is split evenly between them; the clocks of this table's runs add up to {walls:.1f}.",
-        "Training: all that is neither start-up (data, model), compilation (the first step with it) nor evaluation. "
-        f"Step and memory: median and most of a run on {table.protocols()[0]}{beside}.",
+        f"Minutes of one device ({', '.join(devices)}). Where runs shared it, those of other tables of this results "
+        f"folder too, each moment is split evenly between them; the clocks of this table's runs add up to {walls:.1f}.",
+        "Training: all that is neither start-up (data, model), compilation (the first step with it) nor evaluation.",
+        f"{EACH}: median and most of a run on {table.protocols()[0]}{beside}.",
     ]
     if len(table.protocols()) > 1:
         sums = {p: sum((minutes[r.run_id].sum() for r in rows if r.protocol == p), 0.0) for p in table.protocols()}

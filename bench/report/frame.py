@@ -17,6 +17,7 @@ from bench.report.values import nested as nested
 from bench.report.values import plain as plain
 from bench.store import Store
 from bench.sweep import Column, Sweep
+from bench.sweep import written_out as written_out
 
 
 class Level(NamedTuple):
@@ -146,17 +147,6 @@ def controlled(rows: list[Row], sweep: Sweep) -> Table:
     for column in columns:
         check_metric(table, column)
     return Table(sweep, columns, axes, arms, seeds, kept, (*notes, *seed_notes(table)), frozenset(), ())
-
-
-def written_out(sweep: Sweep, labels: list[str]) -> tuple[Column, ...]:
-    """The sweep's columns; one that names a protocol that varies stands for all its variations."""
-    found = {}
-    for column in sweep.columns:
-        matches = [label for label in labels if column.protocol in (label, label.split("[", 1)[0])]
-        if not matches:
-            raise Refusal(f"{title(column)}: no such protocol in sweep '{sweep.name}'; it has: {', '.join(labels)}")
-        found |= {(label, column.metric): Column(label, column.metric) for label in matches}
-    return tuple(found.values())
 
 
 def arms_of(rows: list[Row], sweep: Sweep) -> tuple[tuple[Arm, ...], tuple[str, ...]]:

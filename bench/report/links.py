@@ -113,7 +113,6 @@ class Links:
             found.append(["", *(self.address((arm[1],), places[id(arm[0])]) if arm else "" for arm in cells)])
         return found
 
-
     def of_change(self, response: Response) -> list[list[str]]:
         """Each cell is two arms on one column, or one arm on two: then on all."""
         places = {id(measured): place for place, measured in enumerate(self.analysis.measured)}
