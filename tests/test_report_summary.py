@@ -1,5 +1,6 @@
 """What a report says beside its tables: cost, protocols compared, orders in groups, the summary. Fabricated records."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from scipy import stats as scipy_stats
 
 from bench.config import MISALIGNED
 from bench.record import dump
-from bench.report import analysis, contrasts, cost, links, orders, start, summary
+from bench.report import analysis, contrasts, cost, links, orders, sharing, start, summary
 from bench.report.figures import contrasts as figure
 from bench.report.published import numbers
 from bench.report.sections import sections
@@ -89,7 +90,7 @@ def test_shares_are_a_sum_over_moments_by_brute_force():
     for second in range(80):
         here_R = (begin_R <= second) & (second < end_R)
         expected_R += here_R / max(here_R.sum(), 1)
-    assert np.allclose(cost.shared(begin_R, end_R), expected_R)
+    assert np.allclose(sharing.shared(begin_R, end_R), expected_R)
 
 
 # Protocols compared -------------------------------------------------------------------------------------------------
@@ -239,7 +240,8 @@ def test_how_large_each_mixer_starts_is_told_over_layers_and_seeds_and_by_what_i
 
 def a_summary(table) -> str:
     found = analysis.analyse(table, {})
-    more = [*contrasts.sections(table, found), *orders.sections(table, found), cost.section(table)]
+    more = [*sections(table, found), *contrasts.sections(table, found), *orders.sections(table, found)]
+    more.append(cost.section(table))
     return summary.markdown(table, found, more)
 
 
@@ -313,6 +315,14 @@ def test_an_a_a_arm_that_cannot_be_tested_is_not_said_to_be_alike():
     assert "; too few seeds to test them on all columns." in text_of(table, [])
     table = a_table(noisy_rows({}, 8, (DENSE, ATTENTION, TWIN)))
     assert "nothing differs." in a_summary(table) and "nothing came out different" in text_of(table, [])
+
+
+def test_the_summary_says_how_a_line_of_a_response_changes_and_nothing_of_columns_that_it_does_not_show():
+    arms = tuple({**LOW, "rank": rank} for rank in (4, 8, 16))
+    text = a_summary(a_table(noisy_rows({}, 3, arms), family=replace(a_sweep().family, reference={**LOW, "rank": 4})))
+    (line,) = [line for line in text.splitlines() if line.startswith("- low_rank: ")]
+    assert re.fullmatch(r"- low_rank: 8 [+-]0\.\d+ \[.*\], 16 [+-]0\.\d+ \[.*\]", line)
+    assert "no claim rests on it" in text and "Step and memory" not in text
 
 
 def test_a_loss_that_falls_is_better():

@@ -20,6 +20,7 @@ from bench.report.tables import column_title, decimals
 from bench.sweep import AGAINST, PARTS, SAM
 
 POWER = 0.8
+CHANGE = ", its change along "  # in the title of a section of paired changes
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def change_section(response: Response, table: Table, analysis: Analysis) -> Sect
         + (f" [{100 * (1 - analysis.alpha):g} % t interval of the one cell]." if len(table.seeds) > 1 else "."),
         "In no family, not tested: no claim rests on it.",
     ]
-    title = f"{response.title}, its change along {response.key}"
+    title = f"{response.title}{CHANGE}{response.key}"
     return Section(title, [response.key, *several(response)], lines, 1, notes)
 
 

@@ -10,6 +10,7 @@ from bench.report.analysis import A_A, Analysis, Measured, Result, controls
 from bench.report.frame import LEFT_OUT, Table, seeds_text
 from bench.report.responses import primary
 from bench.report.sections import (
+    CHANGE,
     Section,
     declared,
     digits_of,
@@ -40,6 +41,8 @@ def markdown(table: Table, analysis: Analysis, more: list[Section]) -> str:
         parts += [f"## {name}", bullets(verdicts(table, result))]
     parts += ["## Noise and limits", bullets(limits(table, analysis))]
     for section in more:
+        if CHANGE in section.title:
+            parts += [f"## {section.title}", bullets([*along(section), *section.notes])]
         if section.title.startswith((contrasts.TITLE, orders.CARRIED, orders.TITLE)):
             parts += [f"## {section.title}", bullets([*said(section), *section.notes])]
         if section.title == cost.TITLE:
@@ -121,10 +124,20 @@ def said(section: Section) -> list[str]:
     ]
 
 
+def along(section: Section) -> list[str]:
+    """'low_rank SAM: 2 +0.1 [..], 4 …' of each line of a response, which is a column."""
+    values, *columns = zip(*section.lines, strict=True)
+    names = section.head[section.left :]
+    return [
+        f"{name}: {', '.join(f'{v} {c}' for v, c in zip(values, cells, strict=True))}"
+        for name, cells in zip(names, columns, strict=True)
+    ]
+
+
 def costs(section: Section) -> list[str]:
     every = dict(zip(section.head, section.lines[-1], strict=True))
     apart = ", ".join(f"{name} {every[name]}" for name in cost.PARTS)
     return [
         f"{every['runs']} runs took {every['minutes']} minutes: training {every['training']}, {apart}.",
-        *section.notes,
+        *(note for note in section.notes if not note.startswith(cost.EACH)),
     ]
