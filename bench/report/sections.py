@@ -272,7 +272,7 @@ def change_section(response: Response, table: Table, analysis: Analysis) -> Sect
 
 
 def change_text(line: dict[int, tuple[Measured, int]], place: int, alpha: float) -> str:
-    """'+0.012 [-0.003, +0.027]' from the line's first value to the one at `place`; '-' where there is none to compare."""
+    """'+0.012 [-0.003, +0.027]' from the line's first value to the one at `place`; '-' with nothing to compare."""
     if place not in line or place == min(line):
         return "-"
     (before, first), (after, arm) = line[min(line)], line[place]
