@@ -130,7 +130,7 @@ def load(path: Path) -> Sweep:
     for key in (k for d in sweep.departures for k in d.set):
         if key.split(".")[0] == "tune" and key != SPACE:
             raise Refusal(f"sweep.departures: '{key}' would give a mixer a budget of its own; allowed: {SPACE}")
-        if key in sweep.varies:
+        if key in sweep.varies and key != SPACE:
             raise Refusal(f"sweep.departures: '{key}' varies for every mixer alike, so none can depart in it")
     columns = [(c.protocol, c.metric) for c in sweep.columns]
     primary = (sweep.family.primary.protocol, sweep.family.primary.metric)
