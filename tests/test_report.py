@@ -446,10 +446,11 @@ def fill(folder: Path) -> tuple[Sweep, Store]:
 
 def test_the_rows_are_the_runs_of_the_grid(tmp_path):
     sweep, store = fill(tmp_path)
-    sweep = replace(sweep, varies={"task.patch": [2, 4]}, seeds=(0, 1, 5))
-    rows = frame.rows(sweep, store)
-    assert {r.run_id for r in rows if r.record} == {run.id for run in grid(replace(sweep, varies={}, seeds=(0, 1)))}
-    assert sorted(r.run_id for r in rows) == sorted(run.id for run in grid(sweep))
+    family = replace(sweep.family, primary=Column("quick_digits[task.patch=2]", "accuracy"))
+    wider = replace(sweep, varies={"task.patch": [2, 4]}, seeds=(0, 1, 5), family=family)
+    rows = frame.rows(wider, store)
+    assert {r.run_id for r in rows if r.record} == {run.id for run in grid(sweep)}
+    assert sorted(r.run_id for r in rows) == sorted(run.id for run in grid(wider))
     assert {r.protocol for r in rows} == {"quick_digits[task.patch=2]", "quick_digits[task.patch=4]"}
 
 
