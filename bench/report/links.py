@@ -11,7 +11,7 @@ from bench.report.frame import Table
 from bench.report.responses import Response, responses
 from bench.report.sections import (
     Section,
-    change_section,
+    change_title,
     kind_name,
     kind_title,
     pair_label,
@@ -101,8 +101,7 @@ class Links:
     @cached_property
     def changes(self) -> dict[str, Response]:
         """Likewise, of those along which something can change."""
-        found = [r for r in responses(self.table, self.analysis) if several(r)]
-        return {change_section(r, self.table, self.analysis).title: r for r in found}
+        return {change_title(r): r for r in responses(self.table, self.analysis) if several(r)}
 
     def of_response(self, response: Response) -> list[list[str]]:
         """Each cell is one arm on one column."""

@@ -267,8 +267,11 @@ def change_section(response: Response, table: Table, analysis: Analysis) -> Sect
         + (f" [{100 * (1 - analysis.alpha):g} % t interval of the one cell]." if len(table.seeds) > 1 else "."),
         "In no family, not tested: no claim rests on it.",
     ]
-    title = f"{response.title}{CHANGE}{response.key}"
-    return Section(title, [response.key, *several(response)], lines, 1, notes)
+    return Section(change_title(response), [response.key, *several(response)], lines, 1, notes)
+
+
+def change_title(response: Response) -> str:
+    return f"{response.title}{CHANGE}{response.key}"
 
 
 def change_text(line: dict[int, tuple[Measured, int]], place: int, alpha: float) -> str:
