@@ -23,6 +23,7 @@ from bench.record import Record, dump, read_record, read_records, unite, write_i
 STALE_SECONDS = 600.0  # a lease elsewhere that was not renewed for so long has lost its owner
 KINDS = ("oom", "timeout", "preempted", "error", "cancelled", "lost")  # lost: its process ended without a word
 SPARED = ("cancelled", "preempted", "timeout")  # do not count against the run: it goes on from its checkpoint
+WRITTEN = ("checkpoint.pt", "progress.json", "weights.pt", "items.parquet", "record.json")  # by whoever has the lease
 SPARED_AT_MOST = 20  # interruptions, one after another, that left the run no further than it was
 
 
@@ -171,6 +172,7 @@ class Store:
         try:
             lease = take(folder, dead)
             if lease:
+                _clear_half_written(folder)
                 full.reserve(folder / full.SPARE)
         except OSError as error:  # a full disk takes an empty file, and no more
             raise Refusal(f"results folder {self.root} cannot be written: {error.strerror}; make room") from None
@@ -340,6 +342,16 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _clear_half_written(folder: Path) -> None:
+    """Remove what owners that were killed while they wrote left under temporary names; the lease must be ours.
+
+    An owner that was only taken for dead cannot put what it writes in the place of ours any more.
+    """
+    for name in WRITTEN:
+        for path in folder.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
 
 
 def utc() -> str:

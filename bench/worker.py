@@ -98,8 +98,9 @@ def attempt(run: Run, lease: Lease, queue: Queue, stop: Stop, task: Task | None)
     threading.Thread(target=_renew, args=(lease, done, robbed), daemon=True).start()
     try:
         ended, failure = _trained(run, queue, stop, robbed)
-        if robbed.is_set():
+        if robbed.is_set() or _taken(lease):
             say(f"{run.label} {named(run)}: another worker took us for dead and has it now", error=True)
+            failure = None  # the other one noted that we were lost; what our writing meets there is no fault of the run
         elif not ended and failure is None and task and stop.signalled:
             failure = slurm.why_stopped(stop.signal, task.element, task.restarts, task.warn)
         if failure:
@@ -143,6 +144,13 @@ def _renew(lease: Lease, done: threading.Event, robbed: threading.Event) -> None
             lease.renew()
             if not lease.held():
                 robbed.set()
+
+
+def _taken(lease: Lease) -> bool:
+    """Whether somebody else has it now; not if the file system does not say."""
+    with contextlib.suppress(OSError):
+        return not lease.held()
+    return False
 
 
 def summary(run: Run, record: Record, seconds: float) -> str:

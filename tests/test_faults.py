@@ -62,7 +62,7 @@ def begun(asked: Case, slow: Path) -> None:
 def in_the_middle(asked: Case) -> str:
     """Wait until the run is between 10 and 60 percent; the array element that has it."""
     (run,) = asked.runs
-    wait(lambda: asked.store.progress(run.id) > 0.1, 180, asked.logs())
+    wait(lambda: asked.store.progress(run.id) > 0.1, 180, asked.logs)
     assert asked.store.progress(run.id) < 0.6 and not asked.store.has(run.id)
     return owner_of(asked)["job"]["id"]
 

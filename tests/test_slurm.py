@@ -90,7 +90,7 @@ class Case:
 
     def finished(self, seconds: float = 240) -> None:
         """Wait until every run has its record and no task is left."""
-        wait(lambda: all(self.store.has(run.id) for run in self.runs), seconds, self.logs())
+        wait(lambda: all(self.store.has(run.id) for run in self.runs), seconds, self.logs)
         self.ended(120)
 
     def ended(self, seconds: float) -> None:
@@ -102,8 +102,11 @@ class Case:
         return slurm("squeue", "-h", "-r", f"--name={names}", "-o", "%i %T").splitlines() if names else []
 
     def logs(self) -> str:
+        """What the tasks wrote, and what Slurm says of them."""
         files = sorted(self.folder.glob("results/slurm/*/*/*.txt"))
-        return "\n".join(f"== {path.name}\n{path.read_text()}" for path in files)
+        said = [f"== {path.name}\n{path.read_text().rstrip()}" for path in files]  # refused.txt is reserved with blanks
+        columns = "JobArrayID,State,Reason,RestartCnt,BatchHost"
+        return "\n".join([*said, slurm("squeue", "-r", "-t", "all", "-O", columns)])
 
 
 def case(folder: Path, cluster: dict, **changes) -> Case:
@@ -279,12 +282,12 @@ def test_a_run_on_two_nodes(virtual, tmp_path):
     asked = case(tmp_path, {"pack": 1}, mixers=TINY["mixers"][:1], seeds=[0], varies={"budget.steps": [120]})
     asked.submit("where.nodes=2", root=checkout(tmp_path / "checkout", edits))
     (run,) = asked.runs
-    wait(lambda: asked.store.progress(run.id) > 0.1, 180, asked.logs())
+    wait(lambda: asked.store.progress(run.id) > 0.1, 180, asked.logs)
     (follower,) = followers(asked)
     assert "--cpus-per-task=2" in str(processes("srun"))  # it does not take them over by itself
     os.kill(follower, signal.SIGKILL)
-    wait(lambda: asked.store.failures(run.id), 120, asked.logs())
-    wait(lambda: followers(asked) and followers(asked) != [follower] and below(followers(asked)[0]), 120, asked.logs())
+    wait(lambda: asked.store.failures(run.id), 120, asked.logs)
+    wait(lambda: followers(asked) and followers(asked) != [follower] and below(followers(asked)[0]), 120, asked.logs)
     worker = asked.store.owner(run.id)["pid"]
     started = [*below(worker), *followers(asked), *below(followers(asked)[0])]
     os.kill(worker, signal.SIGKILL)
@@ -312,7 +315,7 @@ def test_a_node_that_is_held_up_when_a_run_begins_is_asked_again(tmp_path):
         os.kill(node, signal.SIGSTOP)
         try:
             asked.submit("where.nodes=2")
-            wait(lambda: str(asked.folder) in str(processes("srun")), 120, asked.logs())
+            wait(lambda: str(asked.folder) in str(processes("srun")), 120, asked.logs)
             time.sleep(7)
         finally:
             os.kill(node, signal.SIGCONT)
@@ -372,7 +375,7 @@ def test_what_a_user_sees_and_does(virtual, tmp_path):
     asked = case(tmp_path, {"pack": 4}, seeds=[0])
     asked.submit("where.retries=0", root=checkout(tmp_path / "checkout", edits))
     _, bad = sorted(asked.runs, key=lambda run: run.mixer.name)
-    wait(lambda: asked.store.failures(bad.id), 180, asked.logs())
+    wait(lambda: asked.store.failures(bad.id), 180, asked.logs)
     asked.ended(120)
     screen = asked.verb("status")
     assert "2 runs: 1 ok, 1 given up (error 1)" in screen and "\x1b" not in screen

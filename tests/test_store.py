@@ -256,6 +256,25 @@ def test_a_slow_finder_of_a_lost_lease_does_not_rob_the_next_owner(tmp_path, mon
     assert len(list(results.folder(RUN).glob("lease-*"))) == 1
 
 
+def test_what_a_killed_owner_had_half_written_goes_with_its_lease(tmp_path):
+    """One that was only taken for dead cannot put it in the place of the next owner's any more."""
+    results, folder = Store(tmp_path), Store(tmp_path).open(RUN)
+    whole = [folder / name for name in ("checkpoint.pt", "progress.json", "weights.pt")]
+    half = [folder / f".{name}.0123abcd" for name in ("checkpoint.pt", "progress.json", "items.parquet", "record.json")]
+    contender = folder / ".lease-3.json.0123abcd"  # of somebody who asks for the run just now
+    for path in [*whole, *half, contender]:
+        path.touch()
+
+    def slowly(path: Path) -> None:
+        path.write_text("late")
+        assert results.take(RUN) is not None
+
+    with pytest.raises(FileNotFoundError):
+        replace_whole(folder / "checkpoint.pt", slowly)
+    assert not any(path.exists() for path in half) and contender.exists()
+    assert all(path.read_text() == "" for path in whole)
+
+
 def plant(results: Store, changes: dict, age: float = 0.0) -> Path:
     """A lease of somebody else: ours with `changes`, last renewed `age` seconds ago."""
     lease = results.take(RUN)

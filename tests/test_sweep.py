@@ -494,6 +494,21 @@ def test_a_run_in_other_hands_is_waited_for(queue, stop, monkeypatch):
     assert labels == ["base", "child"] and len(naps) == 2
 
 
+def test_what_meets_a_worker_that_was_taken_for_dead_is_no_failure_of_its_run(queue, stop, monkeypatch, capsys):
+    """Who took its lease has cleared away what it was writing, and noted already that it was lost."""
+    del queue.runs[1:]
+
+    def robbed(run):
+        if queue.store.owner(run.id) and len(labels) == 1:
+            queue.store.take(run.id, queue.store.owner(run.id)).release()
+            raise FileNotFoundError(".checkpoint.pt.0123abcd")
+
+    labels = started(monkeypatch, robbed)
+    assert work(queue, stop) and labels == ["base", "base"]
+    assert queue.store.failures(queue.runs[0].id) == [] and queue.store.has(queue.runs[0].id)
+    assert "took us for dead" in capsys.readouterr().err
+
+
 def test_ctrl_c_asks_first_and_insists_the_second_time(stop):
     os.kill(os.getpid(), signal.SIGINT)
     assert stop()

@@ -405,7 +405,7 @@ def test_a_tuned_sweep_on_slurm_with_a_worker_killed_is_that_of_one_process(virt
     asked = case(tmp_path, {"pack": 6, "container": [str(standing(tmp_path, 3))]}, **own)
     assert [r.id for r in asked.runs] == [r.id for r in ordered(grid(load(path)))]
     asked.submit()
-    owner = wait(lambda: next((o for r in asked.runs if (o := asked.store.owner(r.id))), None), 300, asked.logs())
+    owner = wait(lambda: next((o for r in asked.runs if (o := asked.store.owner(r.id))), None), 300, asked.logs)
     os.kill(owner["pid"], signal.SIGKILL)
     (tmp_path / "go").touch()
     asked.finished()

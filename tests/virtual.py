@@ -70,10 +70,10 @@ def slurm(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def wait(true: Callable[[], object], seconds: float, what: str = "") -> object:
-    """The first true value of `true()`, which is asked until then."""
+def wait(true: Callable[[], object], seconds: float, what: str | Callable[[], str] = "") -> object:
+    """The first true value of `true()`, which is asked until then; `what`: how things stand if it never is."""
     end = time.monotonic() + seconds
     while not (value := true()):
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        assert time.monotonic() < end, f"not within {seconds} s: {what() if callable(what) else what}"
         time.sleep(0.1)
     return value
