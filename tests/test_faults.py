@@ -114,18 +114,45 @@ def test_a_worker_that_is_killed_is_spoken_for_and_replaced(one, undisturbed):
     assert "killed by SIGKILL" in failure["message"] and failure["progress"] > 0 and Path(failure["log"]).exists()
 
 
-@pytest.mark.parametrize("daemon", ["slurmd", "slurmctld"])
-def test_slurms_daemons_may_restart(virtual, one, undisturbed, daemon):
-    if daemon == "slurmd":
-        node = owner_of(one)["node"]
-        virtual("orphan", node)
-        virtual("boot", node)
-    else:
-        virtual("halt")
-        virtual("resume")
+def test_slurms_daemon_on_a_node_may_restart(virtual, one, undisturbed):
+    node = owner_of(one)["node"]
+    virtual("orphan", node)
+    virtual("boot", node)
     ends_well(one, undisturbed)
-    # A controller that had not saved that the task runs has it killed and starts it again.
-    assert kinds(one) in ([[]] if daemon == "slurmd" else [[], ["lost"]])
+    assert kinds(one) == []
+
+
+@pytest.mark.parametrize("knows", ["that it runs", "that it waits", "nothing of it"])
+def test_slurms_controller_may_restart(virtual, tmp_path, slow, undisturbed, knows):
+    """With what it had saved of the task, which it does every five seconds."""
+    asked, state = case(tmp_path, {}, **ONE), Path(virtual.conf).parent / "state" / "job_state"
+    with waiting():
+        asked.submit("where.checkpoint_seconds=1", root=slow)
+        save(state, asked.queue()[0].split()[0])
+        waits = state.read_bytes()
+    in_the_middle(asked)
+    pid = owner_of(asked)["pid"]
+    if knows == "that it runs":
+        save(state, owner_of(asked)["job"]["id"])
+    virtual("halt")
+    if knows == "that it waits":
+        state.write_bytes(waits)
+    if knows == "nothing of it":
+        for path in state.parent.glob("job_state*"):
+            path.unlink()
+    virtual("resume")
+    if knows == "nothing of it":
+        wait(lambda: not Path(f"/proc/{pid}").exists(), 120, asked.logs)
+        asked.submit(root=slow)
+    ends_well(asked, undisturbed)
+    assert kinds(asked) == ([] if knows == "that it runs" else ["lost"])
+
+
+def save(state: Path, task: str) -> None:
+    """Have the controller save its jobs."""
+    state.unlink(missing_ok=True)
+    slurm("scontrol", "update", f"JobId={task}", "Comment=save")
+    wait(state.exists, 60)
 
 
 def test_an_administrators_requeue(one, undisturbed):
