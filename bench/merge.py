@@ -4,7 +4,8 @@ from pathlib import Path
 
 from bench import Refusal
 from bench.record import Record, dump, read_record, read_records, unite
-from bench.store import Store, replace_whole
+from bench.store import Store
+from bench.whole import replace_whole
 
 KEYS = ["run", "part", "item"]  # that sort the items
 

@@ -17,9 +17,10 @@ from bench.full import save
 from bench.provenance import card, code_digests, environment, peak_memory, reset_peak_memory, stamp
 from bench.record import SCHEMA, Capacity, Chosen, Cost, Hashes, Record
 from bench.seeds import Streams
-from bench.store import Store, replace_whole, utc
+from bench.store import Store, utc
 from bench.tasks.base import SELECTION, Task
 from bench.where import device_of, places, results
+from bench.whole import replace_whole
 
 CALIBRATION_EXAMPLES = 32
 

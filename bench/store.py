@@ -1,6 +1,5 @@
 """Results on disk: run folders, records, failures, leases. Needs no server and no file locks.
 
-A file that others may read appears whole: written under a temporary name, then linked (the first wins) or renamed.
 A lease names its owner exactly, so that a dead owner on this machine is known at once, one elsewhere by its age. Leases
 are numbered and the highest counts; it is never removed, only marked as released: were a number used twice, a process
 that had judged the first lease stale could take the second from its living owner.
@@ -12,13 +11,13 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import Refusal, full
 from bench.record import Record, dump, read_record, read_records, unite, write_items
+from bench.whole import clear_half_written, link_whole, linked, numbered, replace_whole
 
 STALE_SECONDS = 600.0  # a lease elsewhere that was not renewed for so long has lost its owner
 KINDS = ("oom", "timeout", "preempted", "error", "cancelled", "lost")  # lost: its process ended without a word
@@ -113,7 +112,7 @@ class Store:
         note = {"kind": kind, "message": message, "time": utc(), "progress": self.progress(run_id)}
         note |= {key: owner[key] for key in ("node", "job", "log") if key in owner}
         try:
-            _numbered(folder, lambda path: link_whole(path, json.dumps(note) + "\n"))
+            numbered(folder, lambda path: link_whole(path, json.dumps(note) + "\n"))
         except OSError as error:
             self._fail_on_a_full_disk(folder, note, error)
 
@@ -123,7 +122,7 @@ class Store:
         note["message"] = f"{error.strerror} in the results folder; {note['message']}"[: full.BYTES // 4]
         try:
             full.overwrite(spare, json.dumps(note))
-            _numbered(folder, lambda path: _linked(spare, path))
+            numbered(folder, lambda path: linked(spare, path))
             spare.unlink()
         except OSError:
             self.writable(folder)  # says so
@@ -172,7 +171,7 @@ class Store:
         try:
             lease = take(folder, dead)
             if lease:
-                _clear_half_written(folder)
+                clear_half_written(folder, WRITTEN)
                 full.reserve(folder / full.SPARE)
         except OSError as error:  # a full disk takes an empty file, and no more
             raise Refusal(f"results folder {self.root} cannot be written: {error.strerror}; make room") from None
@@ -299,59 +298,6 @@ def _started(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]  # ended, though its parent has not asked for its exit code yet
-
-
-def link_whole(path: Path, text: str) -> bool:
-    """Create `path` with all of `text` or not at all; False if it is there already."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "x") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-        return True
-    except FileExistsError:
-        # Over NFS the answer to a link that was made can get lost; asked again, it is there already, and it is ours.
-        return temporary.exists() and temporary.stat().st_nlink == 2
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _linked(source: Path, path: Path) -> bool:
-    """Give a file another name; False if that is another file's already."""
-    try:
-        os.link(source, path)
-        return True
-    except FileExistsError:
-        return False
-
-
-def _numbered(folder: Path, create: Callable[[Path], bool]) -> None:
-    """Create the next failure-<n>.json."""
-    n = 1
-    while not create(folder / f"failure-{n}.json"):
-        n += 1
-
-
-def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Create or replace `path` whole, with what `write` writes to the path that it is given."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _clear_half_written(folder: Path) -> None:
-    """Remove what owners that were killed while they wrote left under temporary names; the lease must be ours.
-
-    An owner that was only taken for dead cannot put what it writes in the place of ours any more.
-    """
-    for name in WRITTEN:
-        for path in folder.glob(f".{name}.*"):
-            path.unlink(missing_ok=True)
 
 
 def utc() -> str:

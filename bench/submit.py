@@ -24,7 +24,8 @@ from bench import Refusal, full, slurm
 from bench.cluster import Cluster, gpus, requests
 from bench.compose import CONFIGS, ROOT
 from bench.config import Where, build
-from bench.store import Store, replace_whole, take
+from bench.store import Store, take
+from bench.whole import replace_whole
 
 SNAPSHOT = ("bench", "configs")  # what of the checkout a task needs
 FULL = (

@@ -15,7 +15,8 @@ from bench import Refusal
 from bench.config import Run, canonical, digest, resolved, with_point
 from bench.record import Chosen
 from bench.space import SELECTED, TPE, Axis, Tune, values_of
-from bench.store import Lease, Store, link_whole, replace_whole, take
+from bench.store import Lease, Store, take
+from bench.whole import link_whole, replace_whole
 
 OTHER_ASKER_SECONDS = 60.0
 STARTUP = 0.25  # share of the trials that tpe draws without looking at others

@@ -214,7 +214,7 @@ def test_a_death_while_the_record_is_written(virtual, tmp_path, undisturbed):
         "/dev/shm/died", str(tmp_path / "died")
     )
     die += f'Path("{tmp_path}/died").touch()\n            os.kill(os.getpid(), 9)\n        os.link(temporary, path)'
-    root = checkout(tmp_path / "checkout", {"bench/store.py": ("os.link(temporary, path)", die)})
+    root = checkout(tmp_path / "checkout", {"bench/whole.py": ("os.link(temporary, path)", die)})
     asked = case(tmp_path, {}, **ONE)
     asked.submit(root=root)
     asked.finished()

@@ -47,19 +47,20 @@ MAY = {
     "evaluate": ("torch", "backbone tasks"),
     "record": ("", "config"),
     "full": ("", ""),
-    "store": ("", "full record"),
-    "merge": ("", "record store"),
+    "whole": ("", ""),
+    "store": ("", "full record whole"),
+    "merge": ("", "record store whole"),
     "provenance": ("torch", "compose config plugins record"),
     "where": ("torch", "compose config tasks"),
     "run": (
         "torch",
-        "backbone capacity config evaluate full provenance record registry seeds store tasks train tune where",
+        "backbone capacity config evaluate full provenance record registry seeds store tasks train tune where whole",
     ),
-    "tune": ("optuna", "config record space store"),
+    "tune": ("optuna", "config record space store whole"),
     "sweep": ("", "compose config space"),
     "cluster": ("", "compose config"),
     "slurm": ("", ""),
-    "submit": ("", "cluster compose config full provenance slurm store"),
+    "submit": ("", "cluster compose config full provenance slurm store whole"),
     "element": ("", "cluster compose full slurm store submit"),
     "queue": ("", "config record slurm store"),
     "ranks": ("", "config full record run store submit sweep where worker"),
@@ -69,7 +70,7 @@ MAY = {
     "status": ("", "config plain record slurm store submit sweep"),
     "tend": ("", "config plain slurm status store submit sweep"),
     "plan": ("", "compose config plan provenance ranks record report run space store submit sweep where worker"),
-    "report": ("pandas matplotlib", "report config record space store sweep tune"),
+    "report": ("pandas matplotlib", "report config record space store sweep tune whole"),
     "check": ("torch", "check compose config mixers registry"),
     "match": ("torch", "capacity compose config match record registry tasks"),
     "show": (
@@ -79,7 +80,7 @@ MAY = {
     "speed": (
         "torch",
         "backbone capacity compiling compose config match mixers provenance registry report run seeds shells speed "
-        "store tasks train",
+        "store tasks train whole",
     ),
     "words": ("", ""),
     "cli": (

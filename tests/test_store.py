@@ -20,7 +20,8 @@ from bench.compose import make_run
 from bench.config import resolved
 from bench.merge import merge
 from bench.record import SCHEMA, Capacity, Cost, Environment, Hashes, Record, dump, parse
-from bench.store import Store, link_whole, replace_whole
+from bench.store import Store
+from bench.whole import link_whole, replace_whole
 
 RUN = "0123456789ab"
 

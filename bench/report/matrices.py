@@ -15,7 +15,7 @@ import numpy as np
 
 from bench import Refusal
 from bench.report.plots import METADATA, NARROW, SETTINGS, WIDTH
-from bench.store import replace_whole
+from bench.whole import replace_whole
 
 COLOURS = "RdBu_r"  # diverging, white at 0, told apart with every common kind of colour blindness
 COVERED = 0.995  # share of a layer's entries off the diagonal that the colours cover; the others take the last colour

@@ -11,7 +11,7 @@ from bench import Refusal
 from bench.report.plots import METADATA, NARROW, SETTINGS, WIDTH, few_ticks, filled, looks
 from bench.report.sections import Section
 from bench.report.tables import bullets, grid
-from bench.store import replace_whole
+from bench.whole import replace_whole
 
 LINES = {"fast": "-", "eager": "--", "graph": "-.", "naive": ":"}
 FURTHER = ("v", "P", "X", "*")  # markers of the second, third ... arm of one mixer and level

@@ -23,7 +23,8 @@ from bench.speed import figures
 from bench.speed.rounds import CEILINGS, Ceiling, LayerCell, Timed, attempt, measure
 from bench.speed.settings import Asked, Entry, Settings, read
 from bench.speed.training import Fit
-from bench.store import replace_whole, utc
+from bench.store import utc
+from bench.whole import replace_whole
 
 SCHEMA = 1
 NAME = "speed.json"
