@@ -1,5 +1,6 @@
 """Bootstraps and summaries over tasks: scipy and scikit-learn as references, closed forms, and what pairing keeps."""
 
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -30,6 +31,14 @@ def test_draws_are_resamples_of_n_and_repeat_with_their_seed():
     assert (draws(8, 500, RNG(0)) == WEIGHTS).all() and (draws(8, 500, RNG(1)) != WEIGHTS).any()
     with pytest.raises(Refusal, match="at least 1 seed"):
         draws(0, 10, RNG(0))
+
+
+def test_means_of_resamples_add_up_seed_after_seed_on_every_processor():
+    """So that a table has the same last digits everywhere; a product by BLAS has them as its processor adds."""
+    values_S = RNG(3).normal(size=8)
+    expected = [functools.reduce(float.__add__, (values_S * row).tolist()) for row in WEIGHTS]
+    assert stats_bootstrap.resampled(values_S, WEIGHTS).tolist() == expected
+    assert stats_bootstrap.resampled(values_S[None].repeat(2, 0), WEIGHTS).tolist() == [expected] * 2
 
 
 def test_the_percentile_interval_of_three_seeds_is_their_range():

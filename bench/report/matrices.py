@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench import Refusal
-from bench.report.plots import METADATA, NARROW, SETTINGS, WIDTH
+from bench.report.plots import METADATA, NARROW, WIDTH, settings
 from bench.whole import replace_whole
 
 COLOURS = "RdBu_r"  # diverging, white at 0, told apart with every common kind of colour blindness
@@ -163,7 +163,6 @@ def draw(matrices: Matrices, stem: Path, with_skip: bool) -> list[Path]:
     `with_skip` draws what the shell adds too, + I. Refuses that where it adds nothing, more panels than a figure holds,
     and a folder that cannot be made.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     if with_skip and not matrices.about["skip"]:
@@ -175,9 +174,7 @@ def draw(matrices: Matrices, stem: Path, with_skip: bool) -> list[Path]:
         raise Refusal(f"{there} need {len(pages)} pages, a figure has at most {PAGES}; choose with --layers, --heads")
     made(stem.parent)
     written = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
+    with settings():
         limits = {int(n): limit(shown(m_HLL, with_skip)) for n, m_HLL in zip(*layers_of(matrices), strict=True)}
         for number, page in enumerate(pages, 1):
             figure = Figure()

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from bench import Refusal
-from bench.report.plots import METADATA, NARROW, SETTINGS, WIDTH, few_ticks, filled, looks
+from bench.report.plots import METADATA, NARROW, WIDTH, few_ticks, filled, looks, settings
 from bench.report.sections import Section
 from bench.report.tables import bullets, grid
 from bench.whole import replace_whole
@@ -185,12 +185,9 @@ def of_trainings(result: dict) -> Section:
 
 def draw(result: dict, paths: list[Path]) -> None:
     """Write the figure once for each path; the suffix (.png, .pdf) names the format."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
+    with settings():
         if result["kind"] == "layers":
             figure = Figure(figsize=(WIDTH, 3.2 + 0.05 * len(result["growth"])), layout="constrained")
             panels(figure, result)

@@ -29,10 +29,21 @@ def draws(n: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
     return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
 
 
+def resampled(values_S: np.ndarray, weights_RS: np.ndarray) -> np.ndarray:
+    """Means of resamples, `...S` -> `...R`: values_S @ weights_RS.T, seed after seed.
+
+    BLAS adds in another order on another processor, and a table would have other last digits there.
+    """
+    found_R = values_S[..., :1] * weights_RS[:, 0]
+    for seed in range(1, values_S.shape[-1]):
+        found_R += values_S[..., seed, None] * weights_RS[:, seed]
+    return found_R
+
+
 def percentile(values_S: np.ndarray, weights_RS: np.ndarray, level: float) -> Interval:
     """Mean over seeds (`...S` -> `...`) and its percentile interval (Efron 1979); NaN where a run failed."""
     values_S = finite(values_S)
-    return of_resamples(values_S.mean(-1), values_S @ weights_RS.T, level)
+    return of_resamples(values_S.mean(-1), resampled(values_S, weights_RS), level)
 
 
 def of_resamples(estimate: np.ndarray, resampled_R: np.ndarray, level: float) -> Interval:
@@ -51,7 +62,7 @@ def bca(values_S: np.ndarray, weights_RS: np.ndarray, level: float) -> Interval:
     require_fraction("level", level)
     values_S = finite(values_S)
     mean = values_S.mean(-1)
-    resampled_R = np.sort(values_S @ weights_RS.T, axis=-1)
+    resampled_R = np.sort(resampled(values_S, weights_RS), axis=-1)
     count = resampled_R.shape[-1]
     near = 1e-12 * np.abs(values_S).max(-1)  # a resample that equals the mean does so up to rounding
     below = (resampled_R < (mean - near)[..., None]).sum(-1) + (resampled_R <= (mean + near)[..., None]).sum(-1)
@@ -123,8 +134,8 @@ def _resampled(moments_ASFIM: np.ndarray, metric, drawn_RS: np.ndarray, rng: np.
     parts = []
     for start in range(0, len(drawn_RS), 250):
         some_RS = drawn_RS[start : start + 250]
-        items_RI = rng.multinomial(items, np.full(items, 1 / items), size=len(some_RS)) / items
-        means = (flat_XI @ items_RI.T).reshape(arms, seeds, replicas, moments, -1)
+        items_RI = rng.multinomial(items, np.full(items, 1 / items), size=len(some_RS)).astype(float)
+        means = (flat_XI @ items_RI.T / items).reshape(arms, seeds, replicas, moments, -1)  # of whole numbers: exact
         scores_ASFR = metric(np.moveaxis(means, -2, -1))
         parts.append(np.einsum("asfr,rsf->ar", scores_ASFR, _nested(some_RS, replicas, rng)))
     return np.concatenate(parts, axis=1)

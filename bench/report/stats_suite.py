@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import betaincinv, ndtri
 
 from bench import Refusal
-from bench.report.stats_bootstrap import of_resamples
+from bench.report.stats_bootstrap import of_resamples, resampled
 from bench.report.stats_tests import Interval, finite, require_fraction
 
 FEWEST_ARMS = 10  # below, the interval of `kendall` is a rough guide
@@ -63,7 +63,7 @@ def profile(values_TS: np.ndarray, thresholds_K: np.ndarray, weights_RS: np.ndar
     """
     above_TSK = finite(values_TS)[..., None] > np.asarray(thresholds_K, float)
     share_KS = np.moveaxis(above_TSK.mean(-3), -2, -1)
-    return of_resamples(share_KS.mean(-1), share_KS @ weights_RS.T, level)
+    return of_resamples(share_KS.mean(-1), resampled(share_KS, weights_RS), level)
 
 
 def improvement(first_TS: np.ndarray, second_TS: np.ndarray, weights_RS: np.ndarray, level: float) -> Interval:
@@ -76,7 +76,7 @@ def improvement(first_TS: np.ndarray, second_TS: np.ndarray, weights_RS: np.ndar
         raise Refusal(f"two arms of the same tasks and seeds are wanted, not {first_TS.shape} and {second_TS.shape}")
     one_TSS, other_TSS = first_TS[:, :, None], second_TS[:, None, :]
     wins_SS = ((one_TSS > other_TSS) + 0.5 * (one_TSS == other_TSS)).mean(0)
-    resampled_R = np.einsum("rs,sz,rz->r", weights_RS, wins_SS, weights_RS, optimize=True)
+    resampled_R = (weights_RS.T * resampled(wins_SS, weights_RS)).sum(0)
     return of_resamples(wins_SS.mean(), resampled_R, level)
 
 
@@ -105,7 +105,7 @@ def ranks(values_TAS: np.ndarray, weights_RS: np.ndarray, level: float) -> Inter
     Equal means share the mean of their ranks. An arm with a failed run in a task loses there: it shares the last ranks.
     """
     values_TAS = finite(values_TAS)
-    resampled_RTA = np.moveaxis(values_TAS @ weights_RS.T, -1, 0)
+    resampled_RTA = np.moveaxis(resampled(values_TAS, weights_RS), -1, 0)
     resampled_AR = ranked(resampled_RTA).mean(1).T
     return of_resamples(ranked(values_TAS.mean(-1)).mean(0), resampled_AR, level)
 
@@ -116,7 +116,7 @@ def rank_over_seeds(values_AS: np.ndarray, weights_RS: np.ndarray, level: float)
     Ties share the mean of their ranks; a failed run is last in its seed.
     """
     rank_AS = ranked(finite(values_AS).T).T
-    return of_resamples(rank_AS.mean(-1), rank_AS @ weights_RS.T, level)
+    return of_resamples(rank_AS.mean(-1), resampled(rank_AS, weights_RS), level)
 
 
 def ranked(values_A: np.ndarray) -> np.ndarray:
