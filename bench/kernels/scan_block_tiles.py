@@ -15,31 +15,34 @@ from bench.kernels.scan_tiles import SIZES, _matrix, _state
 def carried(
     x_ptr, weight_ptr, v_ptr, decay_ptr, h_ptr, other_ptr, part_ptr,
     length, heads, each, state, width, chunks, x_b, x_l, x_d, x_g,
-    SHARED: tl.constexpr, TURNED: tl.constexpr, C: tl.constexpr, N: tl.constexpr, E: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SHARED: tl.constexpr, TURNED: tl.constexpr, BLOCKS: tl.constexpr, T: tl.constexpr, N: tl.constexpr,
+    E: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What enters each chunk, h_k = decay_{k-1} h_{k-1} + sum of weight_t x_t v_t^T over chunk k - 1, for direction 1
     from the other end. Turned, it goes the other way round, and sums up h times the other states: decay's gradient."""
     row, h, d, directions = tl.program_id(0) // heads, tl.program_id(0) % heads, tl.program_id(1), tl.num_programs(1)
     row = row.to(tl.int64)
-    c_C, n_N, e_E = tl.arange(0, C), tl.arange(0, N), tl.program_id(2) * E + tl.arange(0, E)
+    n_N, e_E = tl.arange(0, N), tl.program_id(2) * E + tl.arange(0, E)
     kept_NE = (n_N < state)[:, None] & (e_E < width)[None, :]
     state_NE = tl.zeros((N, E), tl.float32)
     x_at = x_ptr + row * x_b + h // each * x_g + (0 if SHARED else d * x_d)
     falling = 1 - d if TURNED else d
     for step in range(chunks):
         k = step + falling * (chunks - 1 - 2 * step)
-        at, t_C = ((row * chunks + k) * directions + d) * heads + h, k * C + c_C
+        at = ((row * chunks + k) * directions + d) * heads + h
         tile_NE = at * state * width + n_N[:, None] * width + e_E[None, :]
         tl.store(h_ptr + tile_NE, state_NE, mask=kept_NE)
         if TURNED:
             other_NE = tl.load(other_ptr + tile_NE, mask=kept_NE, other=0.0).to(tl.float32)
             tl.store(part_ptr + at * tl.num_programs(2) + tl.program_id(2), tl.sum(other_NE * state_NE))
-        v_CE = _matrix(v_ptr, ((row * length + t_C) * heads + h) * width, t_C < length, e_E, width)
-        x_CN = _matrix(x_at, t_C * x_l, t_C < length, n_N, state)
-        x_CN = x_CN.to(tl.float32) * tl.load(weight_ptr + at * C + c_C)[:, None]
         state_NE *= tl.load(decay_ptr + at)
-        state_NE += tl.dot(tl.trans(x_CN).to(v_CE.dtype), v_CE, input_precision=PRECISION)
+        for block in tl.static_range(BLOCKS):
+            t_T = (k * BLOCKS + block) * T + tl.arange(0, T)
+            v_TE = _matrix(v_ptr, ((row * length + t_T) * heads + h) * width, t_T < length, e_E, width)
+            x_TN = _matrix(x_at, t_T * x_l, t_T < length, n_N, state)
+            weight_T = tl.load(weight_ptr + (at * BLOCKS + block) * T + tl.arange(0, T))
+            x_TN = (x_TN.to(tl.float32) * weight_T[:, None]).to(v_TE.dtype)
+            state_NE += tl.dot(tl.trans(x_TN), v_TE, input_precision=PRECISION)
 
 
 @triton.jit

@@ -18,7 +18,9 @@ BLOCK = 64
 BLOCKS = 2
 """Of a chunk."""
 TILE = 64
-"""Channels that one program of `products` or `carried` has."""
+"""Channels that one program of `products` has."""
+CARRIED = 4096
+"""Numbers of a state that one program carries along."""
 SHARE = 4
 """Heads with the same c and b, at most, whose gradients one program sums up."""
 WARPS, WARPS_FACTORS, WARPS_CARRY = 4, 4, 4
@@ -101,7 +103,7 @@ def _carried(
     """What enters each chunk, BKDHNP; with other states, from the other end, and its products with them: BKDH."""
     batch, chunks, directions, heads = decay_BKDH.shape
     ints, names = _sizes(v_BLHP, x_BLDGN, chunks)
-    e = min(names.pop("P"), TILE)
+    e = min(names.pop("P"), max(16, CARRIED // names["N"]))
     tiles = triton.cdiv(v_BLHP.shape[-1], e)
     h_BKDHNP = v_BLHP.new_empty(*decay_BKDH.shape, x_BLDGN.shape[-1], v_BLHP.shape[-1])
     part_BKDHE = decay_BKDH.new_zeros(*decay_BKDH.shape, tiles)
@@ -109,7 +111,7 @@ def _carried(
         given = x_BLDGN, weight_BKDHC, v_BLHP, decay_BKDH, h_BKDHNP
         carried[batch * heads, directions, tiles](
             *given, h_BKDHNP if other_BKDHNP is None else other_BKDHNP, part_BKDHE, *ints, *x_BLDGN.stride()[:4],
-            TURNED=other_BKDHNP is not None, C=weight_BKDHC.shape[-1], E=e,
+            TURNED=other_BKDHNP is not None, BLOCKS=BLOCKS, T=BLOCK, E=e,
             num_warps=WARPS_CARRY, num_stages=STAGES_CARRY, **names,
         )  # fmt: skip
     return h_BKDHNP, part_BKDHE.sum(-1)
