@@ -39,6 +39,7 @@ class Column:
 
 
 SPACE = "tune.space"  # a departure may let one mixer tune other keys, its own too, in as many trials
+TAKEN = ("logs", "runs", "show", "slurm", "tune")  # folders of results beside those of sweeps
 AGAINST, SAM, PARTS = "reference", "sam", "parts"  # kinds of comparisons; each is a family of its own for Holm
 
 
@@ -108,17 +109,17 @@ class Cell(NamedTuple):
 
 
 def load(path: Path) -> Sweep:
+    if path.stem in TAKEN:
+        raise Refusal(f"{path}: results folders keep something else under '{path.stem}'; give the file another name")
     values = load_yaml(path)
     keys = [f.name for f in dataclasses.fields(Sweep) if f.name != "name"]
     if not isinstance(values, dict) or not values:
         raise Refusal(f"{path} must be a mapping with the keys {', '.join(keys)}")
-    for key in values:
-        if key not in keys:
-            raise Refusal(f"unknown key 'sweep.{key}' in {path}; allowed: {', '.join(keys)}")
-    values = {"controls": [], **values}
-    if missing := [key for key in keys if key not in values]:
-        needed = ", ".join(key for key in keys if key != "controls")
-        raise Refusal(f"missing key 'sweep.{missing[0]}' in {path}; a sweep needs: {needed}")
+    if odd := [key for key in values if key not in keys]:
+        raise Refusal(f"unknown key 'sweep.{odd[0]}' in {path}; allowed: {', '.join(keys)}")
+    needed, values = [key for key in keys if key != "controls"], {"controls": [], **values}
+    if missing := [key for key in needed if key not in values]:
+        raise Refusal(f"missing key 'sweep.{missing[0]}' in {path}; a sweep needs: {', '.join(needed)}")
     for field in dataclasses.fields(Sweep):
         if get_origin(field.type) is tuple and not isinstance(values[field.name], list):
             raise Refusal(f"sweep.{field.name} must be a list in {path}, got {values[field.name]!r}")
@@ -184,8 +185,7 @@ def arms(sweep: Sweep) -> list[Arm]:
         if odd := [k for k in axes if k.split(".")[0] not in (*whole, "salt")]:
             raise Refusal(f"sweep.mixers: {mixer['name']} has no key '{odd[0]}'; it has: {listed([*whole, 'salt'])}")
         for values in itertools.product(*axes.values()):
-            own = dict(zip(axes, values, strict=True))
-            departed = {}
+            own, departed = dict(zip(axes, values, strict=True)), {}
             for departure in sweep.departures:
                 if matched(departure.mixer, {**whole, **own}):
                     if both := [k for k in departure.set if f"protocol.{k}" in departed]:

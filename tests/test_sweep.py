@@ -93,6 +93,12 @@ def test_runs_come_seed_by_seed_and_each_chain_depth_first(chain, tmp_path):
         assert len({(r.seed, str(r.mixer)) for r in runs[start : start + 4]}) == 1
 
 
+@pytest.mark.parametrize("name", ["runs", "logs", "slurm", "show", "tune"])
+def test_a_sweep_has_no_name_that_results_folders_have_taken(tmp_path, name):
+    (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(PLAIN))
+    assert f"something else under '{name}'" in refusal(load, tmp_path / f"{name}.yaml")
+
+
 def test_the_mini_chain_is_trained_arm_by_arm():
     runs = ordered(grid(load(ROOT / "sweeps" / "mini_text.yaml")))
     names = ["mini_mlm", "mini_sst2", "mini_cola", "mini_mnli_small", "mini_mrpc"]
