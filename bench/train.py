@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pickle
+import signal
 import sys
 import time
 import warnings
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor, nn
@@ -116,18 +118,16 @@ def learning_rate(step: int, steps: int, peak: float, schedule: Schedule) -> flo
 def optimiser_groups(model: nn.Module, settings: Optimiser) -> list[dict]:
     """Weight decay by number of dimensions, for every parameter alike; no flags on tensors."""
     named = sorted(model.named_parameters())
-    matrices = [(n, p) for n, p in named if p.ndim >= 2]
-    others = [(n, p) for n, p in named if p.ndim < 2]
+    matrices, others = ([(n, p) for n, p in named if (p.ndim >= 2) == large] for large in (True, False))
     decays = ((matrices, settings.weight_decay), (others, 0.0))
     return [{"names": [n for n, _ in g], "params": [p for _, p in g], "weight_decay": d} for g, d in decays]
 
 
 def groups_digest(model: nn.Module, settings: Optimiser) -> str:
     """SHA-256 (16 hex digits) of the optimiser's rule and its shared members."""
-    groups = [
-        [g["weight_decay"], [n for n in g["names"] if not owned_by_mixer(n)]] for g in optimiser_groups(model, settings)
-    ]
-    rule = [groups, settings.lr, settings.betas, settings.eps, settings.clip]
+    groups = optimiser_groups(model, settings)
+    shared = [[g["weight_decay"], [n for n in g["names"] if not owned_by_mixer(n)]] for g in groups]
+    rule = [shared, settings.lr, settings.betas, settings.eps, settings.clip]
     return hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:16]
 
 
@@ -138,8 +138,7 @@ class Training(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.task, self.protocol, self.streams, self.setting = model, task, protocol, streams, setting
-        self.done = 0
-        self.trace = Trace([], [], 0.0, 0.0)
+        self.done, self.trace = 0, Trace([], [], 0.0, 0.0)
         self.every = math.ceil(protocol.budget.steps / CURVE_POINTS)
         self.draws = any(getattr(protocol.backbone, key) for key in ("dropout", "hidden_dropout", "drop_path"))
         self.average = [p.detach().clone() for p in model.parameters()] if protocol.optimiser.ema else []
@@ -311,9 +310,8 @@ def fit(training: Training) -> None:
     setting, steps = training.setting, training.protocol.budget.steps
     if training.done >= steps:
         return
-    data = MicroBatches(training.task, training.streams, training.protocol.budget.batch, setting)
     loader = DataLoader(
-        data,
+        MicroBatches(training.task, training.streams, training.protocol.budget.batch, setting),
         batch_size=None,
         sampler=range(training.done * setting.micro_batches, steps * setting.micro_batches),
         num_workers=setting.loaders,
@@ -324,12 +322,14 @@ def fit(training: Training) -> None:
     if setting.compiled:
         compile_parts(training.model)
         training.loss = torch.compile(training.loss, dynamic=False)
+    answer = signal.getsignal(signal.SIGTERM)  # Lightning puts an exit without a checkpoint in its place
     here = int(os.environ.get("LOCAL_WORLD_SIZE", setting.world))  # ranks of this node
     trainer = lightning.Trainer(
         accelerator="gpu" if setting.device == "cuda" else "cpu",
         devices=here,
         num_nodes=setting.world // here,
         strategy="ddp" if setting.world > 1 else "auto",
+        callbacks=[LambdaCallback(on_train_start=lambda *_: signal.signal(signal.SIGTERM, answer))],
         plugins=[LightningEnvironment()],  # a Slurm job around us is not Lightning's to read or to requeue
         precision="bf16-mixed" if training.protocol.precision == "bf16" else "32-true",
         max_epochs=1,

@@ -57,6 +57,26 @@ def test_a_stopped_and_resumed_run_ends_bitwise_equal(accumulating, tmp_path):
     assert outcome(resumed, Store(tmp_path / "stopped")) == outcome(whole, Store(tmp_path / "results"))
 
 
+@pytest.mark.parametrize(("hook", "call"), [("training_step", 5), ("on_train_batch_end", 8)])
+def test_sigterm_is_ours_to_answer_wherever_it_comes(accumulating, tmp_path, monkeypatch, hook, call):
+    """In the first pass of a step, and just after a step's end, when nobody will look before the next one's."""
+    heard, calls, plain = [], iter(range(1, 100)), getattr(train.Training, hook)
+
+    def struck(self, *given):
+        plain(self, *given)
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train.Training, hook, struck)
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    try:
+        assert execute(a_run(), accumulating, lambda: bool(heard)) is None and heard == [True]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    folder = Store(tmp_path / "results").folder(a_run().id)
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["done"] == (2 if hook == "training_step" else 3)
+
+
 # `mixerbench run` whose process is killed in optimiser step 21, after the checkpoint of step 20.
 KILLED = """
 import os, signal, sys
