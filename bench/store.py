@@ -11,13 +11,14 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import Refusal, full
 from bench.record import Record, dump, read_record, read_records, unite, write_items
-from bench.whole import clear_half_written, link_whole, linked, numbered, replace_whole
+from bench.whole import clear_half_written, link_whole, linked, replace_whole
 
 STALE_SECONDS = 600.0  # a lease elsewhere that was not renewed for so long has lost its owner
 KINDS = ("oom", "timeout", "preempted", "error", "cancelled", "lost")  # lost: its process ended without a word
@@ -112,7 +113,7 @@ class Store:
         note = {"kind": kind, "message": message, "time": utc(), "progress": self.progress(run_id)}
         note |= {key: owner[key] for key in ("node", "job", "log") if key in owner}
         try:
-            numbered(folder, lambda path: link_whole(path, json.dumps(note) + "\n"))
+            _numbered(folder, lambda path: link_whole(path, json.dumps(note) + "\n"))
         except OSError as error:
             self._fail_on_a_full_disk(folder, note, error)
 
@@ -122,7 +123,7 @@ class Store:
         note["message"] = f"{error.strerror} in the results folder; {note['message']}"[: full.BYTES // 4]
         try:
             full.overwrite(spare, json.dumps(note))
-            numbered(folder, lambda path: linked(spare, path))
+            _numbered(folder, lambda path: linked(spare, path))
             spare.unlink()
         except OSError:
             self.writable(folder)  # says so
@@ -298,6 +299,13 @@ def _started(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]  # ended, though its parent has not asked for its exit code yet
+
+
+def _numbered(folder: Path, create: Callable[[Path], bool]) -> None:
+    """Create the next failure-<n>.json."""
+    n = 1
+    while not create(folder / f"failure-{n}.json"):
+        n += 1
 
 
 def utc() -> str:

@@ -118,7 +118,7 @@ def learning_rate(step: int, steps: int, peak: float, schedule: Schedule) -> flo
 def optimiser_groups(model: nn.Module, settings: Optimiser) -> list[dict]:
     """Weight decay by number of dimensions, for every parameter alike; no flags on tensors."""
     named = sorted(model.named_parameters())
-    matrices, others = ([(n, p) for n, p in named if (p.ndim >= 2) == large] for large in (True, False))
+    matrices, others = [x for x in named if x[1].ndim >= 2], [x for x in named if x[1].ndim < 2]
     decays = ((matrices, settings.weight_decay), (others, 0.0))
     return [{"names": [n for n, _ in g], "params": [p for _, p in g], "weight_decay": d} for g, d in decays]
 

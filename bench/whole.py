@@ -32,13 +32,6 @@ def linked(source: Path, path: Path) -> bool:
         return False
 
 
-def numbered(folder: Path, create: Callable[[Path], bool]) -> None:
-    """Create the next failure-<n>.json."""
-    n = 1
-    while not create(folder / f"failure-{n}.json"):
-        n += 1
-
-
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Create or replace `path` whole, with what `write` writes to the path that it is given."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

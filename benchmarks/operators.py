@@ -284,6 +284,7 @@ BLOCKS = each(
     TILE=(32, 128),
     CARRIED=(2048, 8192),
     STAGES_CARRY=(1, 2),
+    SHARE=(1, 2, 8),
 )
 TILES = each(READ=(128,), WRITTEN=(128,), WARPS=(4,), STAGES=(4,), PLACES=(32, 128), WARPS_BACK=(8,), STAGES_BACK=(3,))
 SOFTMAX = [

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
+from torch.library import CustomOpDef
 
 from bench.kernels import precision
 from bench.kernels.scan_tiles import carry, carry_back, products, products_back, states
@@ -239,13 +240,25 @@ def grouped(g_BLDHN: Tensor, like_BLDGN: Tensor) -> Tensor:
     return g_BLDGN if like_BLDGN.shape[2] > 1 or g_BLDGN.shape[2] == 1 else g_BLDGN.sum(2, keepdim=True)
 
 
-@chunk_products.register_fake
-def _(v, c, b, dt, sum_, write, read, delta, decay, segments, packed):
+def register(products: CustomOpDef, products_backward: CustomOpDef) -> None:
+    """Shapes and the gradient of a pair of operators: y and the states that enter the chunks; gradients of all that is
+    given. The states are no result of their own: they have no gradient."""
+
+    def gradients(ctx, gy_BLHP, gh_BKDHNP):
+        saved = ctx.saved_tensors
+        found = products_backward(gy_BLHP, *saved, ctx.packed)
+        return *(g.to(x.dtype) for g, x in zip(found, saved, strict=False)), None, None
+
+    products.register_fake(_like_products)
+    products_backward.register_fake(_like_gradients)
+    products.register_autograd(gradients, setup_context=_keep)
+
+
+def _like_products(v, c, b, dt, sum_, write, read, delta, decay, segments, packed):
     return v.new_empty(v.shape), v.new_empty(*decay.shape, c.shape[-1], v.shape[-1])
 
 
-@chunk_products_backward.register_fake
-def _(gy, v, c, b, dt, sum_, write, read, delta, decay, segments, h, packed):
+def _like_gradients(gy, v, c, b, dt, sum_, write, read, delta, decay, segments, h, packed):
     small = [x.new_empty(x.shape) for x in (dt, sum_, write, read, delta, decay)]
     both = [v.new_empty(x.shape, dtype=torch.float32) for x in (c, b)]
     return [v.new_empty(v.shape), *both, *small]
@@ -256,11 +269,4 @@ def _keep(ctx, inputs, output):
     ctx.packed = inputs[10]
 
 
-def _gradients(ctx, gy_BLHP, gh_BKDHNP):
-    """The states are no result of their own: they have no gradient."""
-    saved = ctx.saved_tensors
-    found = chunk_products_backward(gy_BLHP, *saved, ctx.packed)
-    return *(g.to(x.dtype) for g, x in zip(found, saved, strict=False)), None, None
-
-
-chunk_products.register_autograd(_gradients, setup_context=_keep)
+register(chunk_products, chunk_products_backward)

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from bench.kernels import precision
-from bench.kernels.scan import grouped, laid_out, padded, terms
+from bench.kernels.scan import grouped, laid_out, padded, register, terms
 from bench.kernels.scan_block_tiles import carried, factors, products
 
 BLOCK = 64
@@ -132,11 +132,9 @@ def block_products(
     packed: bool,
 ) -> tuple[Tensor, Tensor]:
     """y_BLHP, and what enters the chunks, BKDHNP. dt, sum, write, read and delta are of whole chunks and fp32."""
-    small = (dt_BKDHC, sum_BKDHC, write_BKDHC, read_BKDHC)
-    v_BLHP, c_BLDGN, b_BLDGN, delta_BKHC, decay_BKDH, segments_BL, *small = laid_out(
-        v_BLHP, c_BLDGN, b_BLDGN, delta_BKHC, decay_BKDH, segments_BL, *small
-    )
-    dt_BKDHC, sum_BKDHC, write_BKDHC, read_BKDHC = small
+    small = dt_BKDHC, sum_BKDHC, write_BKDHC, read_BKDHC, delta_BKHC, decay_BKDH, segments_BL
+    v_BLHP, c_BLDGN, b_BLDGN, *small = laid_out(v_BLHP, c_BLDGN, b_BLDGN, *small)
+    dt_BKDHC, sum_BKDHC, write_BKDHC, read_BKDHC, delta_BKHC, decay_BKDH, segments_BL = small
     h_BKDHNP, _ = _carried(b_BLDGN, write_BKDHC, v_BLHP, decay_BKDH, None)
     rest = dt_BKDHC, sum_BKDHC, read_BKDHC, delta_BKHC, h_BKDHNP, segments_BL
     y_BLHP = _products(v_BLHP, c_BLDGN, b_BLDGN, decay_BKDH, packed, False, *rest)
@@ -160,17 +158,14 @@ def block_products_backward(
     packed: bool,
 ) -> list[Tensor]:
     """Gradients of v, c, b, dt, sum, write, read, delta and decay."""
-    gy_BLHP, small = gy_BLHP.contiguous(), (dt_BKDHC, sum_BKDHC, write_BKDHC, read_BKDHC)
-    v_BLHP, c_BLDGN, b_BLDGN, delta_BKHC, decay_BKDH, segments_BL, *small = laid_out(
-        v_BLHP, c_BLDGN, b_BLDGN, delta_BKHC, decay_BKDH, segments_BL, *small
-    )
-    dt_BKDHC, sum_BKDHC, write_BKDHC, read_BKDHC = small
+    small = dt_BKDHC, sum_BKDHC, write_BKDHC, read_BKDHC, delta_BKHC, decay_BKDH, segments_BL
+    gy_BLHP = gy_BLHP.contiguous()
+    v_BLHP, c_BLDGN, b_BLDGN, *small = laid_out(v_BLHP, c_BLDGN, b_BLDGN, *small)
+    dt_BKDHC, sum_BKDHC, write_BKDHC, read_BKDHC, delta_BKHC, decay_BKDH, segments_BL = small
     gs_BKDHNP, gdecay_BKDH = _carried(c_BLDGN, read_BKDHC, gy_BLHP, decay_BKDH, h_BKDHNP)
     gdt_BKDHC, gsum_BKDHC, gdelta_BKHC = (torch.empty_like(x) for x in (dt_BKDHC, sum_BKDHC, delta_BKHC))
-    gwrite_BKDHC, gread_BKDHC = (
-        torch.zeros_like(write_BKDHC),
-        torch.zeros_like(read_BKDHC),
-    )  # without states they stay so
+    # Without states these two stay zero.
+    gwrite_BKDHC, gread_BKDHC = torch.zeros_like(write_BKDHC), torch.zeros_like(read_BKDHC)
     every = dt_BKDHC, sum_BKDHC
     gc_BLDGN = _factors(
         gy_BLHP, v_BLHP, c_BLDGN, b_BLDGN, decay_BKDH, packed, False,
@@ -186,28 +181,4 @@ def block_products_backward(
     return [gv_BLHP, gc_BLDGN, gb_BLDGN, *gsmall]
 
 
-@block_products.register_fake
-def _(v, c, b, dt, sum_, write, read, delta, decay, segments, packed):
-    return v.new_empty(v.shape), v.new_empty(*decay.shape, c.shape[-1], v.shape[-1])
-
-
-@block_products_backward.register_fake
-def _(gy, v, c, b, dt, sum_, write, read, delta, decay, segments, h, packed):
-    small = [x.new_empty(x.shape) for x in (dt, sum_, write, read, delta, decay)]
-    both = [v.new_empty(x.shape, dtype=torch.float32) for x in (c, b)]
-    return [v.new_empty(v.shape), *both, *small]
-
-
-def _keep(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:10], output[1])
-    ctx.packed = inputs[10]
-
-
-def _gradients(ctx, gy_BLHP, gh_BKDHNP):
-    """The states are no result of their own: they have no gradient."""
-    saved = ctx.saved_tensors
-    found = block_products_backward(gy_BLHP, *saved, ctx.packed)
-    return *(g.to(x.dtype) for g, x in zip(found, saved, strict=False)), None, None
-
-
-block_products.register_autograd(_gradients, setup_context=_keep)
+register(block_products, block_products_backward)
