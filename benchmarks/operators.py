@@ -25,7 +25,6 @@ from bench.kernels import (
     low_rank,
     nonuniform,
     scan,
-    scan_blocks,
     softmax,
     toeplitz,
 )
@@ -141,7 +140,7 @@ def applied(rank: int, size: Size) -> Case:
     return Case(low_rank, leaves, partial(torch.einsum, "bihr,bhrp->bihp"), {"": low_rank.apply_states})
 
 
-def both_ways(module: ModuleType, width: int, state: int, size: Size) -> Case:
+def both_ways(width: int, state: int, size: Size) -> Case:
     segments_BL, heads = size.segments, size.heads * WIDTH // width
 
     def terms(c, b, raw, delta):
@@ -152,10 +151,10 @@ def both_ways(module: ModuleType, width: int, state: int, size: Size) -> Case:
         return chunked_scan(v, Terms(*terms(c, b, raw, delta)), segments_BL, False)
 
     def fast(v, c, b, raw, delta):
-        return module.scan(v, *terms(c, b, raw, delta), segments_BL, False)
+        return scan.scan(v, *terms(c, b, raw, delta), segments_BL, False)
 
     pair = [size.rows(2, 1, state) for _ in range(2)]
-    return Case(module, [size.rows(heads, width), *pair, size.rows(2, heads), size.rows(heads)], exact, {"": fast})
+    return Case(scan, [size.rows(heads, width), *pair, size.rows(2, heads), size.rows(heads)], exact, {"": fast})
 
 
 def tiles(size: Size) -> Case:
@@ -272,20 +271,6 @@ ROWS = [
     {"TOKENS": 128, "TILE": 128, "WARPS": 8},
 ]
 SCANS = each(CHUNK=(32,), STAGES_BACK=(2,), WARPS=(8,), STAGES=(1,), BLOCK=(512, 4096))
-BLOCKS = each(
-    BLOCKS=(1, 4),
-    BLOCK=(32,),
-    STAGES=(2, 3),
-    STAGES_FACTORS=(2, 3),
-    WARPS=(8,),
-    WARPS_FACTORS=(8,),
-    REGISTERS=(168, 128),
-    REGISTERS_FACTORS=(168, 128),
-    TILE=(32, 128),
-    CARRIED=(2048, 8192),
-    STAGES_CARRY=(1, 2),
-    SHARE=(1, 2, 8),
-)
 TILES = each(READ=(128,), WRITTEN=(128,), WARPS=(4,), STAGES=(4,), PLACES=(32, 128), WARPS_BACK=(8,), STAGES_BACK=(3,))
 SOFTMAX = [
     {},
@@ -307,15 +292,11 @@ CASES = {
     "gated norm": Entry(norm, 128, [
         *each(PROGRAMS=(660, 2048), PER_WARP=(256,), STAGES=(1, 2, 4)), {"PROGRAMS": 2048, "STAGES": 1}
     ]),
-    "scan state 16": Entry(partial(both_ways, scan, 128, 16), 2048, SCANS),
-    "scan state 64": Entry(partial(both_ways, scan, 64, 64), 2048, SCANS),
-    "scan state 16 at 128": Entry(partial(both_ways, scan, 128, 16), 128, [{}]),
-    "scan state 64 at 128": Entry(partial(both_ways, scan, 64, 64), 128, [{}]),
-    "scan state 64 narrow": Entry(partial(both_ways, scan, 16, 64), 128, [{}]),
-    "blocks state 16": Entry(partial(both_ways, scan_blocks, 128, 16), 2048, BLOCKS),
-    "blocks state 64": Entry(partial(both_ways, scan_blocks, 64, 64), 2048, BLOCKS),
-    "blocks state 16 at 128": Entry(partial(both_ways, scan_blocks, 128, 16), 128, BLOCKS),
-    "blocks state 64 at 128": Entry(partial(both_ways, scan_blocks, 64, 64), 128, BLOCKS),
+    "scan state 16": Entry(partial(both_ways, 128, 16), 2048, SCANS),
+    "scan state 64": Entry(partial(both_ways, 64, 64), 2048, SCANS),
+    "scan state 16 at 128": Entry(partial(both_ways, 128, 16), 128, [{}]),
+    "scan state 64 at 128": Entry(partial(both_ways, 64, 64), 128, [{}]),
+    "scan state 64 narrow": Entry(partial(both_ways, 16, 64), 128, [{}]),
     "toeplitz 128": Entry(tiles, 128, [*TILES, {"way": "matrix"}]),
     "toeplitz 2048": Entry(tiles, 2048, [*TILES, {"way": "fourier"}, {"way": "blocks"}]),
     "toeplitz 8192": Entry(tiles, 8192, [{}, {"READ": 128}, {"way": "fourier"}, {"way": "blocks"}]),

@@ -28,7 +28,6 @@ from bench.kernels import (
     low_rank,
     nonuniform,
     scan,
-    scan_blocks,
     softmax,
     toeplitz,
 )
@@ -161,7 +160,7 @@ def one_exponential(batch, length, rank, width):
     compare(f"exponentials {batch=} {length=} {rank=}", fast, exact, *inputs)
 
 
-def scans(in_half, by_blocks):
+def scans(in_half):
     """Rows of one chunk, full or not, and of more, of which one has a place in its last; documents that end within
     chunks; heads that share c and b or not; both directions, with c and b of their own or not, and one."""
     multiply_bf16()
@@ -174,11 +173,10 @@ def scans(in_half, by_blocks):
         (200, 4, 1, 64, 2, 2, False),
         (270, 2, 1, 16, 2, 2, True),
     ):
-        dtype, module = torch.bfloat16 if in_half else torch.float32, scan_blocks if by_blocks else scan
-        one_scan(module.scan, length, heads, groups, state, sides, directions, packed, dtype)
+        one_scan(length, heads, groups, state, sides, directions, packed, torch.bfloat16 if in_half else torch.float32)
 
 
-def one_scan(operator, length, heads, groups, state, sides, directions, packed, dtype):
+def one_scan(length, heads, groups, state, sides, directions, packed, dtype):
     """c and b beside others in memory; the exact matrix from sums over whole rows, in fp64."""
     cuts = torch.tensor([[length // 3, length - 5], [70, 71]] if packed else [[length] * 2] * 2, device=DEVICE)
     place_L = torch.arange(length, device=DEVICE)
@@ -188,7 +186,7 @@ def one_scan(operator, length, heads, groups, state, sides, directions, packed, 
     def fast(v, wide, raw, delta):
         c, b = wide.to(dtype)[..., 3:].unflatten(-1, (2, state)).unbind(-2)
         dt = F.softplus(raw - 3)
-        return operator(v.to(dtype), c, b, dt, -dt, delta, segments_BL, packed).float()
+        return scan.scan(v.to(dtype), c, b, dt, -dt, delta, segments_BL, packed).float()
 
     def exact(v, wide, raw, delta):
         v, wide, dt, delta = v.to(dtype).double(), wide.to(dtype).double(), F.softplus(raw.double() - 3), delta.double()

@@ -52,8 +52,7 @@ CALLS = {
         ["mixer", "attention", {"sam": False, "rank": 4}],
     ],
     "both directions": [["mixer", "quasiseparable", {"sam": True}], ["mixer", "add", {"sam": False, "heads": 2}]],
-    "scans": [["scans", False, False]],
-    "scans by blocks": [["scans", False, True]],
+    "scans": [["scans", False]],
     "a state too large for the chip": [["mixer", "quasiseparable", {"sam": True, "state": 200}]],
     "groups": [["mixer", "quasiseparable", {"sam": True, "groups": 2}], ["mixer", "semiseparable", {}]],
     "products of scans": [["mixer", "mult", {"sam": True}], ["mixer", "mult", {"sam": False, "heads": 2}]],
@@ -67,8 +66,7 @@ NEAR = {
 }
 NEAR_ENOUGH = 5e-4
 HALVES = [
-    ["scans", True, False],
-    ["scans", True, True],
+    ["scans", True],
     ["half", "attention", {"sam": True, "rank": 4}],
     ["half", "quasiseparable", {"sam": True}],
     ["half", "toeplitz", {"sam": True}],
@@ -97,7 +95,7 @@ def test_a_near_one_is_near(calls):
     assert all((figure > CLOSE) == name.endswith("packed=False") for name, figure in found.items()), found
 
 
-@pytest.mark.parametrize("call", HALVES, ids=["scans", "scans by blocks", *(call[1] for call in HALVES[2:])])
+@pytest.mark.parametrize("call", HALVES, ids=["scans", *(call[1] for call in HALVES[1:])])
 def test_in_bf16_a_kernel_is_as_near_as_check_asks(call):
     found = figures([call], interpreted=True)
     assert found and all(figure < HALF for figure in found.values()), found
@@ -174,8 +172,7 @@ def kernels():
 
 def test_every_kernel_compiles_for_an_h100_and_fits_there():
     """By Triton's own compiler, without a GPU: in bf16, as trainings are, and with each flag both ways."""
-    names = "convolution 1536,gated norm,scan state 64,blocks state 64,toeplitz 128,attention 2048,low rank 1,cosine,"
-    names += "grid,exponential"
+    names = "convolution 1536,gated norm,scan state 64,toeplitz 128,attention 2048,low rank 1,cosine,grid,exponential"
     command = [sys.executable, "-W", "ignore", "benchmarks/compiled.py", "--flags", "--only", names]
     env = os.environ | {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
@@ -220,10 +217,10 @@ def test_an_address_that_nothing_wrote_is_found_in_a_kernels_code(last, found):
 
 def test_a_narrow_head_beside_a_large_state_is_multiplied_by_whole_instructions():
     """What ptxas 12.8 gets wrong otherwise."""
-    from bench.kernels.scan import padded
+    from bench.kernels.scan import _padded
 
-    assert padded(5, 64) == (64, 64) and padded(16, 200) == (64, 256)
-    assert padded(5, 16) == (16, 16) and padded(100, 33) == (128, 64)
+    assert _padded(5, 64) == (64, 64) and _padded(16, 200) == (64, 256)
+    assert _padded(5, 16) == (16, 16) and _padded(100, 33) == (128, 64)
 
 
 def test_a_case_that_there_is_not_is_refused_with_those_there_are():

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
-from torch.library import CustomOpDef
 
 from bench.kernels import precision
 from bench.kernels.scan_tiles import carry, carry_back, products, products_back, states
@@ -48,24 +47,8 @@ def scan(
 
     With one direction M is the strict lower triangle and the diagonal.
     """
-    prepared = terms(v_BLHP, c_BLDGN, b_BLDGN, dt_BLDH, rate_BLDH, delta_BLH, segments_BL, packed, CHUNK)
-    return chunk_products(*prepared, segments_BL, packed)[0]
-
-
-def terms(
-    v_BLHP: Tensor,
-    c_BLDGN: Tensor,
-    b_BLDGN: Tensor,
-    dt_BLDH: Tensor,
-    rate_BLDH: Tensor,
-    delta_BLH: Tensor,
-    segments_BL: Tensor,
-    packed: bool,
-    chunk: int,
-) -> tuple[Tensor, ...]:
-    """What the operator takes: v, c and b, and what chunks of so many tokens need of the rest."""
     batch = len(v_BLHP)
-    rate_BKDHT, dt_BKDHT = (_cut(x.expand(batch, -1, -1, -1), chunk) for x in (rate_BLDH, dt_BLDH))
+    rate_BKDHT, dt_BKDHT = (_cut(x.expand(batch, -1, -1, -1)) for x in (rate_BLDH, dt_BLDH))
     sum_BKDHT = rate_BKDHT.cumsum(-1)
     total_BKDH1 = sum_BKDHT[..., -1:]
     forward_BKHT, total_BKH1 = sum_BKDHT[:, :, 0], total_BKDH1[:, :, 0]
@@ -78,29 +61,29 @@ def terms(
     read_BKDHT, write_BKDHT = torch.stack(reads, 2).exp(), torch.stack(writes, 2).exp() * dt_BKDHT
     decay_BKDH = total_BKDH1[..., 0].exp()
     if packed:
-        enters_BKDT, leaves_BKDT, through_BKD = _borders(_cut(segments_BL, chunk), rate_BLDH.shape[2])
+        enters_BKDT, leaves_BKDT, through_BKD = _borders(_cut(segments_BL), rate_BLDH.shape[2])
         read_BKDHT, write_BKDHT = read_BKDHT * enters_BKDT[..., None, :], write_BKDHT * leaves_BKDT[..., None, :]
         decay_BKDH = decay_BKDH * through_BKD[..., None]
     c_BLDGN, b_BLDGN = (x.to(v_BLHP.dtype).expand(batch, *x.shape[1:]) for x in (c_BLDGN, b_BLDGN))
-    small = dt_BKDHT, torch.stack(sums, 2), write_BKDHT, read_BKDHT, _cut(delta_BLH.expand(batch, -1, -1), chunk)
-    return v_BLHP, c_BLDGN, b_BLDGN, *small, decay_BKDH
+    small = dt_BKDHT, torch.stack(sums, 2), write_BKDHT, read_BKDHT, _cut(delta_BLH.expand(batch, -1, -1))
+    return chunk_products(v_BLHP, c_BLDGN, b_BLDGN, *small, decay_BKDH, segments_BL, packed)[0]
 
 
 def takes(v_BLHP: Tensor, state: int) -> bool:
     """Whether heads so wide, with so large a state, fit on the chip: elsewhere a mixer has its plain scan."""
-    return sum(padded(v_BLHP.shape[-1], state)) * v_BLHP.element_size() < ROOM
+    return sum(_padded(v_BLHP.shape[-1], state)) * v_BLHP.element_size() < ROOM
 
 
-def padded(width: int, state: int) -> tuple[int, int]:
+def _padded(width: int, state: int) -> tuple[int, int]:
     """As programs count: powers of two, and enough for a product."""
     p, n = (max(16, triton.next_power_of_2(size)) for size in (width, state))
     return max(p, NARROW) if n >= NARROW else p, n
 
 
-def _cut(x_BL: Tensor, chunk: int) -> Tensor:
+def _cut(x_BL: Tensor) -> Tensor:
     """BL... into chunks BK...T, the last filled up with zeros: what a program reads of them lies side by side."""
-    filled_BL = F.pad(x_BL, (0, 0) * (x_BL.ndim - 2) + (0, -x_BL.shape[1] % chunk))
-    return filled_BL.unflatten(1, (-1, chunk)).movedim(2, -1).contiguous()
+    filled_BL = F.pad(x_BL, (0, 0) * (x_BL.ndim - 2) + (0, -x_BL.shape[1] % CHUNK))
+    return filled_BL.unflatten(1, (-1, CHUNK)).movedim(2, -1).contiguous()
 
 
 def _borders(segments_BKT: Tensor, directions: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,7 +104,7 @@ def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> dict:
     """What all kernels take of shapes and precision."""
     _, length, heads, width = v_BLHP.shape
     state, groups = c_BLDGN.shape[-1], c_BLDGN.shape[-2]
-    p, n = padded(width, state)
+    p, n = _padded(width, state)
     return {
         "ints": (length, heads, heads // groups, state, width, decay_BKDH.shape[1]),
         "SHARED": c_BLDGN.shape[2] == 1,
@@ -165,7 +148,7 @@ def chunk_products(
 ) -> tuple[Tensor, Tensor]:
     """y_BLHP, and what enters the chunks, BKDHNP. dt, sum, write, read and delta are of whole chunks and fp32."""
     small = (dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT)
-    v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small = laid_out(
+    v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small = _laid_out(
         v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small
     )
     dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT = small
@@ -201,7 +184,7 @@ def chunk_products_backward(
 ) -> list[Tensor]:
     """Gradients of v, c, b, dt, sum, write, read, delta and decay."""
     gy_BLHP, small = gy_BLHP.contiguous(), (dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT)
-    v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small = laid_out(
+    v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small = _laid_out(
         v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small
     )
     batch, chunks, directions, heads = decay_BKDH.shape
@@ -224,41 +207,29 @@ def chunk_products_backward(
         *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4],
         BOTH=directions == 2, PACKED=packed, num_warps=WARPS_BACK, num_stages=STAGES_BACK, **sizes,
     )  # fmt: skip
-    summed = (grouped(x, c_BLDGN) for x in (gc_BLDHN, gb_BLDHN))
-    return [gv_BLHP, *summed, *gsmall, gdelta_BKHT, part_BKDHI.sum(-1)]
+    grouped = (_grouped(x, c_BLDGN) for x in (gc_BLDHN, gb_BLDHN))
+    return [gv_BLHP, *grouped, *gsmall, gdelta_BKHT, part_BKDHI.sum(-1)]
 
 
-def laid_out(v_BLHP: Tensor, c_BLDGN: Tensor, b_BLDGN: Tensor, *others: Tensor) -> list[Tensor]:
+def _laid_out(v_BLHP: Tensor, c_BLDGN: Tensor, b_BLDGN: Tensor, *others: Tensor) -> list[Tensor]:
     """As the programs read them: whole in memory, but for c and b, whose states alone must lie side by side."""
     sides = (x if x.stride(-1) == 1 else x.contiguous() for x in (c_BLDGN, b_BLDGN))
     return [v_BLHP.contiguous(), *sides, *(x.contiguous() for x in others)]
 
 
-def grouped(g_BLDHN: Tensor, like_BLDGN: Tensor) -> Tensor:
+def _grouped(g_BLDHN: Tensor, like_BLDGN: Tensor) -> Tensor:
     """Gradients of each head and direction summed over those that share a c or b."""
     g_BLDGN = g_BLDHN.unflatten(3, (like_BLDGN.shape[3], -1)).sum(4, dtype=torch.float32)
     return g_BLDGN if like_BLDGN.shape[2] > 1 or g_BLDGN.shape[2] == 1 else g_BLDGN.sum(2, keepdim=True)
 
 
-def register(products: CustomOpDef, products_backward: CustomOpDef) -> None:
-    """Shapes and the gradient of a pair of operators: y and the states that enter the chunks; gradients of all that is
-    given. The states are no result of their own: they have no gradient."""
-
-    def gradients(ctx, gy_BLHP, gh_BKDHNP):
-        saved = ctx.saved_tensors
-        found = products_backward(gy_BLHP, *saved, ctx.packed)
-        return *(g.to(x.dtype) for g, x in zip(found, saved, strict=False)), None, None
-
-    products.register_fake(_like_products)
-    products_backward.register_fake(_like_gradients)
-    products.register_autograd(gradients, setup_context=_keep)
-
-
-def _like_products(v, c, b, dt, sum_, write, read, delta, decay, segments, packed):
+@chunk_products.register_fake
+def _(v, c, b, dt, sum_, write, read, delta, decay, segments, packed):
     return v.new_empty(v.shape), v.new_empty(*decay.shape, c.shape[-1], v.shape[-1])
 
 
-def _like_gradients(gy, v, c, b, dt, sum_, write, read, delta, decay, segments, h, packed):
+@chunk_products_backward.register_fake
+def _(gy, v, c, b, dt, sum_, write, read, delta, decay, segments, h, packed):
     small = [x.new_empty(x.shape) for x in (dt, sum_, write, read, delta, decay)]
     both = [v.new_empty(x.shape, dtype=torch.float32) for x in (c, b)]
     return [v.new_empty(v.shape), *both, *small]
@@ -269,4 +240,11 @@ def _keep(ctx, inputs, output):
     ctx.packed = inputs[10]
 
 
-register(chunk_products, chunk_products_backward)
+def _gradients(ctx, gy_BLHP, gh_BKDHNP):
+    """The states are no result of their own: they have no gradient."""
+    saved = ctx.saved_tensors
+    found = chunk_products_backward(gy_BLHP, *saved, ctx.packed)
+    return *(g.to(x.dtype) for g, x in zip(found, saved, strict=False)), None, None
+
+
+chunk_products.register_autograd(_gradients, setup_context=_keep)
