@@ -162,7 +162,9 @@ def one_exponential(batch, length, rank, width):
 
 def scans(in_half):
     """Rows of one chunk, full or not, and of more, of which one has a place in its last; documents that end within
-    chunks; heads that share c and b or not; both directions, with c and b of their own or not, and one."""
+    chunks; heads that share c and b or not; both directions, with c and b of their own or not, and one. States that no
+    chunk has are NaN, as is all memory that nothing wrote."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
     multiply_bf16()
     for length, heads, groups, state, sides, directions, packed in (
         (128, 6, 1, 16, 2, 2, False),

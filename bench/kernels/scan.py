@@ -2,9 +2,10 @@
 
     i > j: M_ij = c_i^T A_i .. A_{j+1} dt_j b_j      i = j: M_ii = delta_i
     i < j: M_ij = c'_i^T A'_i .. A'_{j-1} dt'_j b'_j, the primes for direction 1
-The matrix of a chunk lives on the chip; between chunks go states of N x P numbers a head. `scan` prepares what has no
-channels (sums of log A, weights, borders of documents) in plain torch, which has its gradient; the operator
-`chunk_products` does the rest, and its gradient is one more pass beside the states' adjoint scan.
+The matrix of a chunk lives on the chip; between chunks go states of N x P numbers a head: none in a row of one chunk, and
+in one of two what each says to the other, which nothing carries. `scan` prepares what has no channels (sums of log A,
+weights, borders of documents) in plain torch, which has its gradient; the operator `chunk_products` does the rest, and
+its gradient is one more pass beside the states' adjoint scan.
 Axes: B batch, L length, H heads, P head width, N state, G groups, D direction (0 forward, 1 backward; of c and b 1 if
 both share), K chunks, T places of a chunk, I shares of a state.
 """
@@ -18,6 +19,8 @@ from bench.kernels import precision
 from bench.kernels.scan_tiles import carry, carry_back, products, products_back, states
 
 CHUNK = 64
+FEW = 2
+"""Chunks of a row that need no carrying: what enters one is what the other says."""
 BLOCK = 1024
 """Numbers of a state that one program carries from chunk to chunk."""
 WARPS, WARPS_BACK = 4, 4
@@ -115,14 +118,16 @@ def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> dict:
     }
 
 
-def _states_of(x_BLDGN: Tensor, weight_BKDHT: Tensor, v_BLHP: Tensor, decay_BKDH: Tensor) -> Tensor:
+def _states_of(x_BLDGN: Tensor, weight_BKDHT: Tensor, v_BLHP: Tensor, decay_BKDH: Tensor, back: bool) -> Tensor:
+    """What each chunk says to the next, or back to the one before, kept there: BKDHNP, unwritten where there is none."""
     sizes = _sizes(v_BLHP, x_BLDGN, decay_BKDH)
     batch, chunks, directions, heads = decay_BKDH.shape
     s_BKDHNP = v_BLHP.new_empty(*decay_BKDH.shape, x_BLDGN.shape[-1], v_BLHP.shape[-1])
     ints = sizes.pop("ints")
-    states[chunks, batch * heads, directions](
-        x_BLDGN, weight_BKDHT, v_BLHP, s_BKDHNP, *ints, *x_BLDGN.stride()[:4], **sizes
-    )
+    if chunks > 1:
+        states[chunks - 1, batch * heads, directions](
+            x_BLDGN, weight_BKDHT, v_BLHP, s_BKDHNP, *ints, *x_BLDGN.stride()[:4], BACK=back, **sizes
+        )
     return s_BKDHNP
 
 
@@ -146,16 +151,17 @@ def chunk_products(
     segments_BL: Tensor,
     packed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y_BLHP, and what enters the chunks, BKDHNP. dt, sum, write, read and delta are of whole chunks and fp32."""
+    """y_BLHP, and what enters the chunks, BKDHNP, unwritten where nothing does. dt, sum, write, read and delta are of whole chunks and fp32."""
     small = (dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT)
     v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small = _laid_out(
         v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small
     )
     dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT = small
     batch, chunks, directions, heads = decay_BKDH.shape
-    s_BKDHNP = _states_of(b_BLDGN, write_BKDHT, v_BLHP, decay_BKDH)
-    h_BKDHNP, (size, blocks) = torch.empty_like(s_BKDHNP), _blocks(s_BKDHNP)
-    carry[batch * heads, directions, blocks](s_BKDHNP, decay_BKDH, h_BKDHNP, heads, size, K=chunks, BLOCK=BLOCK)
+    h_BKDHNP = _states_of(b_BLDGN, write_BKDHT, v_BLHP, decay_BKDH, back=False)
+    size, blocks = _blocks(h_BKDHNP)
+    if chunks > FEW:
+        carry[batch * heads, directions, blocks](h_BKDHNP, decay_BKDH, heads, size, K=chunks, BLOCK=BLOCK)
     y_BLHP, sizes = torch.empty_like(v_BLHP), _sizes(v_BLHP, c_BLDGN, decay_BKDH)
     ints = sizes.pop("ints")
     products[chunks, batch * heads](
@@ -188,12 +194,13 @@ def chunk_products_backward(
         v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small
     )
     batch, chunks, directions, heads = decay_BKDH.shape
-    r_BKDHNP = _states_of(c_BLDGN, small[-1], gy_BLHP, decay_BKDH)
-    gs_BKDHNP, (size, blocks) = torch.empty_like(r_BKDHNP), _blocks(r_BKDHNP)
-    part_BKDHI = decay_BKDH.new_empty(*decay_BKDH.shape, blocks)
-    carry_back[batch * heads, directions, blocks](
-        r_BKDHNP, h_BKDHNP, decay_BKDH, gs_BKDHNP, part_BKDHI, heads, size, K=chunks, BLOCK=BLOCK
-    )
+    gs_BKDHNP = _states_of(c_BLDGN, small[-1], gy_BLHP, decay_BKDH, back=True)
+    size, blocks = _blocks(gs_BKDHNP)
+    part_BKDHI = decay_BKDH.new_zeros(*decay_BKDH.shape, blocks)
+    if chunks > FEW:
+        carry_back[batch * heads, directions, blocks](
+            gs_BKDHNP, h_BKDHNP, decay_BKDH, part_BKDHI, heads, size, K=chunks, BLOCK=BLOCK
+        )
     gv_BLHP, gdelta_BKHT = torch.empty_like(v_BLHP), torch.empty_like(delta_BKHT)
     gsmall = [torch.empty_like(x) for x in small]
     shape = (*v_BLHP.shape[:2], directions, heads, c_BLDGN.shape[-1])

@@ -16,14 +16,25 @@ def _matrix(ptr, row_T, known_T, col_N, size):
     return tl.load(ptr + row_T[:, None] + col_N[None, :], mask=known_T[:, None] & (col_N < size)[None, :], other=0.0)
 
 
+@triton.jit
+def _chunk(place, d, chunks):
+    """The chunk that a direction comes to after so many others."""
+    return place + d * (chunks - 1 - 2 * place)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def states(
     x_ptr, weight_ptr, v_ptr, s_ptr, length, heads, each, state, width, chunks, x_b, x_l, x_d, x_g,
-    SHARED: tl.constexpr, T: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
+    BACK: tl.constexpr, SHARED: tl.constexpr, T: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """s = sum over a chunk of weight_t x_t v_t^T, for one head and direction."""
-    k, row, d = tl.program_id(0), tl.program_id(1) // heads, tl.program_id(2)
+    """s = sum over a chunk of weight_t x_t v_t^T, for one head and direction, kept at the next chunk, or with BACK at the
+    one before: what the last chunk (the first) would say nobody reads."""
+    row, d = tl.program_id(1) // heads, tl.program_id(2)
     h, directions = tl.program_id(1) % heads, tl.num_programs(2)
+    k, other = _chunk(tl.program_id(0), d, chunks), _chunk(tl.program_id(0) + 1, d, chunks)
+    if BACK:
+        k, other = other, k
     t_T = k * T + tl.arange(0, T)
     n_N, p_P = tl.arange(0, N), tl.arange(0, P)
     known_T = t_T < length
@@ -33,39 +44,42 @@ def states(
     x_TN = x_TN.to(tl.float32) * tl.load(weight_ptr + at + tl.arange(0, T))[:, None]
     v_TP = _matrix(v_ptr, ((row.to(tl.int64) * length + t_T) * heads + h) * width, known_T, p_P, width)
     s_NP = tl.dot(tl.trans(x_TN).to(v_TP.dtype), v_TP, input_precision=PRECISION)
-    s_at = (((row.to(tl.int64) * chunks + k) * directions + d) * heads + h) * state * width
+    s_at = (((row.to(tl.int64) * chunks + other) * directions + d) * heads + h) * state * width
     kept_NP = (n_N < state)[:, None] & (p_P < width)[None, :]
     tl.store(s_ptr + s_at + n_N[:, None] * width + p_P[None, :], s_NP, mask=kept_NP)
 
 
 @triton.jit
-def carry(s_ptr, decay_ptr, h_ptr, heads, size, K: tl.constexpr, BLOCK: tl.constexpr):
-    """What enters each chunk, h_k = decay_{k-1} h_{k-1} + s_{k-1}; for direction 1 from the other end."""
+def carry(h_ptr, decay_ptr, heads, size, K: tl.constexpr, BLOCK: tl.constexpr):
+    """What enters each chunk, from what the one before says of it, in its place: h_k += decay_{k-1} h_{k-1}; for
+    direction 1 from the other end. The first has nothing that enters, and the second nothing to add."""
     row, h, d, directions = tl.program_id(0) // heads, tl.program_id(0) % heads, tl.program_id(1), tl.num_programs(1)
     i_I = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    state_I = tl.zeros((BLOCK,), tl.float32)
-    for step in range(K):
-        k = step + d * (K - 1 - 2 * step)
-        at = ((row.to(tl.int64) * K + k) * directions + d) * heads + h
+    before = ((row.to(tl.int64) * K + _chunk(1, d, K)) * directions + d) * heads + h
+    state_I = tl.load(h_ptr + before * size + i_I, mask=i_I < size, other=0.0).to(tl.float32)
+    for place in range(2, K):
+        at = ((row.to(tl.int64) * K + _chunk(place, d, K)) * directions + d) * heads + h
+        said_I = tl.load(h_ptr + at * size + i_I, mask=i_I < size, other=0.0)
+        state_I = state_I * tl.load(decay_ptr + before) + said_I
         tl.store(h_ptr + at * size + i_I, state_I, mask=i_I < size)
-        state_I = state_I * tl.load(decay_ptr + at) + tl.load(s_ptr + at * size + i_I, mask=i_I < size, other=0.0)
+        before = at
 
 
 @triton.jit
-def carry_back(
-    r_ptr, h_ptr, decay_ptr, gs_ptr, part_ptr, heads, size, K: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """The adjoint of `carry`: from r, what each chunk says of h, the gradients of s and (a part of) decay."""
+def carry_back(gs_ptr, h_ptr, decay_ptr, part_ptr, heads, size, K: tl.constexpr, BLOCK: tl.constexpr):
+    """The adjoint of `carry`, in place too: gs_k += decay_{k+1} gs_{k+1}, and (a part of) the gradient of decay, for
+    chunks that something enters and leaves."""
     row, h, d, directions = tl.program_id(0) // heads, tl.program_id(0) % heads, tl.program_id(1), tl.num_programs(1)
     i_I = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    g_I = tl.zeros((BLOCK,), tl.float32)
-    for step in range(K):
-        k = K - 1 - step + d * (2 * step - K + 1)
-        at = ((row.to(tl.int64) * K + k) * directions + d) * heads + h
-        tl.store(gs_ptr + at * size + i_I, g_I, mask=i_I < size)
+    at = ((row.to(tl.int64) * K + _chunk(K - 2, d, K)) * directions + d) * heads + h
+    g_I = tl.load(gs_ptr + at * size + i_I, mask=i_I < size, other=0.0).to(tl.float32)
+    for step in range(2, K):
         h_I = tl.load(h_ptr + at * size + i_I, mask=i_I < size, other=0.0).to(tl.float32)
         tl.store(part_ptr + at * tl.num_programs(2) + tl.program_id(2), tl.sum(h_I * g_I, axis=0))
-        g_I = g_I * tl.load(decay_ptr + at) + tl.load(r_ptr + at * size + i_I, mask=i_I < size, other=0.0)
+        g_I *= tl.load(decay_ptr + at)
+        at = ((row.to(tl.int64) * K + _chunk(K - 1 - step, d, K)) * directions + d) * heads + h
+        g_I += tl.load(gs_ptr + at * size + i_I, mask=i_I < size, other=0.0)
+        tl.store(gs_ptr + at * size + i_I, g_I, mask=i_I < size)
 
 
 @triton.jit
@@ -81,9 +95,10 @@ def _of_direction(
 
 
 @triton.jit
-def _state(ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS: tl.constexpr):
+def _state(ptr, row, k, none, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS: tl.constexpr):
+    """Zero, and not read, of the chunk that has `none`."""
     at = (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * state * width
-    return _matrix(ptr + at, n_N * width, n_N < state, p_P, width)
+    return _matrix(ptr + at, n_N * width, n_N < tl.where(k == none, 0, state), p_P, width)
 
 
 @triton.jit
@@ -118,7 +133,7 @@ def products(
         )  # fmt: skip
         cb_ST = tl.dot(c_TN, tl.trans(b_TN), input_precision=PRECISION)
         m_ST += cb_ST * _decay(sum_T, d, T) * dt_T[None, :]
-        h_NP = _state(h_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        h_NP = _state(h_ptr, row, k, _chunk(0, d, chunks), d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
         y_TP += tl.dot((c_TN * read_T[:, None]).to(v_TP.dtype), h_NP, input_precision=PRECISION)
     if PACKED:
         own_T = tl.load(segments_ptr + row * length + t_T, mask=known_T, other=0)
@@ -166,12 +181,12 @@ def products_back(
         gcb_ST = (gm_ST * decay_ST * dt_T[None, :]).to(c_TN.dtype)
         own_at_T = (((row.to(tl.int64) * length + t_T) * DIRECTIONS + d) * heads + h) * state
         own_TN = known_T[:, None] & (n_N < state)[None, :]
-        h_NP = _state(h_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        h_NP = _state(h_ptr, row, k, _chunk(0, d, chunks), d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
         seen_TN = tl.dot(gy_TP, tl.trans(h_NP), input_precision=PRECISION)
         tl.store(gread_ptr + at_T, tl.sum(seen_TN * c_TN, axis=1))
         gc_TN = tl.dot(gcb_ST, b_TN, input_precision=PRECISION) + seen_TN * read_T[:, None]
         tl.store(gc_ptr + own_at_T[:, None] + n_N[None, :], gc_TN, mask=own_TN)
-        gs_NP = _state(gs_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        gs_NP = _state(gs_ptr, row, k, _chunk(chunks - 1, d, chunks), d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
         said_TN = tl.dot(v_TP, tl.trans(gs_NP), input_precision=PRECISION)
         tl.store(gwrite_ptr + at_T, tl.sum(said_TN * b_TN, axis=1))
         gb_TN = tl.dot(tl.trans(gcb_ST), c_TN, input_precision=PRECISION)
@@ -185,6 +200,6 @@ def products_back(
         b_ptr_d = b_ptr + row.to(tl.int64) * b_b + h // each * b_g + (0 if SHARED else d * b_d)
         b_TN = _matrix(b_ptr_d, t_T * b_l, known_T, n_N, state)
         write_T = tl.load(write_ptr + (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * T + s_T)
-        gs_NP = _state(gs_ptr, row, k, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        gs_NP = _state(gs_ptr, row, k, _chunk(chunks - 1, d, chunks), d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
         gv_TP += tl.dot((b_TN * write_T[:, None]).to(v_TP.dtype), gs_NP, input_precision=PRECISION)
     tl.store(gv_ptr + v_at_T[:, None] + p_P[None, :], gv_TP, mask=known_T[:, None] & (p_P < width)[None, :])
