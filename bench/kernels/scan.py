@@ -2,10 +2,10 @@
 
     i > j: M_ij = c_i^T A_i .. A_{j+1} dt_j b_j      i = j: M_ii = delta_i
     i < j: M_ij = c'_i^T A'_i .. A'_{j-1} dt'_j b'_j, the primes for direction 1
-The matrix of a chunk lives on the chip; between chunks go states of N x P numbers a head: none in a row of one chunk, and
-in one of two what each says to the other, which nothing carries. `scan` prepares what has no channels (sums of log A,
-weights, borders of documents) in plain torch, which has its gradient; the operator `chunk_products` does the rest, and
-its gradient is one more pass beside the states' adjoint scan.
+The matrix of a chunk lives on the chip; between chunks go states of N x P numbers a head: none in a row of one chunk,
+and in one of two what each says to the other, which nothing carries. `scan` prepares what has no channels (sums of
+log A, weights, borders of documents) in plain torch, which has its gradient; the operator `chunk_products` does the
+rest, and its gradient is one more pass beside the states' adjoint scan.
 Axes: B batch, L length, H heads, P head width, N state, G groups, D direction (0 forward, 1 backward; of c and b 1 if
 both share), K chunks, T places of a chunk, I shares of a state.
 """
@@ -119,7 +119,7 @@ def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> dict:
 
 
 def _states_of(x_BLDGN: Tensor, weight_BKDHT: Tensor, v_BLHP: Tensor, decay_BKDH: Tensor, back: bool) -> Tensor:
-    """What each chunk says to the next, or back to the one before, kept there: BKDHNP, unwritten where there is none."""
+    """What each chunk says to the next, or back to the one before, kept there: BKDHNP, unwritten where nothing is."""
     sizes = _sizes(v_BLHP, x_BLDGN, decay_BKDH)
     batch, chunks, directions, heads = decay_BKDH.shape
     s_BKDHNP = v_BLHP.new_empty(*decay_BKDH.shape, x_BLDGN.shape[-1], v_BLHP.shape[-1])
@@ -151,7 +151,8 @@ def chunk_products(
     segments_BL: Tensor,
     packed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y_BLHP, and what enters the chunks, BKDHNP, unwritten where nothing does. dt, sum, write, read and delta are of whole chunks and fp32."""
+    """y_BLHP, and what enters the chunks, BKDHNP, unwritten where nothing does. dt, sum, write, read and delta are of
+    whole chunks and fp32."""
     small = (dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT)
     v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small = _laid_out(
         v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small

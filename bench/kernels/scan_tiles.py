@@ -28,8 +28,8 @@ def states(
     BACK: tl.constexpr, SHARED: tl.constexpr, T: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """s = sum over a chunk of weight_t x_t v_t^T, for one head and direction, kept at the next chunk, or with BACK at the
-    one before: what the last chunk (the first) would say nobody reads."""
+    """s = sum over a chunk of weight_t x_t v_t^T, for one head and direction, kept at the next chunk, or with BACK at
+    the one before: what the last chunk (the first) would say nobody reads."""
     row, d = tl.program_id(1) // heads, tl.program_id(2)
     h, directions = tl.program_id(1) % heads, tl.num_programs(2)
     k, other = _chunk(tl.program_id(0), d, chunks), _chunk(tl.program_id(0) + 1, d, chunks)
@@ -96,9 +96,9 @@ def _of_direction(
 
 @triton.jit
 def _state(ptr, row, k, none, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS: tl.constexpr):
-    """Zero, and not read, of the chunk that has `none`."""
+    """Zero, and not read, of the chunk that has none, at this place of the direction's way."""
     at = (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * state * width
-    return _matrix(ptr + at, n_N * width, n_N < tl.where(k == none, 0, state), p_P, width)
+    return _matrix(ptr + at, n_N * width, n_N < tl.where(k == _chunk(none, d, chunks), 0, state), p_P, width)
 
 
 @triton.jit
@@ -133,7 +133,7 @@ def products(
         )  # fmt: skip
         cb_ST = tl.dot(c_TN, tl.trans(b_TN), input_precision=PRECISION)
         m_ST += cb_ST * _decay(sum_T, d, T) * dt_T[None, :]
-        h_NP = _state(h_ptr, row, k, _chunk(0, d, chunks), d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        h_NP = _state(h_ptr, row, k, 0, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
         y_TP += tl.dot((c_TN * read_T[:, None]).to(v_TP.dtype), h_NP, input_precision=PRECISION)
     if PACKED:
         own_T = tl.load(segments_ptr + row * length + t_T, mask=known_T, other=0)
@@ -181,12 +181,12 @@ def products_back(
         gcb_ST = (gm_ST * decay_ST * dt_T[None, :]).to(c_TN.dtype)
         own_at_T = (((row.to(tl.int64) * length + t_T) * DIRECTIONS + d) * heads + h) * state
         own_TN = known_T[:, None] & (n_N < state)[None, :]
-        h_NP = _state(h_ptr, row, k, _chunk(0, d, chunks), d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        h_NP = _state(h_ptr, row, k, 0, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
         seen_TN = tl.dot(gy_TP, tl.trans(h_NP), input_precision=PRECISION)
         tl.store(gread_ptr + at_T, tl.sum(seen_TN * c_TN, axis=1))
         gc_TN = tl.dot(gcb_ST, b_TN, input_precision=PRECISION) + seen_TN * read_T[:, None]
         tl.store(gc_ptr + own_at_T[:, None] + n_N[None, :], gc_TN, mask=own_TN)
-        gs_NP = _state(gs_ptr, row, k, _chunk(chunks - 1, d, chunks), d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        gs_NP = _state(gs_ptr, row, k, chunks - 1, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
         said_TN = tl.dot(v_TP, tl.trans(gs_NP), input_precision=PRECISION)
         tl.store(gwrite_ptr + at_T, tl.sum(said_TN * b_TN, axis=1))
         gb_TN = tl.dot(tl.trans(gcb_ST), c_TN, input_precision=PRECISION)
@@ -200,6 +200,6 @@ def products_back(
         b_ptr_d = b_ptr + row.to(tl.int64) * b_b + h // each * b_g + (0 if SHARED else d * b_d)
         b_TN = _matrix(b_ptr_d, t_T * b_l, known_T, n_N, state)
         write_T = tl.load(write_ptr + (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * T + s_T)
-        gs_NP = _state(gs_ptr, row, k, _chunk(chunks - 1, d, chunks), d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
+        gs_NP = _state(gs_ptr, row, k, chunks - 1, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
         gv_TP += tl.dot((b_TN * write_T[:, None]).to(v_TP.dtype), gs_NP, input_precision=PRECISION)
     tl.store(gv_ptr + v_at_T[:, None] + p_P[None, :], gv_TP, mask=known_T[:, None] & (p_P < width)[None, :])
