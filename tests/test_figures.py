@@ -240,6 +240,16 @@ def departed(record):
     )
 
 
+@pytest.mark.parametrize("values", [[0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 0.0], [0.0, 1.0, 9.0]])
+def test_lines_stand_side_by_side_and_each_nearest_to_its_own_value(values):
+    place_V = np.array(values)
+    for lines in (2, 5, 40):
+        shift = responses.shifts(dict.fromkeys(range(lines)), place_V)
+        assert (np.diff(shift) > 0).all() and np.isclose(shift.sum(), 0)
+        nearest = np.abs(place_V[:, None, None] + shift - place_V[:, None]).argmin(1)
+        assert (nearest == np.arange(len(place_V))[:, None]).all()
+
+
 def test_a_metric_stands_over_the_length_and_above_the_tokens_a_second_of_the_same_mixers(tmp_path):
     lengths, rows = (64, 256), noisy_rows({}, 3, changes={"task.length": 128})
     at = {n: {f"loss_at_{n}": n / 100} for n in lengths}

@@ -14,6 +14,7 @@ from bench.report.responses import LENGTH, Response, responses
 
 RATIO = 4  # largest over smallest value from which an axis is logarithmic
 APART = 0.012  # of the width: lines that share a value of the key stand side by side, so that intervals can be seen
+TOGETHER = 0.25  # of the way from a value to the next, at most, that all of them take
 
 
 def figures(table: Table, analysis: Analysis):
@@ -58,7 +59,9 @@ def draw_lines(ax, shown: dict, place_V: np.ndarray, styles: list[Look]) -> None
 
 
 def shifts(shown: dict, place_V: np.ndarray) -> np.ndarray:
-    step = APART * (place_V[-1] - place_V[0]) * min(1, 12 / len(shown))
+    others = max(len(shown) - 1, 1)
+    way_V = np.abs(np.diff(place_V))
+    step = min(APART * np.ptp(place_V), TOGETHER * way_V.min() / others)
     return step * (np.arange(len(shown)) - (len(shown) - 1) / 2)
 
 
