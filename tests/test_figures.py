@@ -11,6 +11,8 @@ import pytest
 
 from bench.report import analysis, length_plot, plots
 from bench.report.figures import curves, gains, pareto, profile, ranks, responses, seeds
+from bench.report.figures.tints import DARKEST, PALEST, contrast, families, tinted
+from bench.report.figures.variants import variants
 from bench.report.responses import responses as of_table
 from bench.sweep import Column, Departure
 from tests.test_report import ATTENTION, DENSE, LOW, LOW_SAM, a_sweep
@@ -171,9 +173,86 @@ def test_the_state_of_arms_with_other_heads_is_compared_over_all_heads():
 @pytest.mark.parametrize(("heads", "width"), [(3, plots.NARROW), (15, plots.WIDTH)])
 def test_a_figure_with_many_arms_has_the_width_that_their_names_need(heads, width):
     """Of 25 arms the names under a panel of one text column stood in one list, four times as high as the panel."""
-    arms = tuple({**ATTENTION, "heads": 1 + n} for n in range(heads))
+    arms = tuple({**ATTENTION, "name": f"mixer_{n}"} for n in range(heads))
     figure = drawn(a_table(curved(noisy_rows({}, 3, arms))), curves)["curves"]
     assert figure.get_figwidth() == width
+
+
+def legend_of(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_many_arms_of_few_mixers_have_a_name_a_mixer_in_a_legend_and_few_arms_one_each():
+    """A list of 25 took half of the figure."""
+    arms = tuple({**arm, "heads": 1 + n} for arm in (ATTENTION, LOW) for n in range(7))
+    many, few = (drawn(a_table(curved(noisy_rows({}, 3, some))), pareto)["pareto"] for some in (arms, arms[4:9]))
+    values = ", ".join(str(1 + n) for n in range(7))
+    assert legend_of(many) == [
+        f"attention SAM, pale to dark: heads {values}",
+        f"low_rank, pale to dark: heads {values}",
+    ]
+    assert len(legend_of(few)) == 5
+    assert families(["add, shift true", "add, heads 2", "mult"]) == [
+        (0, "add, shift true"),
+        (1, "add, heads 2"),
+        (2, "mult"),
+    ]
+
+
+@pytest.mark.parametrize(("shared", "says"), [(False, "; grey: "), (True, "; grey on the right: ")])
+def test_what_grey_is_is_said_of_the_panels_that_have_some(monkeypatch, shared, says):
+    monkeypatch.setattr(pareto, "side_by_side", lambda table, rows: shared)
+    figure = drawn(a_table(two_tasks(3)), pareto)["pareto"]
+    marked = [any(line.get_color() == "0.8" for line in ax.lines) for ax in figure.axes]
+    assert marked == [not shared, True] and says in figure.legends[0].get_title().get_text()
+
+
+def test_ticks_of_states_are_powers_of_two_among_them_and_of_one_or_two_states_these():
+    for states, ticks in (((96, 448, 8448, 34816), {128, 512, 2048, 8192, 32768}), ((96, 8448, -1), {96, 8448})):
+        arms = tuple({**LOW, "rank": 1 + n} for n in range(len(states)))
+        rows = [
+            replace(r, record=replace(r.record, capacity=replace(r.record.capacity, state_per_head=of)))
+            for r, of in zip(noisy_rows({}, 1, arms), states, strict=True)
+        ]
+        found = pareto.state(a_table(rows), "quick", all_heads=False).ticks
+        assert {round(2**place) for place, text in found.items() if text != "grows"} == ticks
+        assert ("grows" in found.values()) == (-1 in states)
+
+
+@pytest.mark.parametrize("limits", [(3.0, 3.27), (0.455, 0.495), (-0.05, 0.03), (0, 1)])
+def test_an_axis_that_goes_up_has_three_ticks_or_more(limits):
+    from matplotlib.figure import Figure
+
+    ax = Figure().subplots()
+    ax.set_ylim(*limits)
+    plots.few_ticks(ax.yaxis)
+    assert sum(limits[0] <= tick <= limits[1] for tick in ax.get_yticks()) >= 3
+
+
+def test_variants_of_a_protocol_stand_one_below_the_other_on_one_scale_a_metric():
+    gained = [f"quick[shell.gain={gain}]" for gain in (1.0, 0.0)]
+    rows = [r for v, m in zip(gained, ({}, {0: 0.9}), strict=True) for r in noisy_rows(m, 3, label=v)]
+    columns = tuple(Column(v, metric) for metric in ("accuracy", "loss") for v in gained)
+    table = a_table(rows, columns=columns)
+    for module, name in ((seeds, "seeds"), (gains, "differences")):
+        figure = drawn(table, module)[name]
+        figure.draw_without_rendering()
+        upper, lower = figure.axes[:2], figure.axes[2:]
+        assert [len({ax.get_title(loc="left") for ax in row}) for row in (upper, lower)] == [1, 1]
+        for above, below in zip(upper, lower, strict=True):
+            assert (above.get_xlabel(), above.get_xlim()) == (below.get_xlabel(), below.get_xlim())
+        assert upper[0].get_xlabel() != upper[1].get_xlabel() and upper[0].get_xlim() != upper[1].get_xlim()
+
+
+def test_columns_that_form_no_grid_of_variants_are_laid_out_by_their_number():
+    one, other = "quick[shell.gain=1.0]", "quick[shell.gain=0.0]"
+    for columns, count in (
+        ([(one, "loss"), (other, "loss"), (one, "accuracy"), (other, "accuracy")], 2),
+        ([(one, "loss"), (other, "loss"), (one, "accuracy")], 1),
+        ([(one, "loss"), (one, "accuracy"), (other, "loss"), (other, "accuracy")], 1),
+        ([("quick", "loss"), ("rough", "loss")], 1),
+    ):
+        assert variants([Column(*column) for column in columns]) == count
 
 
 def test_a_response_is_the_mean_at_each_value_and_a_failed_arm_breaks_its_line():
@@ -209,8 +288,8 @@ def test_along_heads_stand_parameters_and_state_and_what_moves_with_them_makes_n
 
 
 def test_parameters_that_hardly_move_have_ticks_of_their_own_beside_an_arm_with_many():
-    arms = ({**LOW, "rank": 2}, {**LOW, "rank": 4}, DENSE)
-    counts = {2: 215_112, 4: 221_472, None: 2_000_000}
+    arms = ({**LOW, "rank": 2}, {**LOW, "rank": 4}, {**LOW, "rank": 8}, DENSE)
+    counts = {2: 215_112, 4: 221_472, 8: 234_192, None: 2_000_000}
     rows = []
     for row in noisy_rows({}, 2, arms):
         capacity = replace(row.record.capacity, mixer_parameters=counts[row.mixer.get("rank")])
@@ -221,7 +300,7 @@ def test_parameters_that_hardly_move_have_ticks_of_their_own_beside_an_arm_with_
 
 
 def test_an_arm_that_departs_stands_on_no_line_with_those_that_do_not():
-    arms = tuple({**LOW, "rank": rank} for rank in (2, 4, 8))
+    arms = tuple({**LOW, "rank": rank} for rank in (2, 4, 8, 16))
     departure = Departure({"name": LOW["name"], "rank": 4}, {"shell.conv_width": 3}, "a test")
     rows = [r if r.mixer["rank"] != 4 else replace(r, record=departed(r.record)) for r in noisy_rows({}, 2, arms)]
     table = a_table(
@@ -230,7 +309,13 @@ def test_an_arm_that_departs_stands_on_no_line_with_those_that_do_not():
         family=replace(a_sweep().family, reference={"rank": 2}, comparisons=("reference",)),
     )
     (ax,) = drawn(table, responses)["response_rank"].axes
-    assert [len(line.get_xdata()) for line in ax.lines] == [2]
+    assert [len(line.get_xdata()) for line in ax.lines] == [3]
+
+
+def test_a_single_line_of_two_points_has_no_figure():
+    assert drawn(a_table(noisy_rows({}, 2, (DENSE, *RANKS[:2]))), responses) == {}
+    assert set(drawn(a_table(noisy_rows({}, 2, (DENSE, *RANKS[:3]))), responses)) == {"response_rank"}
+    assert set(drawn(a_table(noisy_rows({}, 2, (*RANKS[:2], *RANKS[3:5]))), responses)) == {"response_rank"}
 
 
 def departed(record):
@@ -319,6 +404,12 @@ def test_bars_of_the_critical_difference_diagram_are_the_letters_of_the_table():
     assert any("no bars: too few seeds to test" in t.get_text() for t in ax.texts)
 
 
+def test_many_arms_have_a_critical_difference_diagram_only_where_they_were_tested():
+    arms = tuple({**LOW, "rank": 1 + n} for n in range(ranks.MOST + 1))
+    assert not drawn(a_table(noisy_rows({}, 3, arms)), ranks) and drawn(a_table(noisy_rows({}, 3, arms[1:])), ranks)
+    assert drawn(a_table(noisy_rows({}, 14, arms)), ranks)
+
+
 def test_ranks_within_seeds_iqm_and_profile_of_scaled_values():
     found = analysis.analyse(a_table(two_tasks(3, means={0: 0.1, 3: 0.9}), columns=TWO), {})
     assert found.measured[0].rank_A.estimate[[0, 3]].tolist() == [4, 1]
@@ -361,9 +452,61 @@ def test_colours_are_told_apart_by_everybody_and_from_white_paper(who):
 def test_one_mixer_has_one_colour_in_all_figures_and_paler_ones_for_its_variants():
     styles = plots.arm_looks(a_table(noisy_rows({}, 1, (*RANKS, ATTENTION))))
     colour, marker = plots.looks(["low_rank"])["low_rank"]
-    assert {look.marker for look in styles[:6]} == {marker} and styles[2].colour == styles[5].colour == colour
+    assert {look.marker for look in styles[:6]} == {marker} and styles[0].colour == styles[3].colour
     assert len({look.colour for look in styles[:3]}) == 3
-    assert styles[6].colour == plots.looks(["attention"])["attention"][0]
+    assert (styles[6].colour, styles[6].marker) == plots.looks(["attention"])["attention"] != (colour, marker)
+
+
+@pytest.mark.parametrize("marker", plots.MARKERS)
+def test_half_a_marker_is_half_of_its_ink(marker):
+    from matplotlib.markers import MarkerStyle
+
+    dot = plots.Look("", "#000000", marker, plots.filled("misaligned", "#000000"), plots.HALF).dot(1)
+    half = MarkerStyle(marker, fillstyle=dot["fillstyle"])
+    one, other = (
+        part.transformed(transform).to_polygons()[0]
+        for part, transform in (
+            (half.get_path(), half.get_transform()),
+            (half.get_alt_path(), half.get_alt_transform()),
+        )
+    )
+    assert np.isclose(area(one), area(other))
+
+
+def area(corners: np.ndarray) -> float:
+    x, y = corners.T
+    return abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
+
+
+@pytest.mark.parametrize("colour", plots.COLOURS)
+def test_tints_go_from_one_that_is_seen_on_white_to_a_dark_one_in_even_steps(colour):
+    found = [contrast(tinted(colour, share)) for share in (0, 0.25, 0.5, 0.75, 1)]
+    assert np.allclose(np.diff(np.log(found)), np.log(found[-1] / found[0]) / 4, atol=0.03)
+    assert np.isclose(found[0], PALEST, atol=0.03) and np.isclose(found[-1], max(DARKEST, contrast(colour)), atol=0.03)
+    assert contrast("#FFFFFF") == 1 and contrast("#000000") == pytest.approx(21) and contrast(colour) > 2
+
+
+def test_mixers_of_one_table_share_neither_colour_nor_marker_while_there_are_others():
+    """In a table of eleven, two were vermillion and differed by their markers alone."""
+    for count in (2, 7, 11, 17):
+        for shown in (plots.KNOWN[:count], plots.KNOWN[-count:]):
+            colours, markers = zip(*plots.looks(list(shown)).values(), strict=True)
+            assert len(set(colours)) == min(count, len(plots.COLOURS))
+            assert len(set(markers)) == min(count, len(plots.MARKERS))
+    many = [*plots.KNOWN, *(f"mine_{n}" for n in range(40))]
+    assert len(set(plots.looks(many).values())) == len(many)
+    first = plots.KNOWN[: len(plots.MARKERS)]
+    assert plots.looks(many)[first[-1]] == plots.looks([first[-1]])[first[-1]]  # whatever else is shown
+
+
+def test_where_rows_are_named_a_legend_shows_the_marker_of_no_mixer():
+    """It was a circle, beside squares."""
+    table = a_table(noisy_rows({}, 3))
+    for module in (seeds, gains):
+        for figure in drawn(table, module).values():
+            shown = {h.get_marker() for h in figure.legends[0].legend_handles if hasattr(h, "get_marker")}
+            assert not shown & set(plots.MARKERS)
+    assert legend_of(drawn(table, seeds)["seeds"])[0] == "full: sequence-aligned (SAM); empty: not aligned"
 
 
 def test_figures_do_not_touch_the_users_matplotlib():

@@ -2,12 +2,13 @@
 
 One file a figure lies in figures/; each takes its numbers from the analysis and computes none of its own. Neither the
 user's settings nor the machine shows: matplotlib's defaults and own font, no date, no version. The same table, the same
-bytes. A mixer has one colour and marker in all figures; inside, full is sequence-aligned, empty is not.
+bytes. A mixer has one colour and marker in all figures of a table; inside, full is sequence-aligned, empty is not.
 
 Not seaborn: it drops failed runs (NaN) before it averages, brings intervals of its own, cannot fill a marker by half
 and costs a second to import; with the numbers given nothing of it is left to use.
 """
 
+import itertools
 import multiprocessing
 import textwrap
 import warnings
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.config import MISALIGNED
+from bench.report.figures.tints import families, tinted
 from bench.report.frame import Table, plain
 
-# Looks only: a mixer keeps its colour from figure to figure. Append, never reorder; other names take what is left.
+# Looks only: as many mixers as there are colours keep theirs from table to table, and others take what a table leaves;
+# so for markers. Append, never reorder.
 KNOWN = (
     "attention",
     "low_rank",
@@ -38,12 +41,13 @@ KNOWN = (
     "s4",
     "fourier",
 )
-# Okabe and Ito's colours without yellow, which is lost on white, an indigo and a brown: told apart with every common
-# kind of colour blindness (a test simulates them).
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#332288", "#663300")
-MARKERS = ("o", "s", "D", "^")
+# Okabe and Ito's colours without yellow, which is lost on white, and six more: told apart with every common kind of
+# colour blindness (a test simulates them). The light blue comes late: tints of the dark one are like it.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#9C3060", "#000000", "#332288", "#56B4E9")
+COLOURS = (*COLOURS, "#9C6CFC", "#663300", "#B4B490")
+# And sizes that look alike. None thinner: inside a small cross or star, full and empty are one.
+MARKERS = {"o": 1, "s": 0.95, "D": 0.85, "^": 1.1, "v": 1.1, ">": 1.1, "<": 1.1}
 FULL, EMPTY, HALF = (0, ()), (0, (3.2, 1.6)), (0, (1, 1.2))  # dashes of a line: of SAM, not SAM, misaligned
-PALEST = 0.4  # share of its colour that the first of several arms of one mixer keeps; the last has it all
 WIDTH, NARROW = 6.75, 3.4  # inches: a page of two text columns, and one column for a single panel
 LARGE = 2000  # records from which figures are drawn on two cores
 DPI = 200  # of the .png; a paper takes the .pdf
@@ -74,7 +78,7 @@ METADATA = {".png": {"Software": None}, ".pdf": {"Creator": None, "Producer": No
 
 @dataclass(frozen=True)
 class Look:
-    """Of one arm: colour (paler where a mixer has several), marker, the marker's inside, the line's dashes."""
+    """Of one arm: colour (a tint where a mixer has several), marker, the marker's inside, the line's dashes."""
 
     label: str
     colour: str
@@ -83,7 +87,10 @@ class Look:
     dashes: tuple
 
     def dot(self, size: float) -> dict:
-        return {"marker": self.marker, "ms": size, "mec": self.colour, "mew": 0.8, **self.face}
+        found = {"marker": self.marker, "ms": size * MARKERS[self.marker], "mec": self.colour, "mew": 0.8, **self.face}
+        if "fillstyle" in found and self.marker in "<>":  # nearly all of it lies in one half of its box
+            found["fillstyle"] = "bottom"
+        return found
 
 
 def draw(table: Table, analysis, folder: Path) -> list[Path]:
@@ -153,10 +160,22 @@ def save(figure, stem: Path) -> list[Path]:
 
 
 def looks(names: list[str]) -> dict[str, tuple[str, str]]:
-    """Mixer name -> (colour, marker)."""
+    """Mixer name -> (colour, marker): its own, or where an earlier mixer has them what fewest have; no pair twice."""
     every = [*KNOWN, *sorted(set(names) - set(KNOWN))]
-    pairs = [(colour, marker) for marker in MARKERS for colour in COLOURS]
-    return {name: pairs[i % len(pairs)] for i, name in enumerate(every)}
+    found: dict[str, tuple[str, str]] = {}
+    for place, name in enumerate(every):
+        if name in names:
+            taken = list(found.values())
+            colours, markers = [colour for colour, _ in taken], [marker for _, marker in taken]
+            pairs = itertools.product(turned(COLOURS, place), turned(tuple(MARKERS), place))
+            found[name] = min(pairs, key=lambda p: (taken.count(p), colours.count(p[0]), markers.count(p[1])))
+    return found
+
+
+def turned(choices: tuple[str, ...], place: int) -> tuple[str, ...]:
+    """From that place on, then those before it."""
+    place %= len(choices)
+    return choices[place:] + choices[:place]
 
 
 def arm_looks(table: Table) -> list[Look]:
@@ -170,17 +189,12 @@ def arm_looks(table: Table) -> list[Look]:
     for arm in table.arms:
         colour, marker = style[arm.mixer["name"]]
         keys = sorted(alike[arm.mixer["name"], plain(arm.mixer["sam"])], key=lambda key: key not in twins)
-        share = 1 if len(keys) == 1 else PALEST + (1 - PALEST) * keys.index(arm.key) / (len(keys) - 1)
-        colour, level = tinted(colour, share), arm.mixer["sam"]
+        level = arm.mixer["sam"]
+        if len(keys) > 1:
+            colour = tinted(colour, keys.index(arm.key) / (len(keys) - 1))
         dashes = HALF if level == MISALIGNED else FULL if level else EMPTY
         found.append(Look(arm.label, colour, marker, filled(level, colour), dashes))
     return found
-
-
-def tinted(colour: str, share: float) -> str:
-    """The colour mixed with white."""
-    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(255 - share * (255 - part)):02X}" for part in parts)
 
 
 def filled(level: bool | str, colour: str) -> dict:
@@ -190,22 +204,27 @@ def filled(level: bool | str, colour: str) -> dict:
     return {"mfc": colour if level else "white"}
 
 
-def arm_handles(styles: list[Look], lines: bool) -> list:
-    """For a legend that names each arm."""
+def handle(look: Look, label: str, line: bool):
     from matplotlib.lines import Line2D
 
-    kind = (lambda look: {"color": look.colour, "ls": look.dashes, "lw": 1}) if lines else (lambda look: {"ls": ""})
-    return [Line2D([], [], label=look.label, **kind(look), **look.dot(3.6)) for look in styles]
+    kind = {"color": look.colour, "ls": look.dashes, "lw": 1} if line else {"ls": ""}
+    return Line2D([], [], label=label, **kind, **look.dot(3.6))
+
+
+def arm_handles(styles: list[Look], lines: bool) -> list:
+    """For a legend that names each arm; of many arms those of one mixer that differ in one key first share a name."""
+    labels = [look.label for look in styles]
+    named = families(labels) if len(styles) > CROWD else enumerate(labels)
+    return [handle(styles[place], label, lines) for place, label in named]
 
 
 def level_handles(table: Table) -> list:
-    """For a legend that says what full and empty markers are."""
+    """For a legend that says what full and empty markers are, whatever their shapes."""
     from matplotlib.lines import Line2D
 
-    dot = {"ls": "", "marker": "o", "ms": 3.6, "mec": "0.2", "mew": 0.8}
-    texts = {True: "sequence-aligned (SAM)", MISALIGNED: "misaligned", False: "not sequence-aligned"}
+    texts = {True: "full: sequence-aligned (SAM)", MISALIGNED: "half: misaligned", False: "empty: not aligned"}
     shown = {a.mixer["sam"] for a in table.arms}
-    return [Line2D([], [], label=text, **filled(k, "0.2"), **dot) for k, text in texts.items() if k in shown]
+    return [Line2D([], [], ls="", label="; ".join(text for k, text in texts.items() if k in shown))]
 
 
 def difference_label(metric: str, better: str) -> str:
@@ -243,19 +262,24 @@ def panels(count: int, tall: float, names: list[str]):
 
     `tall`: inches of one, title and labels too. `names`: of the rows that all panels share, if they do.
     """
+    return stacked(count, 1, tall, names)
+
+
+def stacked(count: int, down: int, tall: float, names: list[str]):
+    """panels() of which each `down` in turn stand one above the other, if a row has the room."""
     from matplotlib.figure import Figure
 
     beside = LETTER * max(map(len, names), default=0)
-    across = max(1, min(count, ACROSS, int((WIDTH - beside) / LEAST)))
-    across = -(-count // -(-count // across))  # as many in the last row as can be
-    figure = Figure(
-        figsize=(WIDTH if across > 1 or beside + LEAST > NARROW else NARROW, -(-count // across) * tall),
-        layout="constrained",
-    )
-    axes = figure.subplots(-(-count // across), across, squeeze=False).flat
-    for ax in axes[count:]:
+    most = max(1, min(count, ACROSS, int((WIDTH - beside) / LEAST)))
+    down = down if count // down <= most else 1
+    across = count // down if down > 1 else -(-count // -(-count // most))  # as many in the last row as can be
+    rows, wide = -(-count // across), across > 1 or beside + LEAST > NARROW
+    figure = Figure(figsize=(WIDTH if wide else NARROW, rows * tall), layout="constrained")
+    grid = figure.subplots(rows, across, squeeze=False)
+    for ax in grid.flat[count:]:
         ax.set_visible(False)
-    return figure, list(axes[:count]), [place % across == 0 for place in range(count)]
+    axes = list((grid.T if down > 1 else grid).flat[:count])
+    return figure, axes, [ax in grid[:, 0] for ax in axes]
 
 
 def named_rows(ax, labels: list[str], first: bool) -> None:
@@ -276,9 +300,11 @@ def metric_text(measured) -> str:
 
 
 def few_ticks(axis) -> None:
+    """Three or more up an axis; along one, where labels stand side by side, two may have to do."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], min_n_ticks=2))
+    least = 3 if axis.axis_name == "y" else 2
+    axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], min_n_ticks=least))
 
 
 def failed(ax, height: float, text: str) -> None:

@@ -14,7 +14,7 @@ from bench.report.tables import bullets, grid
 from bench.whole import replace_whole
 
 LINES = {"fast": "-", "eager": "--", "graph": "-.", "naive": ":"}
-FURTHER = ("v", "P", "X", "*")  # markers of the second, third ... arm of one mixer and level
+FURTHER = ("P", "X", "*", "p")  # markers of the second, third ... arm of one mixer and level: no mixer's own
 WAYS = {
     "fast": "compiled on a GPU",
     "eager": "the same, not compiled",

@@ -68,7 +68,7 @@ def panel(ax, results: list[Result | None], styles: list[Look]) -> None:
 
 
 def handles(protocols: list[str]) -> list:
-    from matplotlib.lines import Line2D
+    """Shades, since markers have the shapes of their mixers."""
+    from matplotlib.patches import Patch
 
-    dot = {"ls": "", "marker": "o", "ms": 4.2, "mec": "0.2", "mfc": "0.2", "mew": 0.8}
-    return [Line2D([], [], label=name, alpha=PALE if place else 1, **dot) for place, name in enumerate(protocols)]
+    return [Patch(fc="0.2", lw=0, label=name, alpha=PALE if place else 1) for place, name in enumerate(protocols)]

@@ -7,6 +7,7 @@ import numpy as np
 
 from bench.report import stats
 from bench.report.analysis import A_A, Analysis, Result
+from bench.report.figures.variants import shared, variants
 from bench.report.frame import Table
 from bench.report.plots import (
     DARK,
@@ -17,7 +18,7 @@ from bench.report.plots import (
     few_ticks,
     legend,
     named_rows,
-    panels,
+    stacked,
     title,
     whiskers,
     window,
@@ -36,21 +37,31 @@ def figures(table: Table, analysis: Analysis):
             continue
         results = [r for r in analysis.results if r.kind == kind]
         names = [row_name(table, kind, pair) for pair in pairs]
-        figure, axes, firsts = panels(len(results), 0.75 + 0.2 * len(pairs), names)
-        for ax, result, first in zip(axes, results, firsts, strict=True):
+        columns = [result.measured.column for result in results]
+        figure, axes, firsts = stacked(len(results), variants(columns), 0.75 + 0.2 * len(pairs), names)
+        limits = shared(columns, [limits_of(result) for result in results])
+        for ax, result, first, ends in zip(axes, results, firsts, limits, strict=True):
+            ax.set_xlim(*ends)
             named_rows(ax, names, first)
             panel(ax, result, styles, table.sweep.family.margin)
         legend(figure, handles(table, results, kind_title(table, analysis, kind)))
         yield NAMES.get(kind, "differences"), figure
 
 
+def limits_of(result: Result) -> tuple[float, float]:
+    """With 0 inside."""
+    gaps_PS = stats.differences(stats.finite(result.measured.values_AS), result.found.pairs)
+    interval = result.found.difference_P
+    whole = ~np.isnan(interval.estimate)
+    left, right = window(gaps_PS[whole], interval.low[whole], interval.high[whole])
+    room = 0.04 * (right - left)
+    return min(left, -room), max(right, room)
+
+
 def panel(ax, result: Result, styles: list[Look], margin: float) -> None:
     values_AS, interval, pairs = result.measured.values_AS, result.found.difference_P, result.found.pairs
     gaps_PS, n = stats.differences(stats.finite(values_AS), pairs), values_AS.shape[1]
     whole = ~np.isnan(interval.estimate)
-    left, right = window(gaps_PS[whole], interval.low[whole], interval.high[whole])
-    room = 0.04 * (right - left)
-    ax.set_xlim(min(left, -room), max(right, room))
     ax.axvline(0, color="0.35", lw=0.7, zorder=1)
     if result.primary and margin:
         ax.axvspan(-margin, margin, color="0.9", lw=0, zorder=0)
@@ -59,7 +70,7 @@ def panel(ax, result: Result, styles: list[Look], margin: float) -> None:
         if not whole[height]:
             failed(ax, height, failed_text(values_AS, own, other))
             continue
-        look, dot = styles[own], {"marker": styles[own].marker, "ms": 1.8, "mec": "none", "alpha": 0.5}
+        look, dot = styles[own], {"marker": styles[own].marker, "ms": 1.8, "mec": "none", "alpha": 0.7}
         ax.plot(gaps_PS[height], height + offset_S, ls="", mfc=look.colour, **dot)
         ax.plot([interval.estimate[height]], [height], ls="", zorder=5, **look.dot(4.2))
         if mark:
@@ -92,8 +103,8 @@ def handles(table: Table, results: list[Result], what: str) -> list:
     found, family = results[0].found, table.sweep.family
     if found.seeds < 2:
         return [Line2D([], [], ls="", label=f"{what}; one seed, so no interval")]
-    text = f"{what}: seeds, mean and {100 * (1 - found.alpha):g} % t interval of the pair"
-    shown = [Line2D([], [], color=DARK, lw=0.9, marker="o", ms=4, label=text)]
+    text = f"{what}: seeds (small), their mean (large) and {100 * (1 - found.alpha):g} % t interval of the pair"
+    shown = [Line2D([], [], color=DARK, lw=0.9, marker="|", ms=6, mew=1.1, label=text)]
     if found.tested:
         shown.append(Line2D([], [], ls="", label="* differs (primary column, Holm)   ° exploration (BH)"))
     else:

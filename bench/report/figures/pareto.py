@@ -49,7 +49,8 @@ def figures(table: Table, analysis: Analysis):
     axes[0].set_ylabel(metric_text(measured))
     shown = [look for place, look in enumerate(styles) if whole[place]]
     interval = f"mean and {100 * (1 - analysis.alpha):g} % t interval" if len(table.seeds) > 1 else "one seed"
-    grey = "; grey: arms that none beats in both" if any(cost.marked for cost in costs) else ""
+    where = "" if all(cost.marked for cost in costs) else " on the right"  # speed stands on the left
+    grey = f"; grey{where}: arms that none beats in both" if any(cost.marked for cost in costs) else ""
     legend(figure, arm_handles(shown, lines=False), title=interval + grey)
     yield "pareto", figure
 
@@ -106,14 +107,23 @@ def state(table: Table, protocol: str, all_heads: bool) -> Cost:
     low, high = (np.log2(positive.min()), np.log2(positive.max())) if len(positive) else (0.0, 0.0)
     place_A = np.log2(np.where(state_A > 0, state_A, np.nan))
     place_A = np.where(state_A == 0, low - ASIDE, np.where(state_A == GROWS, high + ASIDE, place_A))
-    ticks = {float(np.log2(v)): count_text(int(v)) for v in np.unique(positive)}
-    if len(ticks) > 5:
-        ticks = dict(list(ticks.items())[:: -(-len(ticks) // 5)])
+    ticks = state_ticks(positive)
     ticks |= {low - ASIDE: "0"} if (state_A == 0).any() else {}
     ticks |= {high + ASIDE: "grows"} if (state_A == GROWS).any() else {}
     return Cost(
         "state of all heads" if all_heads else "state per head", place_A, ticks, less_is_better=True, marked=True
     )
+
+
+def state_ticks(positive: np.ndarray) -> dict[float, str]:
+    """The states where they are one or two, else round numbers among them: powers of two, if several lie there."""
+    if len(set(positive)) <= 2:
+        return {float(np.log2(v)): count_text(int(v)) for v in positive}
+    low, high = np.log2(positive.min()), np.log2(positive.max())
+    first, last = int(np.ceil(low)), int(np.floor(high))
+    if last - first >= 2:
+        return {float(k): count_text(2**k) for k in range(first, last + 1, 1 + (last - first) // 5)}
+    return {place: text for place, text in round_ticks(low, high).items() if low <= place <= high}
 
 
 def panel(ax, measured: Measured, cost: Cost, styles: list[Look]) -> None:

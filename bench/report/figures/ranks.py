@@ -13,14 +13,15 @@ from bench.report.stats_bootstrap import caution
 
 LINE, BAR, HEAD, FOOT = 0.17, 0.1, 0.42, 0.36  # inches: a line of a label, a bar, the axis, the notes
 MANY = 16  # ranks that are all numbered
+MOST = 20  # arms that are shown without a test
 WRAPPED = 36  # letters from which a label has its rank on a second line
 
 
 def figures(table: Table, analysis: Analysis):
-    """Needs three arms and three seeds."""
+    """Needs three arms and three seeds; without a test there are no bars, and of many arms the names hide the rest."""
     measured = primary(table, analysis)
     arms = [place for place, arm in enumerate(table.arms) if not salted(arm)]
-    if len(arms) < 3 or len(table.seeds) < 3:
+    if len(arms) < 3 or len(table.seeds) < 3 or (measured.no_letters and len(arms) > MOST):
         return
     from matplotlib.figure import Figure
 

@@ -9,7 +9,7 @@ from bench.report import stats
 from bench.report.analysis import Analysis
 from bench.report.figures.pareto import Cost, known, parameters, round_ticks, state
 from bench.report.frame import Table, plain
-from bench.report.plots import WIDTH, Look, arm_handles, arm_looks, few_ticks, legend, metric_text, title
+from bench.report.plots import WIDTH, Look, arm_looks, few_ticks, handle, legend, metric_text, title
 from bench.report.responses import LENGTH, Response, responses
 
 RATIO = 4  # largest over smallest value from which an axis is logarithmic
@@ -18,9 +18,13 @@ TOGETHER = 0.25  # of the way from a value to the next, at most, that all of the
 
 
 def figures(table: Table, analysis: Analysis):
-    """One a key that has two values or more on one line; length_plot.py has that of rows' lengths."""
+    """One a key along which there are two lines, or one of three values; length_plot.py has that of rows' lengths.
+
+    A single line of two points says no more than their row in the table.
+    """
     for response in responses(table, analysis):
-        if response.key != LENGTH and any(len(line) > 1 for line in response.lines.values()):
+        sizes = [len(line) for line in response.lines.values() if len(line) > 1]
+        if response.key != LENGTH and (len(sizes) > 1 or sum(sizes) > 2):
             yield f"response_{response.key.replace('.', '_')}", compose(table, analysis, response)
 
 
@@ -112,10 +116,7 @@ def any_failed(lines: dict) -> bool:
 def handles(lines: dict, styles: list[Look]) -> list:
     """Handles with the lines' names."""
     looks = [styles[line[max(line)][1]] for line in lines.values()]
-    found = arm_handles(looks, lines=True)
-    for handle, name in zip(found, lines, strict=True):
-        handle.set_label(name)
-    return found
+    return [handle(look, name, line=True) for look, name in zip(looks, lines, strict=True)]
 
 
 def scale(ax, values: list) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 
 from bench.report import stats
 from bench.report.analysis import Analysis, Measured
+from bench.report.figures.variants import shared, variants
 from bench.report.frame import Table
 from bench.report.plots import (
     DARK,
@@ -17,7 +18,7 @@ from bench.report.plots import (
     legend,
     level_handles,
     named_rows,
-    panels,
+    stacked,
     title,
     whiskers,
     window,
@@ -26,20 +27,26 @@ from bench.report.plots import (
 
 def figures(table: Table, analysis: Analysis):
     styles = arm_looks(table)
-    figure, axes, firsts = panels(
-        len(analysis.measured), 0.55 + 0.19 * len(table.arms), [look.label for look in styles]
-    )
-    for ax, measured, first in zip(axes, analysis.measured, firsts, strict=True):
+    columns = [measured.column for measured in analysis.measured]
+    tall, names = 0.55 + 0.19 * len(table.arms), [look.label for look in styles]
+    figure, axes, firsts = stacked(len(columns), variants(columns), tall, names)
+    limits = shared(columns, [limits_of(measured) for measured in analysis.measured])
+    for ax, measured, first, ends in zip(axes, analysis.measured, firsts, limits, strict=True):
+        ax.set_xlim(*ends)
         panel(ax, measured, styles, first)
     legend(figure, [*level_handles(table), *more_handles(table, analysis)])
     yield "seeds", figure
+
+
+def limits_of(measured: Measured) -> tuple[float, float]:
+    kept, interval_A = stats.failures(measured.values_AS) == 0, measured.interval_A
+    return window(measured.values_AS[kept], interval_A.low[kept], interval_A.high[kept])
 
 
 def panel(ax, measured: Measured, styles: list[Look], first: bool) -> None:
     values_AS, interval_A = measured.values_AS, measured.interval_A
     n, failed_A = values_AS.shape[1], stats.failures(values_AS)
     kept = failed_A == 0
-    ax.set_xlim(*window(values_AS[kept], interval_A.low[kept], interval_A.high[kept]))
     named_rows(ax, [look.label for look in styles], first)
     offset_S = 0.5 * (np.arange(n) / max(n - 1, 1) - 0.5) if n > 1 else np.zeros(1)
     for height, (look, letters) in enumerate(zip(styles, measured.letters, strict=True)):
