@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import shlex
 import signal
 import sys
 import time
@@ -133,15 +134,17 @@ def submit(options: argparse.Namespace, runs: list, todo: list, where) -> int:
 def report(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from bench.compose import ROOT
+    from bench.report.frame import Source
     from bench.report.verb import report as make_report
     from bench.store import Store
     from bench.sweep import load
+    from bench.where import results
 
     where, loaded = where_of(options.words), load(options.path)
-    store = Store(ROOT / where.results)
+    store = Store(results(where))
     console = Console() if sys.stdout.isatty() else None  # a file or a pipe gets Markdown
-    written = make_report(loaded, store, store.root / loaded.name, console, options.html)
+    source = Source(store.root, shlex.join(["mixerbench", "sweep", str(options.path), *options.words]))
+    written = make_report(loaded, store, store.root / loaded.name, console, options.html, source)
     if console is None:
         print((store.root / loaded.name / "table.md").read_text())
     for path in written:
@@ -204,40 +207,40 @@ def submit_pilots(options: argparse.Namespace, where) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    from bench.compose import ROOT
     from bench.status import status as show_status
+    from bench.where import results
 
     where = where_of(options.words)
     told = any(word.startswith("where.retries=") for word in options.words)
-    return show_status(options.path, where, ROOT / where.results, told, options.watch, options.everything)
+    return show_status(options.path, where, results(where), told, options.watch, options.everything)
 
 
 def logs(options: argparse.Namespace) -> int:
-    from bench.compose import ROOT
     from bench.tend import logs as show_logs
+    from bench.where import results
 
     where = where_of([word for word in options.words if "=" in word])
     names = [word for word in options.words if "=" not in word]
-    return show_logs(options.path, where, ROOT / where.results, names, options.lines)
+    return show_logs(options.path, where, results(where), names, options.lines)
 
 
 def cancel(options: argparse.Namespace) -> int:
-    from bench.compose import ROOT
     from bench.tend import cancel as cancel_tasks
+    from bench.where import results
 
     where = where_of(options.words)
-    return cancel_tasks(options.path, where, ROOT / where.results)
+    return cancel_tasks(options.path, where, results(where))
 
 
 def retry(options: argparse.Namespace) -> int:
-    from bench.compose import ROOT
     from bench.tend import retry as let_retry
+    from bench.where import results
 
     where = where_of(options.words)
     if options.max_parallel is not None and options.on is None:
         raise Refusal("--max-parallel goes with --on")
     told = any(word.startswith("where.retries=") for word in options.words)
-    chosen = let_retry(options.path, where, ROOT / where.results, told, options.only)
+    chosen = let_retry(options.path, where, results(where), told, options.only)
     if options.on:
         return sweep(options)
     if chosen:

@@ -34,6 +34,9 @@ def load_yaml(path: Path) -> dict:
     except FileNotFoundError:
         beside = sorted(file.name for file in path.parent.glob("*.yaml"))
         raise Refusal(f"no such file: {path}" + (f"; there are: {', '.join(beside)}" if beside else "")) from None
+    except IsADirectoryError:
+        inside = listed(sorted(str(file) for file in path.glob("*.yaml")))
+        raise Refusal(f"{path} is a folder, name a file" + (f"; there are: {inside}" if inside else "")) from None
     except Exception as error:  # yaml and omegaconf have several unrelated error classes
         raise Refusal(f"{path} is not readable yaml: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -3,35 +3,37 @@
 from pathlib import Path
 
 from bench import Refusal
-from bench.record import Record, dump, read_record, read_records, unite
+from bench.record import RERUN, United, dump, read_record
 from bench.store import Store
 from bench.whole import replace_whole
 
 KEYS = ["run", "part", "item"]  # that sort the items
+TAKES = "merge takes a results folder, a run folder, a records.jsonl or a record.json"
 
 
-def found_records(path: Path) -> dict[str, Record]:
+def add_records(into: United, path: Path) -> None:
     """Records under a path: a records file, a run folder, or a results folder with any of them below."""
-    found: dict[str, Record] = {}
     files = [path] if path.is_file() else [*sorted(path.rglob("records.jsonl")), *sorted(path.rglob("record.json"))]
     if not files:
         raise Refusal(f"no records under {path}; looked for records.jsonl and record.json")
     for file in files:
         if file.suffix == ".jsonl":
-            unite(found, read_records(file), str(file))
+            into.add_lines(file)
+        elif file.suffix == ".json":
+            into.add(read_record(file, "", RERUN if file.name == "record.json" else TAKES), str(file))
         else:
-            record = read_record(file)
-            unite(found, {record.id: record}, str(file))
-    return found
+            raise Refusal(f"{file} is no record and no records file; {TAKES}")
 
 
 def merge(paths: list[Path], target: Path) -> tuple[int, int]:
     """Add records (and items) under `paths` to target/records.jsonl: sorted by id, identical or refused. (new, all)."""
     records, items = target / "records.jsonl", target / "items.parquet"
-    united = read_records(records) if records.exists() else {}
-    before = set(united)
+    found = United()
+    if records.exists():
+        found.add_lines(records)
+    before, united = set(found.records), found.records
     for path in paths:
-        unite(united, found_records(path), str(path))
+        add_records(found, path)
     table = _merged_items(paths, items, set(united))
     Store(target).writable(target)
     if table is not None:

@@ -7,6 +7,7 @@ import gc
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 from bench import Refusal
@@ -106,6 +107,10 @@ class Record:
             raise Refusal(f"record outcome {self.outcome!r} is not one of {', '.join(OUTCOMES)}")
         if digest(self.run) != self.id:
             raise Refusal(f"record {self.id} holds a run whose id is {digest(self.run)}")
+        try:
+            datetime.fromisoformat(self.finished)
+        except ValueError:
+            raise Refusal(f"record.finished must be a time in ISO 8601, got {self.finished!r}") from None
 
     @property
     def seed(self) -> int:
@@ -122,19 +127,23 @@ def dump(record: Record) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def parse(text: str, source: str) -> Record:
-    """A record from its JSON text; `source` names it in the error."""
+RESTORE = "restore the file"  # of many records: whoever deletes it loses them all
+RERUN = "delete it and run again, or restore it"
+
+
+def parse(text: str, source: str, remedy: str) -> Record:
+    """A record from its JSON text; `source` names it in the error, and `remedy` says what to do about it."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        raise Refusal(f"{source}: not a whole record ({error}); delete it and run again, or restore it") from None
-    if isinstance(values, dict) and values.get("schema") != SCHEMA:
+        raise Refusal(f"{source}: not a whole record ({error}); {remedy}") from None
+    if isinstance(values, dict) and "schema" in values and values["schema"] != SCHEMA:
         # Before the strict build, which would only find the other schema's first key unknown.
-        raise Refusal(f"{source}: record schema {values.get('schema')} is not known; this version reads: {SCHEMA}")
+        raise Refusal(f"{source}: record schema {values['schema']} is not known; this version reads: {SCHEMA}")
     try:
         return build(Record, YOUNGER | values if isinstance(values, dict) else values, "record")
     except Refusal as error:
-        raise Refusal(f"{source}: {error}") from None
+        raise Refusal(f"{source}: {error}; {remedy}") from None
 
 
 def _text(path: Path) -> str:
@@ -144,26 +153,43 @@ def _text(path: Path) -> str:
         raise Refusal(f"{path} cannot be read: {error}") from None
 
 
-def read_record(path: Path) -> Record:
-    return parse(_text(path), str(path))
+def read_record(path: Path, run_id: str, remedy: str) -> Record:
+    """The record in a file; a Refusal for one that is not that of `run_id` ('': of any run)."""
+    record = parse(_text(path), str(path), remedy)
+    if run_id not in ("", record.id):
+        raise Refusal(f"{path} is the record of run {record.id}, not of {run_id}; {remedy}")
+    return record
 
 
 def read_records(path: Path) -> dict[str, Record]:
-    """All records of a .jsonl file, by id."""
+    """All records of a .jsonl file, by id, in the order of its lines."""
     records = {}
     for number, line in enumerate(_text(path).splitlines(), 1):
-        record = parse(line, f"{path}:{number}")
+        record = parse(line, f"{path}:{number}", RESTORE)
         if record.id in records:
             raise Refusal(f"{path}:{number}: record {record.id} occurs twice")
         records[record.id] = record
     return records
 
 
-def unite(into: dict[str, Record], more: dict[str, Record], source: str) -> None:
-    for run_id, record in more.items():
-        if run_id in into and dump(into[run_id]) != dump(record):
-            raise Refusal(f"{source}: record {run_id} differs from the one that is there already; remove one of them")
-        into[run_id] = record
+class United:
+    """Records of several files by id; two different ones of one id are a Refusal that names both places."""
+
+    def __init__(self):
+        self.records: dict[str, Record] = {}
+        self.places: dict[str, str] = {}
+
+    def add(self, record: Record, place: str) -> None:
+        if record.id in self.records and dump(self.records[record.id]) != dump(record):
+            differs = f"record {record.id} differs from that of {self.places[record.id]}"
+            raise Refusal(f"{place}: {differs}; remove one of them")
+        self.records[record.id] = record
+        self.places.setdefault(record.id, place)
+
+    def add_lines(self, path: Path) -> None:
+        """All of a .jsonl file."""
+        for number, record in enumerate(read_records(path).values(), 1):
+            self.add(record, f"{path}:{number}")
 
 
 def write_items(path: Path, run_id: str, items: dict[str, dict]) -> None:

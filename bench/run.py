@@ -5,10 +5,10 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bench import Refusal, backbone, evaluate, registry, train, tune
 from bench.capacity import capacity_of, model_of
@@ -19,6 +19,7 @@ from bench.record import SCHEMA, Capacity, Chosen, Cost, Hashes, Record
 from bench.seeds import Streams
 from bench.store import Store, utc
 from bench.tasks.base import SELECTION, Task
+from bench.weights import read_weights
 from bench.where import device_of, places, results
 from bench.whole import replace_whole
 
@@ -100,7 +101,7 @@ def train_and_evaluate(
     reset_peak_memory(setting.device)
     built = build(acting, where, setting.device)
     if run.parent is not None:
-        load_parent(built.model, store.weights(run.parent.id), run)
+        load_parent(built.model, parent_weights(run, store), run)
     training = train.Training(built.model, built.task, acting.protocol, built.streams, setting)
     outcome, reason, metrics, items, evaluation, startup = "ok", "", {}, {}, 0.0, 0.0
     try:
@@ -164,11 +165,18 @@ def calibrated(built: Built, run: Run) -> list[tuple[float, float]]:
     return gains
 
 
-def load_parent(model: backbone.Backbone, path: Path, run: Run) -> None:
-    """Take every weight of the parent that the child has, all but the head; the child's trunk must be there in full."""
+def parent_weights(run: Run, store: Store) -> dict[str, Tensor]:
+    """Those that a run starts from. Ones that are gone are no Refusal: tried again, the parent is trained for them."""
+    path, parent = store.weights(run.parent.id), f"run {run.parent.id} ({run.parent.label})"
     if not path.exists():
-        raise RuntimeError(f"weights of parent {run.parent.id} are gone: {path}")
-    parent, own = torch.load(path, map_location="cpu", weights_only=True), model.state_dict()
+        raise RuntimeError(f"weights of parent {parent} are gone: {path}")
+    again = f"restore it, or delete it and give the command again, which then trains {parent} again for its weights"
+    return read_weights(path, again)
+
+
+def load_parent(model: backbone.Backbone, parent: dict[str, Tensor], run: Run) -> None:
+    """Take every weight of the parent that the child has, all but the head; the child's trunk must be there in full."""
+    own = model.state_dict()
     taken = {k: v for k, v in parent.items() if k in own and not k.startswith("head.")}
     wrong = [k for k, v in taken.items() if v.shape != own[k].shape]
     wrong += [k for k in own if k.startswith(("embedding.", "layers.")) and k not in taken]

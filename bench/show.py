@@ -6,11 +6,7 @@ Axes: N layers, B = 1 example, L length, H heads, P head width, F values of a pa
 """
 
 import dataclasses
-import json
-import pickle
 import platform
-import re
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +16,19 @@ from torch import Tensor
 from bench import Refusal, registry
 from bench.backbone import Backbone
 from bench.compose import make_where, parse_overrides, parse_run
-from bench.config import NEUTRAL, Named, Protocol, Run, Where, build, kind_of, listed, resolved
+from bench.config import Run, Where, listed, resolved
 from bench.directions import mirror
 from bench.mixers.base import Mixer
 from bench.provenance import code_digests
-from bench.record import Record
+from bench.recorded import anew, id_of, require_weights, run_of, training
 from bench.report.matrices import Matrices, arrays_of, draw, places, save
 from bench.run import build as build_run
 from bench.run import calibrated, load_parent
-from bench.space import SELECTED
 from bench.store import Store
 from bench.tasks.base import Batch, Spec, Task
+from bench.weights import read_weights
 from bench.where import results
 
-ID = "[0-9a-f]{12}"
 AGREE = 1e-6  # of the largest output: forward and matrix @ v are the same map in fp64
 READ_AT_ONCE = 64  # held-out examples of a batch while looking for one
 
@@ -60,7 +55,7 @@ def show(words: list[str], wanted: Wanted, out: Path | None) -> list[Path]:
     if not wanted.fresh:
         require_weights(run, store, words)
     torch.set_num_threads(where.threads)
-    model, task = model_of(run, where, store, wanted.fresh)
+    model, task = model_of(run, where, store, wanted.fresh, words)
     batch, text, name = given(task, wanted)
     matrices = materialise(model, batch, wanted.layers, wanted.heads)
     about = {"trained": not wanted.fresh, "input": text, **about_run(run)}
@@ -76,8 +71,8 @@ def show(words: list[str], wanted: Wanted, out: Path | None) -> list[Path]:
 
 
 def asked(words: list[str], fresh: bool) -> tuple[Run, Where]:
-    """The run that words of the verb `run` mean, or the id of a record (with where.… words)."""
-    ids = [word for word in words if re.fullmatch(ID, word)]
+    """The run that words of the verb `run` mean, or the start of a record's id (with where.… words)."""
+    ids = [word for word in words if "=" not in word]
     if not ids:
         run, where = parse_run(words)
         return run, dataclasses.replace(where, backend="auto", device="cpu")
@@ -86,127 +81,38 @@ def asked(words: list[str], fresh: bool) -> tuple[Run, Where]:
             raise Refusal(f"'{word}' beside the id {ids[0]}; allowed beside an id: where.…")
     where = make_where(parse_overrides([word for word in words if word != ids[0]]))
     store = Store(results(where))
-    return run_of(recorded(store, ids[0]), store, fresh), dataclasses.replace(where, backend="auto", device="cpu")
-
-
-def recorded(store: Store, run_id: str) -> Record:
-    record = store.record(run_id)
-    if record is None:
-        raise Refusal(f"no record {run_id} under {store.root}; set where.results, or name protocol=… mixer=… seed=…")
-    return record
-
-
-def run_of(record: Record, store: Store, with_parent: bool) -> Run:
-    """The run of a record, from its resolved values; its parent's too if asked for."""
-    values = filled(json.loads(json.dumps(record.run)))
-    protocol = values["protocol"]
-    run = Run(
-        protocol=build(Protocol, {**protocol, "task": named(protocol["task"])}, "protocol"),
-        mixer=build(Named, named(values["mixer"]), "mixer"),
-        seed=values["seed"],
-        replica=values["replica"],
-        point=values["point"],
-        label=record.label,
-        parent=None,
-        registration=record.registration,
-        trials=(),
-    )
-    if run.id != record.id:
-        raise Refusal(f"record {record.id} was written by a version whose keys this one does not know")
-    if with_parent and run.protocol.init:
-        return dataclasses.replace(run, parent=parent_of(record, store))
-    return run
-
-
-def parent_of(record: Record, store: Store) -> Run:
-    """Of the protocol that the record's starts from, with the same mixer and seed."""
-    init, same = record.run["protocol"]["init"], ("mixer", "seed")
-    folders = (path.parent.name for path in sorted((store.root / "runs").glob("*/record.json")))
-    for above in map(store.record, dict.fromkeys([*store.committed(), *folders])):
-        alike = above.protocol_id == init and all(above.run[key] == record.run[key] for key in same)
-        if alike and kind_of(above.run["point"]) in ("", SELECTED):
-            return run_of(above, store, False)
-    raise Refusal(f"run {record.id} starts from protocol {init}, of which {store.root} has no record with its mixer")
-
-
-def named(values: dict) -> dict:
-    return {"name": values["name"], "args": {key: value for key, value in values.items() if key != "name"}}
-
-
-def filled(values: dict) -> dict:
-    """Resolved values with the keys that are younger than their record, at the values that mean no change."""
-    own = {
-        "mixer": registry.mixer_class(values["mixer"]["name"]).Args,
-        "protocol.task": registry.task_class(values["protocol"]["task"]["name"]).Args,
-    }
-    for path, value in NEUTRAL.items():
-        above, _, key = path.rpartition(".")
-        node = values
-        for step in above.split("."):
-            node = node.get(step) if isinstance(node, dict) else None
-        keys = [field.name for field in dataclasses.fields(own[above])] if above in own else [key]
-        if isinstance(node, dict) and key in keys:
-            node.setdefault(key, value)
-    return values
-
-
-def require_weights(run: Run, store: Store, words: list[str]) -> None:
-    """Refuse a run without weights here, with the command that trains it."""
-    if store.weights(run.id).exists():
-        return
-    record = store.record(run.id)
-    if record is not None and record.outcome != "ok":
-        raise Refusal(f"run {run.id} has no weights: {record.outcome}: {record.reason}; --fresh shows it untrained")
-    if record is None:
-        raise Refusal(f"no weights of run {run.id}; train it: {command(words)}; or show it untrained: --fresh")
-    missing = f"run {run.id} has a record, but its weights are not in {store.folder(run.id)}"
-    own = words_of(run)
-    if not own:
-        raise Refusal(f"{missing}; show it untrained: --fresh")
-    own += [word for word in words if word.startswith("where.") and not word.startswith("where.results=")]
-    anew = command([*own, "where.results=retrained"])
-    raise Refusal(f"{missing}; train it anew: {anew}; and show that, with where.results=retrained; or this: --fresh")
-
-
-def command(words: list[str]) -> str:
-    return shlex.join(["mixerbench", "run", *words])
-
-
-def words_of(run: Run) -> list[str]:
-    """The words that mean a recorded run, [] if its label and values do not tell them."""
-    name, _, changed = run.label.removesuffix("]").partition("[")
-    mixer = [f"mixer.{key}={json.dumps(value)}" for key, value in run.mixer.args.items()]
-    words = [f"protocol={name}", *(f"protocol.{change}" for change in changed.split(",") if change)]
-    words += [f"mixer={run.mixer.name}", *mixer, f"seed={run.seed}"]
-    words += [f"replica={run.replica}"] if run.replica else []
-    try:
-        return words if parse_run(words)[0].id == run.id else []
-    except Refusal:
-        return []
+    run = run_of(store.record(id_of(store, ids[0])), store, fresh)
+    return run, dataclasses.replace(where, backend="auto", device="cpu")
 
 
 # The model and its input --------------------------------------------------------------------------------------------
 
 
-def model_of(run: Run, where: Where, store: Store, fresh: bool) -> tuple[Backbone, Task]:
+def model_of(run: Run, where: Where, store: Store, fresh: bool, words: list[str]) -> tuple[Backbone, Task]:
     """The model as training starts (the parent's weights, or initial values with calibrated gains) or ended; fp64."""
     built = build_run(run, where, "cpu")
     if not fresh:
-        path = store.weights(run.id)
+        path, remedy = store.weights(run.id), f"restore it, or {training(run, store, words)}"
+        weights = read_weights(path, remedy)
         try:
-            built.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (pickle.UnpicklingError, EOFError, RuntimeError, TypeError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise Refusal(
-                f"{path} does not hold the weights of this run ({first}); delete it and train again"
-            ) from None
+            built.model.load_state_dict(weights)
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise Refusal(f"{path} does not hold the weights of this run ({first}); {remedy}") from None
     elif run.parent is not None:
-        if not store.weights(run.parent.id).exists():
-            raise Refusal(f"run {run.id} starts from the weights of run {run.parent.id}, which are not here")
-        load_parent(built.model, store.weights(run.parent.id), run)
+        load_parent(built.model, weights_above(run, store, words), run)
     else:
         calibrated(built, run)
     return built.model.double().eval(), built.task
+
+
+def weights_above(run: Run, store: Store, words: list[str]) -> dict[str, Tensor]:
+    """Those that a run starts from."""
+    path, again = store.weights(run.parent.id), anew(run, words)
+    if not path.exists():
+        missing = f"run {run.id} starts from the weights of run {run.parent.id}, which are not here"
+        raise Refusal(f"{missing}; {again}" if again else missing)
+    return read_weights(path, f"restore it, or {again}" if again else "restore it")
 
 
 def given(task: Task, wanted: Wanted) -> tuple[Batch, str, str]:

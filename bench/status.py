@@ -1,8 +1,9 @@
 """What the runs of a sweep are doing now, with or without Slurm, and the one screen that says so. Nothing is changed.
 
-A run is, the first that holds: 'ok', 'diverged' or 'unfit' (its record), 'damaged' (half a record), 'running' (somebody
-has its lease), 'given up' (failed too often, or its parent did), 'failed' (will be tried again), 'queued' (a task on
-Slurm is there that may take it), 'missing'. Slurm's silence changes no state but 'queued', and is said.
+A run is, the first that holds: 'ok', 'diverged' or 'unfit' (its record), 'damaged' (a record that no verb takes),
+'running' (somebody has its lease), 'given up' (failed too often, or its parent did), 'failed' (will be tried again),
+'queued' (a task on Slurm is there that may take it), 'missing'. Slurm's silence changes no state but 'queued', and is
+said.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 from bench import Refusal, slurm
 from bench.config import Run, Where, kind_of
 from bench.plain import clean, clock, short, tail
-from bench.record import OUTCOMES
+from bench.record import OUTCOMES, RERUN, Record, read_record, uncollected
 from bench.store import Store
 from bench.submit import REFUSED, Submission, submissions
 from bench.sweep import grid, load, named, ordered
@@ -31,7 +32,7 @@ WATCH_AT_MOST = 120.0  # while Slurm does not answer
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is used of a record; 10,000 are read for one screen."""
+    """What is used of a record; 10,000 are read for one screen, as strictly as for a report, and not kept."""
 
     outcome: str
     reason: str
@@ -70,7 +71,8 @@ class Reader:
         """`told`: `where.retries` was given, and is not that of the last submission."""
         self.runs = ordered(grid(load(path)))
         self.sweep, self.where, self.store, self.told = path.stem, where, Store(root), told
-        self.outcomes = _committed(root, {run.id for run in self.runs})
+        committed = self.store.committed()
+        self.outcomes = {run.id: _used(committed[run.id]) for run in self.runs if run.id in committed}
 
     def look(self) -> Look:
         there = _folders(self.store.root / "runs")
@@ -102,11 +104,12 @@ class Reader:
                 states[run.id] = self._left(run, failures, retries, above, run.id in awaited)
         return Look(list(states.values()), self.outcomes, sent, tasks, silence)
 
+    @uncollected()
     def _read(self, there: set[str]) -> None:
         """The records that are new among the run folders that are there."""
         for run in self.runs:
             if run.id in there and run.id not in self.outcomes:
-                found = _outcome(os.path.join(self.store.root, "runs", run.id, "record.json"), run.id)
+                found = _outcome(self.store.folder(run.id) / "record.json", run.id)
                 if found:
                     self.outcomes[run.id] = found
 
@@ -128,41 +131,19 @@ def _folders(path: Path) -> set[str]:
         return set()
 
 
-def _committed(root: Path, wanted: set[str]) -> dict[str, Outcome]:
-    found = {}
-    for path in sorted(root.glob("*/records.jsonl")):
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            one = _parsed(line, "")
-            if one is None:
-                raise Refusal(f"{path}:{number}: not a whole record; restore the file")
-            if one[0] in wanted:
-                found[one[0]] = one[1]
-    return found
+def _used(record: Record) -> Outcome:
+    kind = record.protocol_id + kind_of(record.run["point"]), json.dumps(record.run["mixer"], sort_keys=True)
+    return Outcome(record.outcome, record.reason, record.cost.wall, kind)
 
 
-def _outcome(path: str, run_id: str) -> Outcome | None:
+def _outcome(path: Path, run_id: str) -> Outcome | None:
     """Of a run folder's record; None if there is none."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         return None
-    except OSError as error:
-        return Outcome("damaged", f"{path} cannot be read: {error.strerror}", 0.0, ("", ""))
-    one = _parsed(content, run_id)
-    reason = f"{path} is not this run's whole record; delete it and run again, or restore it"
-    return one[1] if one else Outcome("damaged", reason, 0.0, ("", ""))
-
-
-def _parsed(content: bytes, run_id: str) -> tuple[str, Outcome] | None:
-    """(id, what is used) of a record; None if it is damaged or not that of `run_id` ('': of any)."""
     try:
-        v = json.loads(content)
-        kind = v["protocol_id"] + kind_of(v["run"]["point"]), json.dumps(v["run"]["mixer"], sort_keys=True)
-        one = Outcome(v["outcome"], str(v["reason"]), float(v["cost"]["wall"]), kind)
-        return (v["id"], one) if v["outcome"] in OUTCOMES and run_id in ("", v["id"]) else None
-    except (ValueError, KeyError, TypeError):
-        return None
+        return _used(read_record(path, run_id, RERUN))
+    except Refusal as error:
+        return Outcome("damaged", str(error), 0.0, ("", ""))
 
 
 def _tasks(sent: list[Submission], owners: dict[str, dict]) -> tuple[list[slurm.Element], str]:
@@ -221,7 +202,8 @@ def last_line(state: State) -> str:
 
 def screen(look: Look, path: Path, store: Store, everything: bool) -> list[str]:
     walls = _walls(look)
-    lines = [f"{path}: {len(look.states)} runs: {_counts(look)}", *_slurm_lines(look, path)]
+    absent = f"; {store.absent()}" if store.absent() else ""
+    lines = [f"{path}: {len(look.states)} runs: {_counts(look)}{absent}", *_slurm_lines(look, path)]
     lists = {
         "Running": [f"{_who(s)}: {_progress(s, walls, store)}{_before(s)}" for s in look.of("running")],
         "Failed, will be tried again": [_failed(s) for s in look.of("failed")],

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import Refusal, full
-from bench.record import Record, dump, read_record, read_records, unite, write_items
+from bench.record import RERUN, Record, United, dump, read_record, write_items
 from bench.whole import clear_half_written, link_whole, linked, replace_whole
 
 STALE_SECONDS = 600.0  # a lease elsewhere that was not renewed for so long has lost its owner
@@ -34,6 +34,10 @@ class Store:
         self.root = root
         self._committed: dict[str, Record] | None = None
         self._read: dict[str, Record] = {}  # of run folders; a record never changes
+
+    def absent(self) -> str:
+        """That there is no such results folder, for the first line of what is read from it; '' if there is one."""
+        return "" if self.root.exists() else f"results folder {self.root} does not exist yet"
 
     def folder(self, run_id: str) -> Path:
         return self.root / "runs" / run_id
@@ -61,10 +65,10 @@ class Store:
 
     def committed(self) -> dict[str, Record]:
         if self._committed is None:
-            found: dict[str, Record] = {}
+            found = United()
             for path in sorted(self.root.glob("*/records.jsonl")):
-                unite(found, read_records(path), str(path))
-            self._committed = found
+                found.add_lines(path)
+            self._committed = found.records
         return self._committed
 
     def has(self, run_id: str) -> bool:
@@ -76,10 +80,7 @@ class Store:
             return self.committed()[run_id]
         path = self.folder(run_id) / "record.json"
         if run_id not in self._read and path.exists():
-            record = read_record(path)
-            if record.id != run_id:
-                raise Refusal(f"{path} is the record of run {record.id}, not of {run_id}; delete it and run again")
-            self._read[run_id] = record
+            self._read[run_id] = read_record(path, run_id, RERUN)
         return self._read.get(run_id)
 
     def weights(self, run_id: str) -> Path:

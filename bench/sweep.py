@@ -8,7 +8,6 @@ every record of the sweep.
 
 import dataclasses
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, get_origin
@@ -16,6 +15,7 @@ from typing import NamedTuple, get_origin
 from bench import Refusal
 from bench.compose import compose_group, load_yaml, make_run
 from bench.config import Run, at_least, build, digest, listed, one_of
+from bench.matching import arms_text, matched, no_arm
 from bench.space import OWN
 
 
@@ -123,7 +123,10 @@ def load(path: Path) -> Sweep:
     for field in dataclasses.fields(Sweep):
         if get_origin(field.type) is tuple and not isinstance(values[field.name], list):
             raise Refusal(f"sweep.{field.name} must be a list in {path}, got {values[field.name]!r}")
-    sweep = build(Sweep, {**values, "name": path.stem}, "sweep")
+    try:
+        sweep = build(Sweep, {**values, "name": path.stem}, "sweep")
+    except Refusal as error:
+        raise Refusal(f"{path}: {error}") from None
     require_lists(sweep, path)
     for key in (*sweep.varies, *(k for d in sweep.departures for k in d.set)):
         if key.split(".")[0] == "init":
@@ -133,11 +136,7 @@ def load(path: Path) -> Sweep:
             raise Refusal(f"sweep.departures: '{key}' would give a mixer a budget of its own; allowed: {SPACE}")
         if key in sweep.varies and key != SPACE:
             raise Refusal(f"sweep.departures: '{key}' varies for every mixer alike, so none can depart in it")
-    columns = [(c.protocol, c.metric) for c in sweep.columns]
-    primary = (sweep.family.primary.protocol, sweep.family.primary.metric)
-    if primary not in columns and (primary[0].split("[", 1)[0], primary[1]) not in columns:
-        has = ", ".join(" x ".join(c) for c in columns)
-        raise Refusal(f"sweep.family.primary: '{' x '.join(primary)}' is not a column of {path}; it has: {has}")
+    require_primary(sweep, path)
     return sweep
 
 
@@ -151,6 +150,21 @@ def require_lists(sweep: Sweep, path: Path) -> None:
     for key, values in once.items():
         if len({digest({f"sweep.{key}": value}) for value in values}) < len(values):
             raise Refusal(f"sweep.{key} lists a value twice in {path}: {listed(values)}")
+
+
+def require_primary(sweep: Sweep, path: Path) -> None:
+    """Refuse a primary column that is none of the columns. Which metrics a task has only the task knows, and torch."""
+    columns = [(c.protocol, c.metric) for c in sweep.columns]
+    protocol, metric = sweep.family.primary.protocol, sweep.family.primary.metric
+    names = (protocol, protocol.split("[", 1)[0])
+    if any((name, metric) in columns for name in names):
+        return
+    others = [own for name, own in columns if name in names]
+    if others:  # either of the two may be the misspelt one
+        differ = f"sweep.family.primary has the metric '{metric}' of '{protocol}', sweep.columns has: {listed(others)}"
+        raise Refusal(f"{path}: {differ}; both must name the same metric of its task")
+    has = ", ".join(" x ".join(c) for c in columns)
+    raise Refusal(f"sweep.family.primary: '{protocol} x {metric}' is not a column of {path}; it has: {has}")
 
 
 def written_out(sweep: Sweep, labels: list[str]) -> tuple[Column, ...]:
@@ -217,27 +231,6 @@ def check_controls(sweep: Sweep, mixers: list[dict]) -> None:
             raise Refusal(f"sweep.controls: {no_arm(control, mixers)}")
         if sweep.family.reference and any(matched(sweep.family.reference, m) for m in matches):
             raise Refusal(f"sweep.controls {control}: sweep.family.reference cannot be a control")
-
-
-def no_arm(asked: dict, mixers: list[dict]) -> str:
-    """That no arm has the values asked for: which arms there are, or keys, if one asked for is none of them."""
-    keys = dict.fromkeys(k for m in mixers for k in m)
-    odd = [k for k in asked if k not in keys]
-    there = f"none has the key '{odd[0]}'; keys: {listed(keys)}" if odd else arms_text(mixers, tuple(asked))
-    return f"no arm of the sweep matches {asked}; {there}"
-
-
-def arms_text(mixers: list[dict], asked: tuple[str, ...] = ()) -> str:
-    """'arms: dense sam=false heads=2, …', with the keys in which any two of them differ and those asked for."""
-    keys = [k for k in dict.fromkeys(k for m in mixers for k in m) if k != "name"]
-    told = [k for k in keys if len(mixers) == 1 or k in asked or len({json.dumps(m[k]) for m in mixers if k in m}) > 1]
-    texts = (" ".join([m["name"], *(f"{k}={json.dumps(m[k])}" for k in told if k in m)]) for m in mixers)
-    return f"arms: {', '.join(dict.fromkeys(texts))}"
-
-
-def matched(keys: dict, mixer: dict) -> bool:
-    """Whether a mixer's arguments, its name among them, have these values."""
-    return all(mixer.get(key) == value for key, value in keys.items())
 
 
 def registered(run: Run, registration: str, known: dict[str, Run]) -> Run:

@@ -30,7 +30,7 @@ def logs(path: Path, where: Where, root: Path, names: list[str], lines: int) -> 
         if log:
             print(f"{run.id} {run.label} {named(run)}: {clean(log)}")
     if not any(log for _, log in known):
-        print(f"no run of {path} has a log in {root}")
+        print(f"no run of {path} has a log in {root}" + (f"; {store.absent()}" if store.absent() else ""))
     return 0
 
 
@@ -45,7 +45,7 @@ def one_of(runs: list[Run], start: str, path: Path) -> Run:
 
 
 def _log_of(run: Run, store: Store, lines: int) -> int:
-    print(f"{run.id} {run.label} {named(run)}")
+    print(f"{run.id} {run.label} {named(run)}" + (f"; {store.absent()}" if store.absent() else ""))
     failures, log = store.failures(run.id), store.log(run.id)
     for number, one in enumerate(failures[:-1], 1):
         print(f"failure {number}, {one['time']}: {one['kind']}: {clean((one['message'].splitlines() or [''])[0])}")
@@ -72,7 +72,8 @@ def cancel(path: Path, where: Where, root: Path) -> int:
     load(path)  # a wrong name is no empty sweep
     homes = [home for name in (path.stem, pilots_of(path.stem)) if (home := root / "slurm" / name).exists()]
     if not homes:
-        print(f"nothing of {path} was submitted from {root}")
+        absent = Store(root).absent()
+        print(f"nothing of {path} was submitted from {root}" + (f"; {absent}" if absent else ""))
         return 0
     leases = [alone(home) for home in homes]  # what somebody is just submitting is cancelled too
     try:
@@ -134,5 +135,6 @@ def retry(path: Path, where: Where, root: Path, told: bool, only: list[str]) -> 
             lease.release()
         chosen["diverged" if state.name == "diverged" else state.kind] += 1
     kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(chosen.items()))
-    print(f"{chosen.total()} runs may be tried again" + (f": {kinds}" if kinds else ""))
+    absent = f"; {store.absent()}" if store.absent() else ""
+    print(f"{chosen.total()} runs may be tried again{f': {kinds}' if kinds else ''}{absent}")
     return chosen.total()

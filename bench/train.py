@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import pickle
 import signal
 import sys
 import time
@@ -37,6 +36,7 @@ from bench.replay import Replay
 from bench.seeds import Streams
 from bench.shells.base import owned_by_mixer
 from bench.tasks.base import Batch, Task
+from bench.weights import Unreadable, loaded
 
 CURVE_POINTS = 64
 CHECKPOINT = "checkpoint.pt"
@@ -291,10 +291,10 @@ class Training(lightning.LightningModule):
         if not path.exists():
             return
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = loaded(path)
             fault = "" if state["stamp"] == self.setting.stamp else "made by other code or with other micro-batches"
-        except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError) as error:
-            fault = f"unreadable, {type(error).__name__}"
+        except (Unreadable, KeyError, TypeError) as error:
+            fault = f"unreadable, {error if isinstance(error, Unreadable) else type(error).__name__}"
         if fault:
             print(f"{path} is of no use ({fault}), starting over", file=sys.stderr)
             path.unlink()

@@ -21,7 +21,12 @@ def places(where: Where) -> "Places":
 
 
 def results(where: Where) -> Path:
-    return ROOT / where.results
+    """The results folder, which need not be there yet. Raises Refusal if it can be none."""
+    path = ROOT / where.results
+    there = next(above for above in (path, *path.parents) if above.exists())
+    if not there.is_dir():
+        raise Refusal(f"where.results={where.results}: {there} is a file; name a folder, which need not be there yet")
+    return path
 
 
 def device_of(run: Run, where: Where) -> str:

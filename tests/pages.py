@@ -65,7 +65,7 @@ def a_hostile_table() -> Table:
             digests = record.digests | {HOSTILE: HOSTILE}
             metrics = {metric: 0.5, "loss": 1.0} if outcome == "ok" else {}
             changes = {"environment": environment, "digests": digests, "metrics": metrics, "registration": HOSTILE}
-            changes |= {"reason": HOSTILE if outcome != "ok" else "", "finished": HOSTILE}
+            changes |= {"reason": HOSTILE if outcome != "ok" else ""}
             rows.append(replace(row, record=replace(record, **changes)))
     column = Column(label, metric)
     family = Family({"name": "dense"}, ("reference",), column, 0.0, 0.05)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import yaml
 
 from bench import Refusal, cli, compose, launch, worker
 from bench.compose import make_run, make_where
+from bench.record import dump
 from bench.registry import make_task, require_metrics
 from bench.run import execute
 from bench.store import Store
@@ -148,6 +150,65 @@ def test_a_record_cut_in_half_is_one_line(call, tmp_path):
             message = the_line(call(*words, *where))
             assert str(path) in message, (words, text)
         assert content(tmp_path) == before
+
+
+DAMAGE = {
+    "another schema": lambda values: values | {"schema": 99},
+    "no metrics": lambda values: {key: value for key, value in values.items() if key != "metrics"},
+    "a metric that is text": lambda values: values | {"metrics": {"accuracy": "good"}},
+    "a metric that is no number": lambda values: values | {"metrics": {"accuracy": float("nan")}},
+    "no time": lambda values: values | {"finished": "once"},
+    "no mapping": lambda values: [],
+    "another run's": lambda values: json.loads(dump(a_record(1))),
+}
+
+
+@pytest.mark.parametrize("case", list(DAMAGE))
+def test_all_verbs_say_the_same_of_a_record_that_they_do_not_take(call, tmp_path, case):
+    path = sweep_file(tmp_path, mixers=[{"name": "identity"}], varies={})
+    record, store = a_record(0), Store(tmp_path / "results")
+    store.finish(record, {})
+    file, words = store.folder(record.id) / "record.json", [path, f"where.results={store.root}"]
+    assert "1 runs: 1 ok" in call("status", *words)[1]
+    file.write_text(json.dumps(DAMAGE[case](json.loads(file.read_text()))))
+    said = {the_line(call(verb, *words)).removeprefix("mixerbench: ").strip() for verb in ("plan", "sweep", "report")}
+    assert len(said) == 1 and str(file) in (line := said.pop())
+    code, out, _ = call("status", *words)
+    assert code == 0 and "1 runs: 0 ok, 1 damaged" in out and f": {line}\n" in out
+
+
+def test_a_results_folder_that_is_not_there_is_said_first(call, tmp_path):
+    path, root = sweep_file(tmp_path), tmp_path / "results"
+    run = grid(load(path))[0].id
+    for words in (["status"], ["logs"], ["logs", run], ["retry"], ["cancel"], ["plan"]):
+        words = [words[0], path, *words[1:], f"where.results={root}"]
+        code, out, _ = call(*words)
+        assert code == 0 and f"results folder {root} does not exist yet" in out.splitlines()[0], (words, out)
+        root.mkdir()
+        assert "does not exist" not in call(*words)[1]
+        root.rmdir()
+
+
+def test_a_file_is_no_results_folder_to_any_verb(call, tmp_path):
+    path, file = sweep_file(tmp_path), tmp_path / "README.md"
+    file.touch()
+    verbs = [[verb, path] for verb in ("sweep", "status", "logs", "retry", "cancel", "plan", "report")]
+    verbs += [QUICK, ["show", *QUICK[1:]], ["show", "0123"], ["data", "fetch", "simplewiki"], ["speed", "identity"]]
+    for words in verbs:
+        for root in (file, file / "below"):
+            message = the_line(call(*words, f"where.results={root}", "where.device=cpu"))
+            assert f"where.results={root}: {file} is a file; name a folder" in message, words
+
+
+def test_report_says_where_it_looked_and_what_completes_this_sweep(call, tmp_path):
+    path, words = sweep_file(tmp_path), [f"where.results={tmp_path / 'r'}", "where.device=cpu"]
+    message = the_line(call("report", path, *words))
+    assert f" in {tmp_path / 'r'} (" in message
+    assert f"`{shlex.join(['mixerbench', 'sweep', str(path), *words])}` completes it" in message
+    Store(tmp_path / "r").finish(a_record(0), {})
+    path = sweep_file(tmp_path, mixers=[{"name": "identity"}], varies={}, seeds=[0, 1])
+    assert call("report", path, *words)[0] == 0
+    assert f"`mixerbench sweep {path} " in (tmp_path / "r" / "x" / "table.md").read_text()
 
 
 def test_a_metric_that_is_not_there_is_refused_before_the_first_run(call, tmp_path):
@@ -504,3 +565,5 @@ def test_a_sweep_that_is_not_there_is_refused_with_those_that_are(call, tmp_path
     for name in ("b.yaml", "a.yaml", "no.txt"):
         (tmp_path / name).touch()
     assert the_line(call("plan", tmp_path / "c.yaml")).endswith("c.yaml; there are: a.yaml, b.yaml\n")
+    message = the_line(call("plan", tmp_path))
+    assert f"{tmp_path} is a folder, name a file; there are: {tmp_path / 'a.yaml'}, {tmp_path / 'b.yaml'}" in message

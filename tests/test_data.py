@@ -145,6 +145,9 @@ def test_fetch_copies_verified_files_and_reports_what_is_missing(places, tmp_pat
     pins = local({"sub/a.parquet": write(source, "sub/a.parquet", {"text": ["x"]})})
     (missing,) = fetch(pins, places, None)
     assert missing.state == "missing" and "mixerbench data fetch poems" in missing.advice
+    assert "is not set" not in missing.advice
+    (nowhere,) = fetch(pins, Places(None, places.cache), None)
+    assert nowhere.state == "missing" and nowhere.advice.startswith("$MIXERBENCH_DATA is not set, ")
     assert [status.state for status in fetch(pins, places, source)] == ["copied"]
     assert [status.state for status in fetch(pins, places, None)] == ["verified"]
     assert [file.name for file in (places.data / "sub").iterdir()] == ["a.parquet"]

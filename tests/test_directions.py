@@ -213,9 +213,8 @@ def test_a_child_starts_from_its_parents_weights_and_scales(directions, tmp_path
     above, below = (built(shrunk(run))[0] for run in (child.parent, child))
     for _, scale in above.parts():
         scale.fill_(0.25)
-    torch.save(above.state_dict(), tmp_path / "weights.pt")
     backbone.initialise(below, Streams(5, 0), 0)
-    load_parent(below, tmp_path / "weights.pt", child)
+    load_parent(below, above.state_dict(), child)
     assert all(float(scale.min()) == float(scale.max()) == 0.25 for _, scale in below.parts())
     values = dict(above.named_parameters())
     trunk = [(n, p) for n, p in below.named_parameters() if n.startswith("layers.")]

@@ -11,7 +11,7 @@ import torch
 from bench import Refusal, backbone, registry, train
 from bench.compose import ROOT, compose_group, load_yaml, make_run, shipped
 from bench.config import NEUTRAL, Named, resolved
-from bench.record import parse, read_records
+from bench.record import RESTORE, parse, read_records
 from bench.report.frame import flattened
 from bench.seeds import Streams
 from bench.store import Store
@@ -210,4 +210,4 @@ def test_a_record_survives_reading_and_writing():
 
     for path in (ROOT / "results").glob("*/records.jsonl"):
         for line in path.read_text().splitlines():
-            assert dump(parse(line, str(path))) == line
+            assert dump(parse(line, str(path), RESTORE)) == line

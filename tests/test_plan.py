@@ -448,7 +448,7 @@ def test_wrong_words_and_damaged_files_are_refused(tmp_path, store):
         path.write_text(damage)
         assert str(path) in refusal(planned, tmp_path, store)
     path.write_text(whole.replace(one.id, "0" * 12, 1))
-    assert f"is the record of run {'0' * 12}" in refusal(planned, tmp_path, store)
+    assert f"record {'0' * 12} holds a run whose id is {one.id}" in refusal(planned, tmp_path, store)
     path.write_text(whole)
     append_pilot(store.root / "pilots.jsonl", a_pilot(one))
     with open(store.root / "pilots.jsonl", "a") as file:

@@ -43,7 +43,8 @@ MAY = {
     "capacity": ("", "backbone config mixers record registry shells tasks"),
     "replay": ("torch", ""),
     "compiling": ("torch", "backbone"),
-    "train": ("torch lightning", "backbone compiling config full replay seeds shells tasks"),
+    "weights": ("torch", ""),
+    "train": ("torch lightning", "backbone compiling config full replay seeds shells tasks weights"),
     "evaluate": ("torch", "backbone tasks"),
     "record": ("", "config"),
     "full": ("", ""),
@@ -54,10 +55,12 @@ MAY = {
     "where": ("torch", "compose config tasks"),
     "run": (
         "torch",
-        "backbone capacity config evaluate full provenance record registry seeds store tasks train tune where whole",
+        "backbone capacity config evaluate full provenance record registry seeds store tasks train tune weights where "
+        "whole",
     ),
     "tune": ("optuna", "config record space store whole"),
-    "sweep": ("", "compose config space"),
+    "matching": ("", "strict"),
+    "sweep": ("", "compose config matching space"),
     "cluster": ("", "compose config"),
     "slurm": ("", ""),
     "submit": ("", "cluster compose config full provenance slurm store whole"),
@@ -69,18 +72,22 @@ MAY = {
     "plain": ("", ""),
     "status": ("", "config plain record slurm store submit sweep"),
     "tend": ("", "config plain slurm status store submit sweep"),
-    "plan": ("", "compose config plan provenance ranks record report run space store submit sweep where worker"),
-    "report": ("pandas matplotlib", "report config record space store sweep tune whole"),
+    "plan": (
+        "",
+        "compose config matching plan provenance ranks record report run space store submit sweep where worker",
+    ),
+    "report": ("pandas matplotlib", "report config matching record space store sweep tune whole"),
     "check": ("torch", "check compose config mixers registry"),
     "match": ("torch", "capacity compose config match record registry tasks"),
+    "recorded": ("", "compose config record registry space store"),
     "show": (
         "torch",
-        "backbone compose config directions mixers provenance record registry report run space store tasks where",
+        "backbone compose config directions mixers provenance recorded registry report run store tasks weights where",
     ),
     "speed": (
         "torch",
         "backbone capacity compiling compose config match mixers provenance registry report run seeds shells speed "
-        "store tasks train whole",
+        "store tasks train where whole",
     ),
     "words": ("", ""),
     "cli": (

@@ -15,9 +15,9 @@ from bench.compose import ROOT, compose_group, make_run, shipped
 from bench.config import Protocol, build
 from bench.config import Shell as Settings
 from bench.mixers.base import Features
+from bench.record import read_records
 from bench.seeds import Streams
 from bench.shells.base import find, names, owned_by_mixer, short_conv
-from bench.store import read_records
 from tests.conftest import built, setting, shrunk
 from tests.test_backbone import (
     LENGTH,
@@ -298,7 +298,9 @@ def test_the_shared_values_of_committed_records_are_drawn_again_bit_for_bit():
         record = next((r for r in read_records(path).values() if not r.run["protocol"]["init"]), None)
         if record is None:
             continue
-        run = make_run(record.label.split("[")[0], record.run["mixer"]["name"], {}, record.run["seed"], 0)
+        protocol, _, varied = record.label.rstrip("]").partition("[")
+        own = {f"protocol.{key}": float(value) for key, _, value in (v.partition("=") for v in varied.split(", ") if v)}
+        run = make_run(protocol, record.run["mixer"]["name"], own, record.run["seed"], 0)
         assert run.protocol_id == record.protocol_id
         assert backbone.shared_digest(built(run)[0]) == record.hashes.shared_init, path
         found += 1

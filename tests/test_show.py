@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pickle
 import re
 import shlex
 import subprocess
@@ -17,8 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from bench import Refusal, cli, registry
-from bench import show as showing
+from bench import Refusal, cli, recorded, registry
 from bench.compose import make_run, make_where, parse_run
 from bench.config import resolved
 from bench.report import matrices
@@ -28,6 +28,9 @@ from bench.show import Wanted, materialise, show
 from bench.store import Store
 from tests.conftest import built
 from tests.test_store import a_record, content
+from tests.test_sweep import chain
+
+__all__ = ["chain"]  # a fixture
 
 TINY = {"protocol.backbone.layers": 2, "protocol.budget.steps": 8, "protocol.shell.gain": 0.5, "mixer.sam": True}
 WORDS = ["protocol=quick_recall", "mixer=low_rank", *(f"{key}={str(value).lower()}" for key, value in TINY.items())]
@@ -117,6 +120,18 @@ def test_an_id_means_the_same_as_the_words_and_files_repeat_bit_for_bit(trained,
     assert found.layers_N.tolist() == [1] and found.heads_H.tolist() == [2, 0]
     whole = shown(words, tmp_path / "d")
     assert np.array_equal(whole.part([1], [2, 0]).m_NHLL, found.m_NHLL)
+
+
+def test_the_start_of_an_id_is_enough_if_it_is_one_records_only(trained, tmp_path):
+    run, _, store = trained
+    where = f"where.results={store.root}"
+    assert shown([run.id[:4], where], tmp_path / "a").about["id"] == run.id
+    other = Store(tmp_path / "two")
+    for seed in range(2):
+        other.finish(a_record(seed), {})
+    assert recorded.id_of(other, a_record(1).id[:6]) == a_record(1).id
+    message = refusal(recorded.id_of, other, "")
+    assert "2 records under" in message and all(a_record(seed).id in message for seed in range(2))
 
 
 def test_a_sequence_of_ones_own(trained, tmp_path):
@@ -242,12 +257,15 @@ def test_nothing_in_a_file_is_executed(trained, tmp_path):
     trap = np.array([Trap(tmp_path / "mark")], dtype=object)
     np.savez(tmp_path / "x.npz", **GOOD | {"tokens": trap}, allow_pickle=True)
     (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(Trap(tmp_path / "mark")))
     np.save(tmp_path / "one.npy", np.ones(3))
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     wanted = dataclasses.replace(PLAIN, source=tmp_path / "x.npz")
     assert "without Python objects" in refusal(show, trained[1], wanted, tmp_path / "out")
-    for name in ("x", "text", "one"):
-        assert str(tmp_path / name) in refusal(load, tmp_path / f"{name}.npz")
+    assert str(tmp_path / "x.npz") in refusal(load, tmp_path / "x.npz")
+    for name in ("text", "pickle", "one"):  # numpy advises to load them unsafely
+        assert f"{name}.npz is no .npz" in (message := refusal(load, tmp_path / f"{name}.npz"))
+        assert "allow_pickle" not in message
     assert not (tmp_path / "mark").exists()
 
 
@@ -265,7 +283,9 @@ def test_missing_weights_come_with_the_command_that_trains_them(trained, tmp_pat
 
     Store(tmp_path / "bad").finish(dataclasses.replace(store.record(run.id), outcome="diverged", reason="nan"), {})
     assert "diverged: nan" in refusal(show, [run.id, f"where.results={tmp_path / 'bad'}"], PLAIN, tmp_path / "out")
-    assert "no record 0123456789ab" in refusal(show, ["0123456789ab", words[-1]], PLAIN, None)
+    for start in ("0123456789ab", "zzzz", "/x"):
+        message = refusal(show, [start, words[-1]], PLAIN, None)
+        assert f"no record {start} under" in message and "show takes an id or its start, an .npz" in message
     assert "'seed=1' beside the id" in refusal(show, [run.id, "seed=1"], PLAIN, None)
     assert not (tmp_path / "out").exists() and not (tmp_path / "none").exists()
 
@@ -275,17 +295,41 @@ def trains(message: str) -> list[str]:
     return shlex.split(command)
 
 
+def damaged(path: Path) -> list[bytes]:
+    """What torch names by as many classes: EOFError, UnpicklingError, KeyError, OSError, RuntimeError."""
+    whole = path.read_bytes()
+    return [b"", b"no weights", b"junk\n", whole[: len(whole) // 2], whole[:2000]]
+
+
 def test_damaged_weights_are_one_line(trained, tmp_path):
     run, _, store = trained
     other = Store(tmp_path / "results")
     other.finish(store.record(run.id), {})
     words = [run.id, f"where.results={other.root}"]
-    for text in (b"", b"no weights", store.weights(run.id).read_bytes()[:2000]):
+    for text in damaged(store.weights(run.id)):
         other.weights(run.id).write_bytes(text)
-        assert str(other.weights(run.id)) in refusal(show, words, PLAIN, None)
+        message = refusal(show, words, PLAIN, None)
+        assert f"{other.weights(run.id)} is damaged" in message and "restore it" in message
+        again, where = parse_run(trains(message))  # deleted and trained again it would be 'in the store already'
+        assert again.id == run.id and where.results == "retrained" and "unsafe" not in message
     for wrong in ({"layers.0": torch.ones(1)}, torch.ones(3)):
         torch.save(wrong, other.weights(run.id))
-        assert "does not hold the weights of this run" in refusal(show, words, PLAIN, None)
+        assert "does not hold the weights of" in refusal(show, words, PLAIN, None)
+
+
+def test_damaged_weights_of_a_parent_are_one_line_too(chain, tmp_path):
+    """`--fresh` starts from them. What is advised trains the parent in another folder."""
+    child, store = make_run("child", "identity", {}, 0, 0), Store(tmp_path / "results")
+    where = make_where({"where.results": str(store.root), "where.device": "cpu"})
+    execute(child.parent, where, lambda: False)
+    store.weights(child.parent.id).write_bytes(b"junk\n")
+    words = ["protocol=child", "mixer=identity", f"where.results={store.root}"]
+    for said in ("is damaged", "which are not here"):
+        message = refusal(show, words, dataclasses.replace(PLAIN, fresh=True), tmp_path / "out")
+        again, there = parse_run(trains(message))
+        assert said in message and again.id == child.id and there.results == "retrained"
+        store.weights(child.parent.id).unlink(missing_ok=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_run_of_a_record_is_the_run_and_knows_its_parent(tmp_path, monkeypatch):
@@ -298,15 +342,15 @@ def test_the_run_of_a_record_is_the_run_and_knows_its_parent(tmp_path, monkeypat
     for run in chain + [other for other in others if other.id != chain[1].id]:
         values = {"id": run.id, "label": run.label, "protocol_id": run.protocol_id, "run": resolved(run)}
         store.finish(dataclasses.replace(a_record(0), **json.loads(json.dumps(values))), {})
-    again = showing.run_of(store.record(child.id), store, True)
+    again = recorded.run_of(store.record(child.id), store, True)
     assert again == child and again.parent == child.parent and again.parent.id == chain[1].id
-    assert parse_run(showing.words_of(again))[0] == child
+    assert parse_run(recorded.words_of(again))[0] == child
 
     values = json.loads(json.dumps(resolved(child)))
     del values["protocol"]["shell"]["skip"], values["mixer"]["heads"], values["protocol"]["task"]["length"]
     young = {"protocol.shell.skip": True, "mixer.heads": 4, "mixer.rank": 2, "protocol.task.length": 7}
-    monkeypatch.setattr(showing, "NEUTRAL", young)
-    filled = showing.filled(values)
+    monkeypatch.setattr(recorded, "NEUTRAL", young)
+    filled = recorded.filled(values)
     assert filled["protocol"]["shell"]["skip"] is True and filled["protocol"]["task"]["length"] == 7
     assert filled["mixer"]["heads"] == 4 and "rank" not in filled["mixer"]  # toeplitz has none
 

@@ -445,8 +445,10 @@ def test_committed_records_that_contradict_each_other_are_refused(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "records.jsonl").write_text(dump(a_record(0, accuracy=accuracy)) + "\n")
     results = Store(tmp_path)
+    one, two = (tmp_path / name / "records.jsonl" for name in ("x", "y"))
     for _ in range(2):
-        assert "differs" in refusal(results.has, a_record(0).id)
+        message = refusal(results.has, a_record(0).id)
+        assert f"{two}:1: record {a_record(0).id} differs from that of {one}:1; remove" in message
 
 
 # Merge --------------------------------------------------------------------------------------------------------------
@@ -549,13 +551,35 @@ def test_items_of_a_type_that_goes_with_no_other_are_refused_by_file(tmp_path):
     assert str(tmp_path / "odd") in message and "of another type" in message
 
 
+def test_a_file_that_merge_does_not_take_is_not_to_be_deleted(tmp_path):
+    """What damages it names the line of a records file; a record of a run folder alone can be trained again."""
+    good, text, lines = dump(a_record(0)), tmp_path / "README.md", tmp_path / "records.jsonl"
+    text.write_text("# Words\n")
+    lines.write_text(f"{good}\n{good[:99]}\n")
+    pilots = tmp_path / "pilots.jsonl"
+    pilots.write_text('{"protocol_id": "x"}\n')
+    alone = tmp_path / "record.json"
+    alone.write_text(good[:99])
+    for file, parts in (
+        (text, [f"{text} is no record", "merge takes a results folder, a run folder"]),
+        (lines, [f"{lines}:2: not a whole record", "restore the file"]),
+        (pilots, [f"{pilots}:1: ", "restore the file"]),
+        (alone, [f"{alone}: not a whole record", "delete it and run again, or restore it"]),
+    ):
+        message = refusal(merge, [file], tmp_path / "x")
+        assert all(part in message for part in parts) and ("delete" in message) == (file == alone), message
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_refused_merge_changes_nothing(tmp_path):
     home = tmp_path / "x"
     merge([results_with(tmp_path / "one", 0, 1)], home)
     before = content(home)
     good, odd = results_with(tmp_path / "good", 2), results_with(tmp_path / "odd", 3)
     link_whole(odd / "records.jsonl", dump(dataclasses.replace(a_record(0), metrics={"accuracy": 0.6})) + "\n")
-    assert a_record(0).id in refusal(merge, [good, odd], home)
+    message = refusal(merge, [good, odd], home)
+    differs = f"record {a_record(0).id} differs from that of {home}/records.jsonl:1; remove"
+    assert f"{odd}/records.jsonl:1: {differs}" in message
     (odd / "records.jsonl").unlink()
     items = Store(odd).folder(a_record(3).id) / "items.parquet"
     whole = items.read_bytes()
@@ -574,7 +598,10 @@ def test_a_refused_merge_changes_nothing(tmp_path):
 
 
 def test_a_record_from_before_the_declarations_reads_and_is_written_again_as_it_was():
-    old = dump(parse(dump(a_record(0)), "x"))
-    assert "registration" not in old and parse(old, "x").registration == "" and dump(parse(old, "x")) == old
-    new = dump(dataclasses.replace(parse(old, "x"), registration="abc"))
-    assert parse(new, "x").registration == "abc" and dump(parse(new, "x")) == new
+    def read(text: str) -> Record:
+        return parse(text, "x", "")
+
+    old = dump(read(dump(a_record(0))))
+    assert "registration" not in old and read(old).registration == "" and dump(read(old)) == old
+    new = dump(dataclasses.replace(read(old), registration="abc"))
+    assert read(new).registration == "abc" and dump(read(new)) == new

@@ -215,12 +215,19 @@ AGAINST = {**FAMILY, "reference": {"name": "identity"}, "comparisons": ["referen
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({**FAMILY, "primary": {"protocol": "quick_copying", "metric": "acc"}}, ["acc'", "quick_copying x accuracy"]),
+        (
+            {**FAMILY, "primary": {"protocol": "quick_copying", "metric": "acc"}},
+            ["x.yaml: ", "has the metric 'acc'", "has: accuracy; both"],
+        ),
         ({**FAMILY, "comparisons": ["all"]}, ["comparisons", "reference, sam"]),
         ({**FAMILY, "comparisons": ["reference"]}, ["reference names an arm"]),
         ({**FAMILY, "reference": {"name": "identity"}}, ["only then"]),
-        ({**FAMILY, "alpha": 1}, ["alpha"]),
-        ({**FAMILY, "margin": -1}, ["margin"]),
+        (
+            {**FAMILY, "primary": {"protocol": "quick_recall", "metric": "accuracy"}},
+            ["not a column of", "it has: quick_copying x accuracy"],
+        ),
+        ({**FAMILY, "alpha": 1}, ["x.yaml: sweep.family.alpha"]),
+        ({**FAMILY, "margin": -1}, ["x.yaml: sweep.family.margin"]),
         (
             {**AGAINST, "reference": {"name": "dense"}},
             ["'dense'", "no arm", "; arms: identity sam=false heads=4, low_rank sam=true heads=2"],
@@ -400,6 +407,22 @@ def test_a_refused_input_ends_the_worker_without_a_failure_or_a_lease(queue, sto
     with pytest.raises(Refusal):
         work(queue, stop)
     assert queue.store.failures(queue.runs[0].id) == [] and not queue.store.leased(queue.runs[0].id)
+
+
+def test_damaged_weights_of_a_parent_end_the_worker_and_what_is_advised_helps(queue, stop):
+    base, child, *_ = queue.runs
+    record = worker.execute(base, queue.where, stop)
+    weights = queue.store.weights(base.id)
+    whole = weights.read_bytes()
+    for text in (b"junk\n", whole[: len(whole) // 2], b""):
+        weights.write_bytes(text)
+        message = refusal(work, queue, stop)
+        assert f"{weights} is damaged" in message
+        assert f"restore it, or delete it and give the command again, which then trains run {base.id}" in message
+        assert queue.store.failures(child.id) == [] and not queue.store.leased(child.id)
+    weights.unlink()
+    assert work(queue, stop) and all(queue.store.has(run.id) for run in queue.runs)
+    assert queue.store.record(base.id) == record and weights.stat().st_size == len(whole)
 
 
 def test_children_of_an_unfit_or_diverged_run_say_why(queue, stop):

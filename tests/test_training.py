@@ -251,12 +251,14 @@ class Evil:
         return (os.mkdir, (str(self.folder),))
 
 
-@pytest.mark.parametrize("kind", ["evil", "cut", "empty"])
+@pytest.mark.parametrize("kind", ["evil", "cut", "half", "empty"])
 def test_an_unreadable_checkpoint_is_dropped_and_never_executed(where, tmp_path, kind):
     run = a_run()
     path = Store(one_run.results(where)).open(run.id) / "checkpoint.pt"
-    torch.save({"done": Evil(tmp_path / "executed") if kind == "evil" else torch.zeros(1000)}, path)
-    path.write_bytes(path.read_bytes()[: {"evil": None, "cut": 2000, "empty": 0}[kind]])
+    several = {str(n): torch.zeros(64, 64) for n in range(8)}  # half of them torch takes for another kind of file
+    torch.save({"done": Evil(tmp_path / "executed")} if kind == "evil" else several, path)
+    half = path.stat().st_size // 2
+    path.write_bytes(path.read_bytes()[: {"evil": None, "cut": 2000, "half": half, "empty": 0}[kind]])
     assert execute(run, where, lambda: False).outcome == "ok"
     assert not (tmp_path / "executed").exists() and not path.exists()
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bench.config import resolved_mixer
+from bench.matching import matched
 from bench.plan.evidence import Ledger
 from bench.report.frame import written_out
-from bench.sweep import Cell, Sweep, matched
+from bench.sweep import Cell, Sweep
 
 POWER = 0.8
 ENOUGH = 3  # seeds whose spread is worth naming

@@ -1,7 +1,7 @@
-"""What is known already: the records of a store, read lightly, and the pilots beside them.
+"""What is known already: the records of a store and the pilots beside them.
 
-A plan of 10,000 runs may meet 10,000 records, so of those in run folders only what a plan uses is built (strictly); the
-report, which makes claims, reads them in full.
+A plan of 10,000 runs may meet 10,000 records. They are read as strictly as for a report, so that no plan counts on one
+that the report refuses, but only what a plan uses of them is kept.
 """
 
 import json
@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 
 from bench import Refusal
-from bench.config import build, canonical, coerce, kind_of
-from bench.record import SCHEMA, YOUNGER, Cost, Record, dump
+from bench.config import build, canonical, kind_of
+from bench.record import RERUN, Cost, Record, dump, read_record
 from bench.report.sharing import Stay
 from bench.store import Store
 
@@ -74,29 +74,16 @@ class Ledger:
         self.mixers: dict[str, dict] = {}
         self.folders = _folders(store)
         for record in store.committed().values():
-            self._add(asdict(record), len(dump(record)), str(store.root))
+            self._add(record, len(dump(record)))
         for name in sorted(self.folders - self.finished.keys()):
-            path = os.path.join(store.root, "runs", name, "record.json")  # a Path for each costs more than its reading
-            try:
-                with open(path, "rb") as file:
-                    content = file.read()
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as error:
-                raise Refusal(f"{path} cannot be read: {error}") from None
-            self._add(_plain(content, path), len(content), path, name)
+            path = store.folder(name) / "record.json"
+            if path.exists():
+                self._add(read_record(path, name, RERUN), path.stat().st_size)
 
-    def _add(self, values: dict, size: int, source: str, folder: str = "") -> None:
-        try:
-            found = _finished(values, size)
-            self.protocols.setdefault(found.protocol_id, values["run"]["protocol"])
-            self.mixers.setdefault(found.mixer, values["run"]["mixer"])
-        except (KeyError, TypeError, AttributeError, ValueError, Refusal) as error:
-            what = str(error) if isinstance(error, Refusal) else f"{type(error).__name__} {error}"
-            raise Refusal(f"{source}: not a whole record ({what}); delete it and run again, or restore it") from None
-        if folder and found.id != folder:
-            raise Refusal(f"{source} is the record of run {found.id}, not of {folder}; delete it and run again")
-        self.finished[found.id] = found
+    def _add(self, record: Record, size: int) -> None:
+        found = self.finished[record.id] = _finished(record, size)
+        self.protocols.setdefault(found.protocol_id, record.run["protocol"])
+        self.mixers.setdefault(found.mixer, record.run["mixer"])
 
 
 def _folders(store: Store) -> set[str]:
@@ -107,38 +94,26 @@ def _folders(store: Store) -> set[str]:
         return set()
 
 
-def _plain(content: bytes, path: str) -> dict:
-    try:
-        values = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path}: not a whole record ({error}); delete it and run again, or restore it") from None
-    schema = values.get("schema") if isinstance(values, dict) else None
-    if schema != SCHEMA:
-        raise Refusal(f"{path}: record schema {schema} is not known; this version reads: {SCHEMA}")
-    return values
-
-
-def _finished(values: dict, size: int) -> Finished:
-    run, environment = values["run"], values["environment"]
-    cost = build(Cost, values["cost"], "record.cost")
-    card, end = values.get("card", YOUNGER["card"]), datetime.fromisoformat(values["finished"]).timestamp()
+def _finished(record: Record, size: int) -> Finished:
+    run, environment, cost = record.run, record.environment, record.cost
+    end = datetime.fromisoformat(record.finished).timestamp()
     return Finished(
-        id=values["id"],
-        outcome=values["outcome"],
-        protocol_id=values["protocol_id"],
+        id=record.id,
+        outcome=record.outcome,
+        protocol_id=record.protocol_id,
         kind=kind_of(run["point"]),
         mixer=canonical(run["mixer"], "mixer"),
         seed=run["seed"],
         replica=run["replica"],
-        device=device_label(environment["device"], environment["world"]),
-        world=environment["world"],
+        device=device_label(environment.device, environment.world),
+        world=environment.world,
         cost=cost,
-        stay=Stay(environment["node"], environment["device"], card, end, cost.wall),
-        parameters=values["capacity"]["parameters"],
+        stay=Stay(environment.node, environment.device, record.card, end, cost.wall),
+        parameters=record.capacity.parameters,
         bytes=size,
-        metrics=coerce(dict[str, float], values["metrics"], "record.metrics"),
-        commit=environment["commit"],
-        digests=coerce(dict[str, str], values["digests"], "record.digests"),
+        metrics=record.metrics,
+        commit=environment.commit,
+        digests=record.digests,
     )
 
 

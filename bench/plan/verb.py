@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import Refusal
-from bench.compose import ROOT
 from bench.config import Run, Where, canonical
 from bench.plan.costs import SOURCES, Costs, Range, Totals, totals
 from bench.plan.effects import Effect, effects
@@ -17,6 +16,7 @@ from bench.plan.why import Reason, reasons
 from bench.record import uncollected
 from bench.store import Store
 from bench.sweep import Cell, Sweep, cells, load, ordered
+from bench.where import results
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Plan:
 def plan_verb(path: Path, where: Where, parallel: int, device: str, pilot: bool, as_json: bool) -> int:
     if parallel < 1:
         raise Refusal(f"--parallel must be at least 1, got {parallel}")
-    sweep, store = load(path), Store(ROOT / where.results)
+    sweep, store = load(path), Store(results(where))
     if pilot:
         from bench.plan.pilot import measure
         from bench.worker import Stop
@@ -64,13 +64,13 @@ def plan_verb(path: Path, where: Where, parallel: int, device: str, pilot: bool,
         json.dump(asdict(made), sys.stdout, indent=1)
         print()
     else:
-        show(made, path)
+        show(made, path, store.absent())
     return 0
 
 
 def pilots_missing(path: Path, where: Where, device: str) -> list[Run]:
     """One run of each protocol and mixer that was not measured here, on any device or on `device`."""
-    known = read_pilots(ROOT / where.results / "pilots.jsonl")
+    known = read_pilots(results(where) / "pilots.jsonl")
     there = {(p.protocol_id, canonical(p.mixer, "mixer")) for p in known if device in ("", p.device)}
     each = {(r.protocol_id, r.mixer.canonical): r for r in ordered(_runs(cells(load(path))))}
     return [run for kind, run in each.items() if kind not in there]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.config import MISALIGNED, digest
+from bench.matching import matched
 from bench.report import stats
 from bench.report.frame import Arm, Table
 from bench.report.stats_bootstrap import bca, caution, draws
@@ -16,7 +17,7 @@ from bench.report.stats_suite import improvement, iqm_interval, profile, rank_ov
 from bench.report.stats_tests import Equivalence, Interval, benjamini_hochberg, can_test, equivalence, holm, t_interval
 from bench.report.suite import Average, Floor, glue_average
 from bench.report.tables import by_seed, tidy
-from bench.sweep import AGAINST, PARTS, SAM, Column, matched
+from bench.sweep import AGAINST, PARTS, SAM, Column
 
 A_A = "a_a"  # an arm against itself with other initial values of the mixer: whatever is found there is noise
 RESAMPLES = 2000

@@ -102,10 +102,10 @@ def load(path: Path) -> Matrices:
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz; a Refusal for a file that is none or that holds Python objects."""
+    if path.is_file() and not zipfile.is_zipfile(path):  # numpy takes it for a pickle and advises to load it unsafely
+        raise Refusal(f"{path} is no .npz; wanted: the file of numpy.savez, with named arrays")
     try:
         with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise Refusal(f"{path} is a single array; wanted: an .npz with named ones")
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise Refusal(f"no such file: {path}") from None

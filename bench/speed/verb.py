@@ -16,7 +16,6 @@ import torch
 
 from bench import Refusal, provenance, registry
 from bench.compiling import allow_many
-from bench.compose import ROOT
 from bench.config import Where
 from bench.report import speed as report
 from bench.speed import figures
@@ -24,6 +23,7 @@ from bench.speed.rounds import CEILINGS, Ceiling, LayerCell, Timed, attempt, mea
 from bench.speed.settings import Asked, Entry, Settings, read
 from bench.speed.training import Fit
 from bench.store import utc
+from bench.where import results
 from bench.whole import replace_whole
 
 SCHEMA = 1
@@ -33,7 +33,7 @@ NAME = "speed.json"
 def speed(asked: Asked) -> int:
     """Measure, write and print; 1 if a cell failed for another reason than memory or fitness."""
     settings, entries, where = read(asked)
-    out = asked.out or ROOT / where.results / "speed" / settings.device
+    out = asked.out or results(where) / "speed" / settings.device
     if (out / NAME).exists():
         raise Refusal(f"{out / NAME} is there already; delete it or name another --out")
     out.mkdir(parents=True, exist_ok=True)

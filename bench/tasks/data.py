@@ -219,8 +219,9 @@ def _state(pins: Pins, path: str, sha256: str, places: Places) -> Status:
     here = places.data is not None and (places.data / path).is_file()
     if here and digest(places.data / path) == sha256:
         return Status(path, "verified", "")
+    unset = "" if places.data else "$MIXERBENCH_DATA is not set, it must name the folder of all data sets; "
     advice = (
-        f"the file with sha256 {sha256} must lie at {path} in $MIXERBENCH_DATA; copy it from a folder that has "
+        f"{unset}the file with sha256 {sha256} must lie at {path} in $MIXERBENCH_DATA; copy it from a folder that has "
         f"it: mixerbench data fetch {pins.name} --from FOLDER"
     )
     return Status(path, "other content" if here else "missing", advice)
