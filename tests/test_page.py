@@ -150,7 +150,7 @@ def test_every_number_of_the_wide_table_is_the_mean_of_the_runs_it_leads_to(tree
     data, checked = island(page.read_text(encoding="utf-8")), 0
     for place, row in enumerate(rows_of(tree, "table")):
         buttons = [b for cell in row.inside for b in cell.all("button")]
-        assert len(buttons) == 6 and all(b.attributes["data-runs"].startswith(f"runs={place}/") for b in buttons)
+        assert len(buttons) == 7 and all(b.attributes["data-runs"].startswith(f"runs={place}/") for b in buttons)
         for button in buttons[:3]:
             (mean,) = value_behind(button.attributes["data-runs"], data)
             shown = button.all("span")[0].text

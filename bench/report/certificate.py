@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from bench.config import digest
 from bench.report.frame import Arm, Row, Table, facts, flattened, plain, protocol_value, same, shared_code
+from bench.report.tables import CAPACITY
 
-CAPACITY = ("parameters", "mixer_parameters", "flops", "state_per_head")
 RAN_ON = ("torch", "python", "device", "precision", "backend", "compiled", "threads", "world", "micro_batches")
 
 

@@ -32,22 +32,18 @@ PAGE = r"""\documentclass{article}
 def fragment(table: Table, analysis, sections: list) -> str:
     """The tables alone, for \\input; they need the packages booktabs and graphicx."""
     head, lines, notes = wide(table, analysis)
-    head, lines = with_costs(table, head, lines)
+    head, lines = with_speed(table, head, lines)
     parts = [tabular(table.sweep.name, table.sweep.question, head, lines, 2, notes)]
     for section in sections:
         parts.append(tabular(table.sweep.name, section.title, section.head, section.lines, section.left, section.notes))
     return "% needs \\usepackage{booktabs,graphicx}\n" + "\n".join(parts)
 
 
-def with_costs(table: Table, head: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """FLOPs of the mixers and positions a second as the runs ran; both of the sweep's first column."""
-    first, found = table.protocols()[:1], []
-    for arm, line in zip(table.arms, lines, strict=True):
-        rows = [r for r in table.cell(first[0], arm) if r.trained]
-        speed = throughput(table, arm, first)
-        flops = count_text(rows[0].record.capacity.flops) if rows else "-"
-        found.append([*line, flops, "-" if speed != speed else count_text(round(speed))])
-    return [*head, "FLOPs", "tokens/s"], found
+def with_speed(table: Table, head: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Positions a second as the runs ran, of the sweep's first column."""
+    speeds = [throughput(table, arm, table.protocols()[:1]) for arm in table.arms]
+    texts = ["-" if speed != speed else count_text(round(speed)) for speed in speeds]
+    return [*head, "tokens/s"], [[*line, text] for line, text in zip(lines, texts, strict=True)]
 
 
 def tabular(sweep: str, title: str, head: list[str], lines: list[list[str]], left: int, notes: list[str]) -> str:

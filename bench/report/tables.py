@@ -10,6 +10,13 @@ from bench.report.frame import LEVELS, Arm, Table, nested, plain, seeds_text
 from bench.report.stats_tests import t_interval
 
 PLACE = ["arm", "protocol", "metric"]
+# Of a record's capacity -> its column. FLOPs are in it, for arms of equal parameters may take very unequal work.
+CAPACITY = {
+    "parameters": "parameters",
+    "mixer_parameters": "of the mixer",
+    "flops": "its FLOPs",
+    "state_per_head": "state per head",
+}
 
 
 def tidy(table: Table):
@@ -88,7 +95,7 @@ def csv(table: Table, analysis) -> str:
     }
     for place, (key, values) in enumerate(own.items(), 1):
         frame.insert(place, key, values)
-    for key in ("parameters", "mixer_parameters", "flops", "state_per_head"):
+    for key in CAPACITY:
         found = [capacities(table, arms[a], [p], key) for a, p in zip(frame["arm"], frame["protocol"], strict=True)]
         frame[key] = [str(values[0]) if values else "" for values in found]
     speeds = {(a.label, p): throughput(table, a, [p]) for a in table.arms for p in table.protocols()}
@@ -156,7 +163,7 @@ def wide(table: Table, analysis) -> tuple[list[str], list[list[str]], list[str]]
         cells |= average_texts(table, analysis.average)
     head = ["mixer", "SAM", *table.axes]
     head += [column_title(m.column) + " (at floor)" * m.at_floor for m in analysis.measured]
-    head += ["parameters", "of the mixer", "state per head"]
+    head += CAPACITY.values()
     lines = []
     for place, arm in enumerate(table.arms):
         twin = f" (A/A {arm.mixer['salt']})" if arm.mixer.get("salt", 0) else ""
@@ -165,7 +172,7 @@ def wide(table: Table, analysis) -> tuple[list[str], list[list[str]], list[str]]
         texts = [(cells[arm.label, m.column.protocol, m.column.metric], m.letters[place]) for m in analysis.measured]
         edge = [" (edge)" * ((arm.key, m.column.protocol) in table.edges) for m in analysis.measured]
         own += [f"{text}{mark} {letters}".rstrip() for (text, letters), mark in zip(texts, edge, strict=True)]
-        own += [capacity_text(table, arm, k) for k in ("parameters", "mixer_parameters", "state_per_head")]
+        own += [capacity_text(table, arm, k) for k in CAPACITY]
         lines.append(own)
     return head, lines, [*numbered, *reasons, *standing_notes(table), *analysis_notes(table, analysis), *table.notes]
 
@@ -300,7 +307,8 @@ def standing_notes(table: Table) -> list[str]:
     )
     replicas = {p: len({r.replica for r in table.of(p)}) for p in table.protocols()}
     repeated = [f"{p} ({k})" for p, k in replicas.items() if k > 1]
-    return notes + ([f"Replicas are averaged within their seed first: {', '.join(repeated)}."] if repeated else [])
+    notes += [f"Replicas are averaged within their seed first: {', '.join(repeated)}."] if repeated else []
+    return [*notes, "FLOPs of the mixer: its forward pass over one sequence of full length, in all layers."]
 
 
 def capacity_text(table: Table, arm: Arm, key: str) -> str:
