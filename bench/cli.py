@@ -134,7 +134,7 @@ def submit(options: argparse.Namespace, runs: list, todo: list, where) -> int:
 def report(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from bench.report.frame import Source
+    from bench.report.frame import Incomplete
     from bench.report.verb import report as make_report
     from bench.store import Store
     from bench.sweep import load
@@ -143,8 +143,11 @@ def report(options: argparse.Namespace) -> int:
     where, loaded = where_of(options.words), load(options.path)
     store = Store(results(where))
     console = Console() if sys.stdout.isatty() else None  # a file or a pipe gets Markdown
-    source = Source(store.root, shlex.join(["mixerbench", "sweep", str(options.path), *options.words]))
-    written = make_report(loaded, store, store.root / loaded.name, console, options.html, source)
+    try:
+        written = make_report(loaded, store, store.root / loaded.name, console, options.html)
+    except Incomplete as error:
+        command = shlex.join(["mixerbench", "sweep", str(options.path), *options.words])
+        raise Refusal(f"{error} in {store.root}; `{command}` completes it") from None
     if console is None:
         print((store.root / loaded.name / "table.md").read_text())
     for path in written:

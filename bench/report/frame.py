@@ -6,7 +6,6 @@ hold, not on names: protocols key by key, digests of the shared code, hashes of 
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 from bench import Refusal
@@ -133,20 +132,16 @@ def rows(sweep: Sweep, store: Store) -> list[Row]:
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the records of a table were looked for, and the command that trains those that are missing."""
-
-    root: Path
-    command: str
+class Incomplete(Refusal):
+    """No seed of a sweep is whole; how many runs have a record, and not where that was looked for."""
 
 
-def controlled(rows: list[Row], sweep: Sweep, source: Source | None = None) -> Table:
-    """The table of the rows, or a Refusal that names what is not controlled. `source`: None if they have none."""
+def controlled(rows: list[Row], sweep: Sweep) -> Table:
+    """The table of the rows, or a Refusal that names what is not controlled."""
     columns = written_out(sweep, list(dict.fromkeys(r.protocol for r in rows)))
     shown = [r for r in rows if r.protocol in {c.protocol for c in columns}]
     arms, axes = arms_of(shown, sweep)
-    seeds, notes = complete_seeds(shown, sweep, source)
+    seeds, notes = complete_seeds(shown, sweep)
     kept = tuple(r for r in shown if r.seed in seeds)
     table = Table(sweep, columns, axes, arms, seeds, kept, (), frozenset(), ())
     for column in {c.protocol: c for c in reversed(columns)}.values():
@@ -189,19 +184,18 @@ def departures(sweep: Sweep, mixer: dict) -> list[sweeps.Departure]:
     return [d for d in sweep.departures if all(mixer.get(k) == v for k, v in d.mixer.items())]
 
 
-def complete_seeds(rows: list[Row], sweep: Sweep, source: Source | None) -> tuple[tuple[int, ...], list[str]]:
+def complete_seeds(rows: list[Row], sweep: Sweep) -> tuple[tuple[int, ...], list[str]]:
     """Seeds for which every arm has a record in every column, and a note on the others."""
     missing = {s: sum(r.seed == s and r.record is None for r in rows) for s in dict.fromkeys(r.seed for r in rows)}
-    command = source.command if source else f"mixerbench sweep sweeps/{sweep.name}.yaml"
-    cure, there = f"`{command}` completes it", f" in {source.root}" if source else ""
     have = len(rows) - sum(missing.values())
     if not have:
-        raise Refusal(f"no records for sweep '{sweep.name}'{there} ({len(rows)} runs are missing); {cure}")
+        raise Incomplete(f"no records for sweep '{sweep.name}' ({len(rows)} runs are missing)")
     seeds = tuple(s for s, n in missing.items() if n == 0)
     each = ", ".join(f"seed {s} ({n} run{'s' * (n > 1)} missing)" for s, n in missing.items() if n)
     if not seeds:
-        some = f"{have} of {len(rows)} runs have a record{there}: {each}"
-        raise Refusal(f"sweep '{sweep.name}': no seed is complete, {some}; {cure}")
+        some = f"{have} of {len(rows)} runs have a record: {each}"
+        raise Incomplete(f"sweep '{sweep.name}': no seed is complete, {some}")
+    cure = f"`mixerbench sweep sweeps/{sweep.name}.yaml` completes it"  # no path: the same records, the same bytes
     return seeds, [f"{LEFT_OUT}{each}; {cure}."] if each else []
 
 

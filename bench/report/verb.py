@@ -34,15 +34,13 @@ from bench.sweep import Sweep
 
 
 @uncollected()
-def report(
-    sweep: Sweep, store: Store, target: Path, console, html: bool = False, source: frame.Source | None = None
-) -> list[Path]:
+def report(sweep: Sweep, store: Store, target: Path, console, html: bool = False) -> list[Path]:
     """Write tables (.md, .csv, .tex), summary.md, figures/ (.png, .pdf) and certificate.json into the folder `target`.
 
-    `console`: a rich console to print the tables on, or None. `html`: write page.html too. `source`: for the words on
-    missing runs. Refuses (bench.Refusal) what is not a controlled comparison, and a sweep without one complete seed.
+    `console`: a rich console to print the tables on, or None. `html`: write page.html too. Refuses (bench.Refusal)
+    what is not a controlled comparison, and a sweep without one complete seed.
     """
-    table = replace(frame.controlled(frame.rows(sweep, store), sweep, source), beside=cost.beside(store))
+    table = replace(frame.controlled(frame.rows(sweep, store), sweep), beside=cost.beside(store))
     tuned = tuning.tuned(table, store)
     table = tuning_text.marked(table, tuned)
     proof = certificate.certificate(table) | ({"tuning": tuning_text.proof(tuned)} if tuned else {})
