@@ -202,8 +202,7 @@ def last_line(state: State) -> str:
 
 def screen(look: Look, path: Path, store: Store, everything: bool) -> list[str]:
     walls = _walls(look)
-    absent = f"; {store.absent()}" if store.absent() else ""
-    lines = [f"{path}: {len(look.states)} runs: {_counts(look)}{absent}", *_slurm_lines(look, path)]
+    lines = [f"{path}: {len(look.states)} runs: {_counts(look)}{store.absent()}", *_slurm_lines(look, path)]
     lists = {
         "Running": [f"{_who(s)}: {_progress(s, walls, store)}{_before(s)}" for s in look.of("running")],
         "Failed, will be tried again": [_failed(s) for s in look.of("failed")],

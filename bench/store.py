@@ -36,8 +36,8 @@ class Store:
         self._read: dict[str, Record] = {}  # of run folders; a record never changes
 
     def absent(self) -> str:
-        """That there is no such results folder, for the first line of what is read from it; '' if there is one."""
-        return "" if self.root.exists() else f"results folder {self.root} does not exist yet"
+        """That there is no such results folder, to end the first line of what is read from it; '' if there is one."""
+        return "" if self.root.exists() else f"; results folder {self.root} does not exist yet"
 
     def folder(self, run_id: str) -> Path:
         return self.root / "runs" / run_id

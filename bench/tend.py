@@ -30,7 +30,7 @@ def logs(path: Path, where: Where, root: Path, names: list[str], lines: int) -> 
         if log:
             print(f"{run.id} {run.label} {named(run)}: {clean(log)}")
     if not any(log for _, log in known):
-        print(f"no run of {path} has a log in {root}" + (f"; {store.absent()}" if store.absent() else ""))
+        print(f"no run of {path} has a log in {root}{store.absent()}")
     return 0
 
 
@@ -45,7 +45,7 @@ def one_of(runs: list[Run], start: str, path: Path) -> Run:
 
 
 def _log_of(run: Run, store: Store, lines: int) -> int:
-    print(f"{run.id} {run.label} {named(run)}" + (f"; {store.absent()}" if store.absent() else ""))
+    print(f"{run.id} {run.label} {named(run)}{store.absent()}")
     failures, log = store.failures(run.id), store.log(run.id)
     for number, one in enumerate(failures[:-1], 1):
         print(f"failure {number}, {one['time']}: {one['kind']}: {clean((one['message'].splitlines() or [''])[0])}")
@@ -72,8 +72,7 @@ def cancel(path: Path, where: Where, root: Path) -> int:
     load(path)  # a wrong name is no empty sweep
     homes = [home for name in (path.stem, pilots_of(path.stem)) if (home := root / "slurm" / name).exists()]
     if not homes:
-        absent = Store(root).absent()
-        print(f"nothing of {path} was submitted from {root}" + (f"; {absent}" if absent else ""))
+        print(f"nothing of {path} was submitted from {root}{Store(root).absent()}")
         return 0
     leases = [alone(home) for home in homes]  # what somebody is just submitting is cancelled too
     try:
@@ -135,6 +134,5 @@ def retry(path: Path, where: Where, root: Path, told: bool, only: list[str]) -> 
             lease.release()
         chosen["diverged" if state.name == "diverged" else state.kind] += 1
     kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(chosen.items()))
-    absent = f"; {store.absent()}" if store.absent() else ""
-    print(f"{chosen.total()} runs may be tried again{f': {kinds}' if kinds else ''}{absent}")
+    print(f"{chosen.total()} runs may be tried again{f': {kinds}' if kinds else ''}{store.absent()}")
     return chosen.total()

@@ -11,9 +11,9 @@ import pytest
 
 from bench.report import analysis, length_plot, plots
 from bench.report.figures import curves, gains, pareto, profile, ranks, responses, seeds
-from bench.report.figures.tints import DARKEST, PALEST, contrast, families, tinted
-from bench.report.figures.variants import variants
 from bench.report.responses import responses as of_table
+from bench.report.tints import DARKEST, PALEST, contrast, families, tinted
+from bench.report.variants import variants
 from bench.sweep import Column, Departure
 from tests.test_report import ATTENTION, DENSE, LOW, LOW_SAM, a_sweep
 from tests.test_report_statistics import a_table, noisy_rows

@@ -23,12 +23,12 @@ NAMES = 4  # in one line
 
 
 def show(plan: "Plan", path: Path, absent: str) -> None:
-    """`absent`: that there is no results folder, '' if there is one."""
+    """`absent`: what ends the first line if there is no results folder."""
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=160)
     counts = ", ".join(f"{n} {STATE_WORDS[state]}" for state, n in plan.states.items() if n or state in ALWAYS)
-    console.print(f"{path}: {plan.runs} runs: {counts}" + (f"; {absent}" if absent else ""))
+    console.print(f"{path}: {plan.runs} runs: {counts}{absent}")
     console.print(protocols(plan))
     for title, lines in (
         ("New because", [reason(r) for r in plan.new]),

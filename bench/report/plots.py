@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.config import MISALIGNED
-from bench.report.figures.tints import families, tinted
 from bench.report.frame import Table, plain
+from bench.report.tints import families, tinted
 
 # Looks only: as many mixers as there are colours keep theirs from table to table, and others take what a table leaves;
 # so for markers. Append, never reorder.

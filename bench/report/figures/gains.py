@@ -7,7 +7,6 @@ import numpy as np
 
 from bench.report import stats
 from bench.report.analysis import A_A, Analysis, Result
-from bench.report.figures.variants import shared, variants
 from bench.report.frame import Table
 from bench.report.plots import (
     DARK,
@@ -24,6 +23,7 @@ from bench.report.plots import (
     window,
 )
 from bench.report.sections import kind_title, pair_label
+from bench.report.variants import shared, variants
 from bench.sweep import PARTS, SAM
 
 NAMES = {SAM: "sam_gain", PARTS: "sam_parts"}

@@ -7,7 +7,6 @@ import numpy as np
 
 from bench.report import stats
 from bench.report.analysis import Analysis, Measured
-from bench.report.figures.variants import shared, variants
 from bench.report.frame import Table
 from bench.report.plots import (
     DARK,
@@ -23,6 +22,7 @@ from bench.report.plots import (
     whiskers,
     window,
 )
+from bench.report.variants import shared, variants
 
 
 def figures(table: Table, analysis: Analysis):
