@@ -335,7 +335,8 @@ def test_lines_stand_side_by_side_and_each_nearest_to_its_own_value(values):
         assert (nearest == np.arange(len(place_V))[:, None]).all()
 
 
-def test_a_metric_stands_over_the_length_and_above_the_tokens_a_second_of_the_same_mixers(tmp_path):
+@pytest.mark.parametrize(("issued", "other"), [("graph", "fast"), ("fast", "naive")])
+def test_a_metric_stands_over_the_length_and_above_the_tokens_a_second_of_the_same_mixers(tmp_path, issued, other):
     lengths, rows = (64, 256), noisy_rows({}, 3, changes={"task.length": 128})
     at = {n: {f"loss_at_{n}": n / 100} for n in lengths}
     rows = [replace(r, record=replace(r.record, metrics=r.record.metrics | at[64] | at[256])) for r in rows]
@@ -348,8 +349,9 @@ def test_a_metric_stands_over_the_length_and_above_the_tokens_a_second_of_the_sa
     cells = [{"mixer": ATTENTION["name"], "args": {k: v for k, v in ATTENTION.items() if k != "name"}}, stray]
     seconds = {"q1": 0.5, "median": 1.0, "q3": 2.0, "n": 4}
     timed = [
-        c | {"way": "fast", "length": n, "batch": 1024 // n, "seconds": seconds} for c in cells for n in (512, 128)
+        c | {"way": issued, "length": n, "batch": 1024 // n, "seconds": seconds} for c in cells for n in (512, 128)
     ]
+    timed += [row | {"way": other, "seconds": dict.fromkeys(seconds, 9.0)} for row in timed]
     (tmp_path / "figures").mkdir()
     assert [p.name for p in length_plot.draw(table, found, tmp_path)] == ["length.png", "length.pdf"]
     (tmp_path / "speed").mkdir()

@@ -15,6 +15,7 @@ from bench.report.frame import Table, nested
 from bench.report.responses import LENGTH, Response, responses
 
 MEASURED = Path("speed") / "speed.json"  # in a report's folder
+ISSUED = ("graph", "fast")  # ways of a layer in a training: on one GPU, and where there is none of these
 
 
 def draw(table: Table, analysis: Analysis, target: Path) -> list[Path]:
@@ -33,9 +34,11 @@ def rates_of(table: Table, path: Path) -> dict[int, list[tuple[int, dict]]]:
     """Place of an arm -> (length, quartiles of tokens a second) of its layer as training runs it, ascending."""
     places = {(a.mixer["name"], tuple(sorted(own(a.mixer)))): i for i, a in enumerate(table.arms)}
     found: dict[int, list[tuple[int, dict]]] = {}
-    for row in speed.load(path)["rows"]:
+    timed = speed.load(path)["rows"]
+    issued = next((way for way in ISSUED if any(row.get("way") == way for row in timed)), None)
+    for row in timed:
         place = places.get((row["mixer"], tuple(sorted(own(row["args"])))))
-        if place is not None and row.get("way") == "fast" and row["seconds"]:
+        if place is not None and row.get("way") == issued and row["seconds"]:
             tokens = row["batch"] * row["length"]
             spread = {key: tokens / row["seconds"][key] for key in ("q1", "median", "q3")}
             found.setdefault(place, []).append((row["length"], spread))
