@@ -114,6 +114,29 @@ def test_long_rows_of_16_bits_go_by_products_of_smaller_matrices(name, function,
         assert len(calls) > before and all(figure < HALF for figure in found.values()), found
 
 
+@pytest.mark.parametrize("name", ["scan", "toeplitz"])
+def test_more_rows_and_heads_than_a_grid_has_beside_its_first_dimension(name, monkeypatch):
+    """CUDA ends the others at 65,535."""
+    from triton.runtime.jit import JITFunction
+
+    from bench.kernels import scan, toeplitz
+
+    grids, rows = [], 2**16
+    monkeypatch.setattr(JITFunction, "run", lambda kernel, *words, grid, **options: grids.append(grid))
+    v_BLHP = torch.zeros(rows, 2 * scan.CHUNK + 1, 1, 1, requires_grad=True)
+    table = {"requires_grad": True}
+    if name == "scan":
+        c_BLDGN, rate_BLDH = v_BLHP[:, :, None].detach(), torch.zeros(1, v_BLHP.shape[1], 2, 1, **table)
+        kept_BL = torch.ones(v_BLHP.shape[:2], dtype=torch.int64)
+        y = scan.scan(v_BLHP, c_BLDGN, c_BLDGN, rate_BLDH, rate_BLDH, v_BLHP[..., 0], kept_BL, False)
+    else:
+        count_B = torch.full((rows,), v_BLHP.shape[1])
+        y = toeplitz.toeplitz(v_BLHP, torch.zeros(1, 1, 2 * v_BLHP.shape[1] - 1, **table), count_B)
+    y.backward(y.detach())
+    assert max(first for first, *_ in grids) >= rows and len(grids) > 4
+    assert all(size <= 65_535 for _, *others in grids for size in others)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(

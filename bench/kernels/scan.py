@@ -125,7 +125,7 @@ def _states_of(x_BLDGN: Tensor, weight_BKDHT: Tensor, v_BLHP: Tensor, decay_BKDH
     s_BKDHNP = v_BLHP.new_empty(*decay_BKDH.shape, x_BLDGN.shape[-1], v_BLHP.shape[-1])
     ints = sizes.pop("ints")
     if chunks > 1:
-        states[chunks - 1, batch * heads, directions](
+        states[(chunks - 1) * batch * heads, directions](
             x_BLDGN, weight_BKDHT, v_BLHP, s_BKDHNP, *ints, *x_BLDGN.stride()[:4], BACK=back, **sizes
         )
     return s_BKDHNP
@@ -165,7 +165,7 @@ def chunk_products(
         carry[batch * heads, directions, blocks](h_BKDHNP, decay_BKDH, heads, size, K=chunks, BLOCK=BLOCK)
     y_BLHP, sizes = torch.empty_like(v_BLHP), _sizes(v_BLHP, c_BLDGN, decay_BKDH)
     ints = sizes.pop("ints")
-    products[chunks, batch * heads](
+    products[chunks * batch * heads,](
         v_BLHP, c_BLDGN, b_BLDGN, dt_BKDHT, sum_BKDHT, read_BKDHT, delta_BKHT, h_BKDHNP, segments_BL, y_BLHP,
         *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4],
         BOTH=directions == 2, PACKED=packed, num_warps=WARPS, num_stages=STAGES, **sizes,
@@ -209,7 +209,7 @@ def chunk_products_backward(
     sizes = _sizes(v_BLHP, c_BLDGN, decay_BKDH)
     ints = sizes.pop("ints")
     gdt_BKDHT, gsum_BKDHT, gwrite_BKDHT, gread_BKDHT = gsmall
-    products_back[chunks, batch * heads](
+    products_back[chunks * batch * heads,](
         gy_BLHP, v_BLHP, c_BLDGN, b_BLDGN, *small, delta_BKHT, h_BKDHNP, gs_BKDHNP, segments_BL,
         gv_BLHP, gc_BLDHN, gb_BLDHN, gdt_BKDHT, gsum_BKDHT, gwrite_BKDHT, gread_BKDHT, gdelta_BKHT,
         *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4],

@@ -22,6 +22,13 @@ def _chunk(place, d, chunks):
     return place + d * (chunks - 1 - 2 * place)
 
 
+@triton.jit
+def _place(chunks, heads):
+    """Chunk, row and head of a program, one after the other in the grid's first dimension: the others end at 65,535."""
+    of_row = tl.program_id(0) // chunks
+    return tl.program_id(0) % chunks, of_row // heads, of_row % heads
+
+
 @triton.jit(do_not_specialize=SIZES)
 def states(
     x_ptr, weight_ptr, v_ptr, s_ptr, length, heads, each, state, width, chunks, x_b, x_l, x_d, x_g,
@@ -30,9 +37,9 @@ def states(
 ):  # fmt: skip
     """s = sum over a chunk of weight_t x_t v_t^T, for one head and direction, kept at the next chunk, or with BACK at
     the one before: what the last chunk (the first) would say nobody reads."""
-    row, d = tl.program_id(1) // heads, tl.program_id(2)
-    h, directions = tl.program_id(1) % heads, tl.num_programs(2)
-    k, other = _chunk(tl.program_id(0), d, chunks), _chunk(tl.program_id(0) + 1, d, chunks)
+    place, row, h = _place(chunks - 1, heads)
+    d, directions = tl.program_id(1), tl.num_programs(1)
+    k, other = _chunk(place, d, chunks), _chunk(place + 1, d, chunks)
     if BACK:
         k, other = other, k
     t_T = k * T + tl.arange(0, T)
@@ -117,7 +124,7 @@ def products(
     T: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y of one chunk and head."""
-    k, row, h = tl.program_id(0), tl.program_id(1) // heads, tl.program_id(1) % heads
+    k, row, h = _place(chunks, heads)
     t_T = k * T + tl.arange(0, T)
     n_N, p_P, known_T = tl.arange(0, N), tl.arange(0, P), t_T < length
     DIRECTIONS: tl.constexpr = 2 if BOTH else 1
@@ -152,7 +159,7 @@ def products_back(
 ):  # fmt: skip
     """All gradients of one chunk and head; those of c and b per head and direction. One direction after the other, in a
     loop, and gv last, from rows of gy that are read again: registers do not suffice for all of it at once."""
-    k, row, h = tl.program_id(0), tl.program_id(1) // heads, tl.program_id(1) % heads
+    k, row, h = _place(chunks, heads)
     t_T = k * T + tl.arange(0, T)
     s_T, n_N, p_P, known_T = tl.arange(0, T), tl.arange(0, N), tl.arange(0, P), t_T < length
     DIRECTIONS: tl.constexpr = 2 if BOTH else 1

@@ -47,8 +47,9 @@ def _product(
     I: tl.constexpr, J: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of y, over the places of v that it can see."""
-    row, h, first = tl.program_id(1) // heads, tl.program_id(1) % heads, tl.program_id(0) * I
-    i_I, c_C = tl.arange(0, I), tl.program_id(2) * C + tl.arange(0, C)
+    of_row, first = tl.program_id(0) // tl.cdiv(length, I), tl.program_id(0) % tl.cdiv(length, I) * I
+    row, h = of_row // heads, of_row % heads
+    i_I, c_C = tl.arange(0, I), tl.program_id(1) * C + tl.arange(0, C)
     count = tl.load(count_ptr + row).to(tl.int32)
     table = ((row % filters) * heads + h).to(tl.int64) * COPIES * size + size // 2
     t_at_I = t_ptr + table + (i_I % COPIES) * size - i_I // COPIES * COPIES - first
@@ -104,11 +105,12 @@ def _filter_gradient(
 ):  # fmt: skip
     """Diagonals d and d - tiles of tiles, which together are as long as the row. Of a row and head, two lists of lags
     -tiles T, .., tiles T - 1, of which diagonal d writes stretch d of the first and d - 1 of the second."""
-    row, h, d = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads, tl.program_id(0)
+    of_row, d = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    row, h = of_row // heads, of_row % heads
     count = tl.load(count_ptr + row).to(tl.int32)
     g_at, v_at = g_ptr + row * g_b + h * g_h, v_ptr + row * v_b + h * v_h
     used = tl.cdiv(count, T)
-    at = part_ptr + tl.program_id(1).to(tl.int64) * 4 * tiles * T
+    at = part_ptr + of_row * 4 * tiles * T
     k_T = tl.arange(0, T)
     steps = tl.maximum(used - d, 0)
     s_TT = _diagonal_of_tiles(g_at, v_at, d, 0, steps, count, width, g_l, v_l, T, C, PARTS, PRECISION)
@@ -151,7 +153,7 @@ def toeplitz_product(v_BLHP: Tensor, w_FHK: Tensor, count_B: Tensor, causal: boo
     t_FHSW = table(w_FHK, v_BLHP.dtype, turned, causal)
     y_BLHP = v_BLHP.new_empty(batch, length, heads, width)
     i, j, c = _tile(length, 2 * READ // v_BLHP.element_size()), _tile(length, WRITTEN), _tile(width, CHANNELS)
-    _product[triton.cdiv(length, i), batch * heads, triton.cdiv(width, c)](
+    _product[triton.cdiv(length, i) * batch * heads, triton.cdiv(width, c)](
         t_FHSW, v_BLHP, y_BLHP, count_B, length, heads, width, t_FHSW.shape[-1], filters, *v_BLHP.stride()[:3],
         TURNED=turned, CAUSAL=causal, I=i, J=j, C=c, PRECISION=precision(v_BLHP.dtype), num_warps=warps(WARPS, i),
         num_stages=STAGES,
@@ -169,7 +171,7 @@ def toeplitz_filter_gradient(
     t, c = _tile(length, PLACES), _tile(width, 2 * CHANNELS // v_BLHP.element_size())  # as many bytes in fp32
     tiles = triton.cdiv(length, t)
     part_BHSW = v_BLHP.new_empty(batch, heads, 2, 2 * tiles * t, dtype=torch.float32)
-    _filter_gradient[tiles, batch * heads](
+    _filter_gradient[tiles * batch * heads,](
         gy_BLHP, v_BLHP, part_BHSW, count_B, heads, width, tiles, *gy_BLHP.stride()[:3], *v_BLHP.stride()[:3],
         CAUSAL=causal, T=t, C=c, PARTS=triton.cdiv(width, c), PRECISION=precision(v_BLHP.dtype),
         num_warps=warps(WARPS_BACK, t), num_stages=STAGES_BACK,
