@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from bench import Refusal
@@ -31,6 +32,7 @@ from bench.where import results
 POLL_SECONDS = 0.5
 JOIN_SECONDS = 300.0  # until all followers are there: interpreters load slowly from a busy file system
 END_SECONDS = 60.0  # for the last words of the other nodes, when our own ranks have ended
+TOLD = 2_000  # characters of what went wrong in a rank: a pipe takes them at once, whoever is killed meanwhile
 LAUNCHES = 3  # of an srun that brings nobody: a node that is held up for a moment refuses a step ("credential expired")
 
 
@@ -40,7 +42,7 @@ def execute_ranks(run: Run, where: Where, stop) -> Record | None:
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(reserved(address)).getsockname()[1]
         step = stack.enter_context(Followers(run, where, address, port)) if where.nodes > 1 else None
-        ranks = started(run, where, 0, address, port)
+        ranks, faults = started(run, where, 0, address, port)
         while any(p.is_alive() for p in ranks):
             stopping = stop()
             if stopping and ranks[0].is_alive():
@@ -52,8 +54,12 @@ def execute_ranks(run: Run, where: Where, stop) -> Record | None:
                     process.kill()
             ranks[0].join(POLL_SECONDS)
         codes = [p.exitcode for p in ranks]
+        fault = None if faults.empty() else faults.get()
+        if isinstance(fault, Refusal | MemoryError):
+            raise fault
         if any(codes):
-            raise RuntimeError(f"ranks ended with exit codes {codes}{step.said() if step else ''}")
+            told = f", the first with {fault}" if fault else ""
+            raise RuntimeError(f"ranks ended with exit codes {codes}{told}{step.said() if step else ''}")
         if step and step.process.wait(END_SECONDS):
             raise RuntimeError(f"ranks ended well here{step.said()}")
     return Store(results(where)).record(run.id)
@@ -68,25 +74,36 @@ def reserved(address: str) -> socket.socket:
     return probe
 
 
-def started(run: Run, where: Where, node: int, address: str, port: int) -> list:
-    """The ranks of one node, as processes."""
+def started(run: Run, where: Where, node: int, address: str, port: int) -> tuple[list, SimpleQueue]:
+    """The ranks of one node, as processes, and what went wrong in them, for the worker to raise as its own."""
     context = multiprocessing.get_context("spawn")
-    arguments = [(run, where, node, local, address, port, os.getpid()) for local in range(where.devices)]
+    faults = context.SimpleQueue()
+    arguments = [(run, where, node, local, address, port, os.getpid(), faults) for local in range(where.devices)]
     ranks = [context.Process(target=_rank, args=each, daemon=False) for each in arguments]
     for process in ranks:
         process.start()
-    return ranks
+    return ranks, faults
 
 
-def _rank(run: Run, where: Where, node: int, local: int, address: str, port: int, parent: int) -> None:
-    from bench.worker import Stop
+def _rank(
+    run: Run, where: Where, node: int, local: int, address: str, port: int, parent: int, faults: SimpleQueue
+) -> None:
+    from bench.worker import Stop, out_of_memory
 
     world = {"MASTER_ADDR": address, "MASTER_PORT": port, "WORLD_SIZE": where.nodes * where.devices}
     world |= {"NODE_RANK": node, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": where.devices}
     world |= {"RANK": node * where.devices + local}
     os.environ.update({key: str(value) for key, value in world.items()})
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    execute(run, where, Stop(float("inf")))
+    try:
+        execute(run, where, Stop(float("inf")))
+    except Exception as error:
+        if isinstance(error, Refusal):
+            faults.put(Refusal(str(error)[:TOLD]))
+            sys.exit(2)
+        text = f"{type(error).__name__}: {error}"[:TOLD]
+        faults.put(MemoryError(text) if out_of_memory(error) else RuntimeError(text))
+        raise
 
 
 def _end_with(parent: int) -> None:
@@ -176,7 +193,7 @@ def main(arguments: list[str]) -> int:
     lead.settimeout(None)
     lead.sendall(f"{os.environ.pop('MIXERBENCH_SECRET')}\n".encode())
     node = int(os.environ["SLURM_PROCID"]) + 1
-    ranks = started(run, submission.where, node, address, int(port))
+    ranks, faults = started(run, submission.where, node, address, int(port))
     print(json.dumps({"ranks of": os.environ.get("SLURMD_NODENAME", ""), "node": node, "run": run_id}), flush=True)
     threading.Thread(target=_watch, args=(lead, ranks), daemon=True).start()
     while any(p.is_alive() for p in ranks) and not any(p.exitcode for p in ranks):
@@ -184,6 +201,8 @@ def main(arguments: list[str]) -> int:
     for process in ranks:
         process.kill()  # nothing to one that has ended
         process.join()
+    if not faults.empty():
+        say(str(faults.get()), error=True)
     return int(any(p.exitcode for p in ranks))
 
 

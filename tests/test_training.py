@@ -1,6 +1,7 @@
 """Training: exact resume, micro-batches and ranks that do not change the objective, divergence, the schedule."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from bench import ranks, train
+from bench import Refusal, ranks, train
 from bench import run as one_run
 from bench.compose import make_run, make_where
 from bench.config import MISALIGNED, Run, Schedule
@@ -165,6 +166,30 @@ def test_two_ranks_give_the_weights_of_one_process_with_accumulation(device, whe
     for name, value in ours.items():
         # Adam divides by |gradient|: where that is near zero, rounding shows; 1e-3 of the three steps' length at most.
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=3e-5, msg=name)
+
+
+def test_what_the_user_can_mend_is_said_by_the_rank_that_meets_it(where, tmp_path):
+    run, there = make_run("mini_mlm", "identity", {"mixer.heads": 4}, 0, 0), dataclasses.replace(where, devices=2)
+    with pytest.raises(Refusal, match="data set simplewiki: .* is missing"):
+        ranks.execute_ranks(run, dataclasses.replace(there, data=str(tmp_path)), lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), MemoryError), (ValueError("odd"), RuntimeError)],
+)
+def test_a_rank_tells_what_went_wrong_in_it(error, kind, where, monkeypatch):
+    def execute(*_):
+        raise error
+
+    monkeypatch.setattr(ranks, "execute", execute)
+    monkeypatch.setattr(ranks, "_end_with", lambda parent: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    faults = multiprocessing.get_context("spawn").SimpleQueue()
+    with pytest.raises(type(error)):
+        ranks._rank(a_run(), where, 0, 0, "127.0.0.1", 1, os.getpid(), faults)
+    told = faults.get()
+    assert (type(told), str(told)) == (kind, f"{type(error).__name__}: {error}")
 
 
 def test_the_port_of_the_ranks_is_kept_for_them_until_they_listen():
