@@ -84,12 +84,12 @@ def forget() -> None:
         cached.cache_clear()
 
 
-def built(run: Run, device: str = "cpu") -> tuple[backbone.Backbone, object]:
+def built(run: Run, device: str = "cpu", backend: str = "") -> tuple[backbone.Backbone, object]:
     """Model with values and a task whose every batch is its own example: no data set is needed. On 'meta': shapes only,
-    and no example, which at full size takes seconds."""
+    and no example, which at full size takes seconds. Backend of the mixers: '' for the plain one."""
     task = registry.make_task(run, Places(None, Path()))
     with torch.device(device):
-        model = model_of(run, task, registry.mixer_class(run.mixer.name).backends[0])
+        model = model_of(run, task, backend or registry.mixer_class(run.mixer.name).backends[0])
     if device != "meta":
         backbone.initialise(model, Streams(run.seed, run.replica), registry.salt(run))
         example = task.example(run.protocol.budget.batch)

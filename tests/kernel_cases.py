@@ -16,7 +16,7 @@ import triton.language as tl
 
 from bench import backbone
 from bench.check import subject_of
-from bench.check.backends import errors, plain
+from bench.check.backends import errors, plain, with_skip
 from bench.check.verb import of
 from bench.compose import make_run, make_where
 from bench.kernels import (
@@ -349,9 +349,12 @@ def one_attention(length, rank, width, packed):
 
 
 def model(name, changes):
-    """A whole model with fused shells, and again on its plain backends, against itself without."""
-    made, task = built(shrunk(make_run("quick_recall", name, changes, 0, 0)))
+    """A whole model with fused shells and kernels in its mixers, and again on its plain backends, against itself
+    without."""
+    made, task = built(shrunk(make_run("quick_recall", name, changes, 0, 0)), backend="triton")
     made.to(DEVICE)
+    for _, scale in made.parts():
+        scale.fill_(0.7)
     batch = {key: x.to(DEVICE) for key, x in task.example(4).items()}
     parameters = [p for _, p in sorted(made.named_parameters())]
 
@@ -359,7 +362,8 @@ def model(name, changes):
         loss = task.loss(made(batch), batch)
         return [loss.detach(), *torch.autograd.grad(loss, parameters)]
 
-    exact = gradients()
+    with backbone.plain(made):
+        exact = gradients()
     backbone.fuse(made)
     fast = gradients()
     with backbone.plain(made):
@@ -405,8 +409,8 @@ def mixer(name, changes, in_half=False):
         ways = dict(declared.backends)
         subject = subject_of(make, declared, full=False, device=DEVICE)
         for packed in (False, True):
-            figures = errors(subject, ways["triton"], packed, 37 if INTERPRETED else 300, in_half, plain)
-            FOUND[f"{label} {packed=}"] = largest(figures.values())
+            given = subject, ways["triton"], packed, 37 if INTERPRETED else 300, in_half
+            FOUND[f"{label} {packed=}"] = largest([*errors(*given, plain).values(), *with_skip(*given).values()])
 
 
 def long_mixer(name, changes):

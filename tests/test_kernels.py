@@ -20,6 +20,7 @@ from bench.check.backends import HALF, errors, plain
 from bench.check.verb import of
 from bench.compose import ROOT, choices, make_where
 from bench.mixers import dft, lags
+from bench.mixers.base import Features
 from tests.conftest import rows_are_long
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -31,6 +32,8 @@ CALLS = {
         ["norm"],
         ["model", "quasiseparable", {}],
         ["model", "vandermonde", {"mixer.sam": True}],
+        ["model", "low_rank", {"mixer.sam": True}],
+        ["model", "toeplitz", {"mixer.sam": True}],
     ],
     "low rank": [
         ["product"],
@@ -112,6 +115,25 @@ def test_long_rows_of_16_bits_go_by_products_of_smaller_matrices(name, function,
         subject, before = subject_of(make, declared, full=False, device="cpu"), len(calls)
         found = errors(subject, dict(declared.backends)["triton"], False, 300, True, plain)
         assert len(calls) > before and all(figure < HALF for figure in found.values()), found
+
+
+SCANS = ("quasiseparable", "semiseparable", "add", "decay_attention")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", [*SCANS, "low_rank", "toeplitz", "attention", "mult", "vandermonde"])
+def test_who_adds_v_as_it_goes_and_who_leaves_it_to_the_shell(name, packed):
+    adds = name in SCANS or (not packed and name in ("low_rank", "toeplitz"))
+    for label, (make, declared) in of(name, {}, make_where({"where.device": "cpu"})).items():
+        if "misaligned" in label or (name == "decay_attention" and "normalise=true" in label):
+            continue
+        subject = subject_of(make, declared, full=False, device="cpu")
+        segments_BL = subject.documents([[64]], 64)
+        v_BLHP, features = subject.inputs(subject.mixer(64, packed), segments_BL)
+        features = Features(*(x.float().to("meta") for x in features))
+        mixer = dict(declared.backends)["triton"](subject.grant(64, packed)).to("meta")
+        given = v_BLHP.float().to("meta"), features, segments_BL.to("meta"), torch.ones((), device="meta")
+        assert (mixer.with_skip(*given) is not None) == adds, label
 
 
 @pytest.mark.parametrize("name", ["scan", "toeplitz"])

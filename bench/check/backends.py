@@ -13,12 +13,13 @@ import torch
 
 from bench import NotInstalled
 from bench.check.subject import Row, Subject, at_most, by_matrix, gradients
-from bench.mixers.base import Features, Grant, Mixer
+from bench.mixers.base import Features, Grant, Mixer, real
 
 HALF = 3e-2  # bf16, values and all gradients
 SINGLE = 1e-2  # a backend in fp32, which may multiply as TF32
 COMPILED = 1e-3  # fp32, against the plain way
 PROBES = (2, 3, 4)
+SCALE = 0.5  # by which v is divided where it is added
 LEAST = 0.05  # a gradient's norm counts as at least so much of that of the values: sums over tokens may cancel
 
 
@@ -49,6 +50,7 @@ def backends(subject: Subject) -> list[Row]:
             for length in (37, subject.long):
                 for packed in (False, True):
                     figures |= errors(subject, make, packed, length, half, plain)
+                    figures |= with_skip(subject, make, packed, length, half)
             rows.append(at_most(f"backend {name}, {'bf16' if half else 'fp32'}", figures, bound, "against fp64"))
     return rows
 
@@ -71,6 +73,27 @@ def compiled(subject: Subject) -> list[Row]:
 
 def plain(mixer: Mixer) -> Callable:
     return mixer
+
+
+def with_skip(
+    subject: Subject, make: Callable[[Grant], Mixer], packed: bool, length: int, half: bool
+) -> dict[str, float]:
+    """`errors` of the way that has v added, from which it is taken off again; nothing if the mixer never adds it."""
+    if type(subject.mixer(length, packed)).with_skip is Mixer.with_skip:
+        return {}
+    figures = errors(subject, make, packed, length, half, skipping)
+    return {f"{key}, with v added": figure for key, figure in figures.items()}
+
+
+def skipping(mixer: Mixer) -> Callable:
+    def way(v_BLHP, features, segments_BL):
+        scale = torch.full((), SCALE, device=v_BLHP.device)
+        y_BLHP = mixer.with_skip(v_BLHP, features, segments_BL, scale)
+        if y_BLHP is None:
+            return mixer(v_BLHP, features, segments_BL)
+        return (y_BLHP - v_BLHP / scale) * real(segments_BL, y_BLHP.dtype)
+
+    return way
 
 
 def one_graph(mixer: Mixer) -> Callable:

@@ -17,9 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.kernels import require_triton
-from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
-from bench.mixers.scan import Terms, chunked_scan, masked
+from bench.mixers.base import Features, Grant, Wants, at_least_one, real, require_length, same_segment
+from bench.mixers.scan import Scanned, Terms, chunked_scan
 from bench.mixers.sets import (
     Sets,
     own_terms,
@@ -48,7 +47,7 @@ class Args:
         whole_groups("add", self.heads, self.groups)
 
 
-class Add(Mixer):
+class Add(Scanned):
     """Channels with sam: conv [c, b of each direction (D, 2, G, N), delta (H) if diagonal], raw [dt (2, H)]."""
 
     Args: ClassVar = Args
@@ -58,12 +57,7 @@ class Add(Mixer):
     forms: ClassVar = ({}, {"diagonal": True}, {"shift": True})  # both: the quasiseparable mixer
 
     def __init__(self, grant: Grant, args: Args, backend: str):
-        super().__init__(grant, backend)
-        if backend == "triton":
-            require_triton()
-            from bench.kernels.scan import scan, takes
-
-            self.scan, self.takes = scan, takes
+        super().__init__(grant, backend, args.state)
         self.args = args
         self.directions = 2 if args.separate else 1
         # One axis each: the optimiser's rule decays parameters of two or more.
@@ -94,17 +88,20 @@ class Add(Mixer):
         return start(name, self.get_parameter(name).shape, generator)
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        sets = self.sets(features, v_BLHP.shape[1])
+        terms = self.terms(features, segments_BL)
+        if self.on_chip(v_BLHP):
+            return self.by_kernels(v_BLHP, terms, segments_BL)
+        v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
+        y_BLHP = chunked_scan(v_BLHP, terms, segments_BL, self.grant.packed)
+        return y_BLHP * real(segments_BL, y_BLHP.dtype)
+
+    def terms(self, features: Features, segments_BL: Tensor) -> Terms:
+        sets = self.sets(features, segments_BL.shape[1])
         c_BLDGN, b_BLDGN, dt_BLDH, _ = sets
         delta_BLH = self.free(features, dt_BLDH)
         if not self.args.shift:
             delta_BLH = delta_BLH + own_terms(c_BLDGN, b_BLDGN, dt_BLDH)
-        terms = Terms(*sets, delta_BLH)
-        if self.backend == "triton" and self.takes(v_BLHP, self.args.state):
-            return self.scan(v_BLHP, *masked(terms, segments_BL), segments_BL, self.grant.packed)
-        v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
-        y_BLHP = chunked_scan(v_BLHP, terms, segments_BL, self.grant.packed)
-        return y_BLHP * real(segments_BL, y_BLHP.dtype)
+        return Terms(*sets, delta_BLH)
 
     def sets(self, features: Features, length: int) -> Sets:
         args = self.args

@@ -98,6 +98,13 @@ class Mixer(nn.Module, ABC):
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         """Fast path: BLHP, rows of padding zero. Any dtype under autocast; decays, phases and normalisers in fp32."""
 
+    def with_skip(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor, scale: Tensor) -> Tensor | None:
+        """M v + v / scale where that takes no more passes over memory than M v, else None, and who asks adds v.
+
+        `scale` is one number and has no gradient. On padding anything may come out.
+        """
+        return None
+
     @abstractmethod
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         """M_BHLL, exactly what `forward` applies: slow, plain, any device, in the dtype of v (fp32 or fp64).

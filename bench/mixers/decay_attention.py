@@ -18,11 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import Refusal
-from bench.kernels import require_triton
 from bench.mixers.base import (
     Features,
     Grant,
-    Mixer,
     Wants,
     at_least_one,
     divisor,
@@ -31,7 +29,7 @@ from bench.mixers.base import (
     same_segment,
     segment_lengths,
 )
-from bench.mixers.scan import Terms, chunk_of, chunked_scan, masked, products
+from bench.mixers.scan import Scanned, Terms, chunk_of, chunked_scan, masked, products
 
 MAPS = {"silu": F.silu, "elu1": elu_plus_one, "none": lambda x: x}
 DECAYS = ("fixed", "selective")
@@ -59,7 +57,7 @@ class Args:
             raise Refusal(f"mixer decay_attention: normalise with feature_map {self.feature_map}; allowed: elu1")
 
 
-class DecayAttention(Mixer):
+class DecayAttention(Scanned):
     """Channels: conv [q (H, R), k (H, R)], raw [logit of the decay (H)] if it is selective."""
 
     Args: ClassVar = Args
@@ -73,12 +71,7 @@ class DecayAttention(Mixer):
     backends: ClassVar = ("torch", "triton")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
-        super().__init__(grant, backend)
-        if backend == "triton":
-            require_triton()
-            from bench.kernels.scan import scan, takes
-
-            self.scan, self.takes = scan, takes
+        super().__init__(grant, backend, args.rank)
         self.args = args
         # One axis: the optimiser's rule decays parameters of two or more.
         self.bias_H = nn.Parameter(torch.empty(grant.heads))
@@ -96,7 +89,7 @@ class DecayAttention(Mixer):
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         real_BL11 = real(segments_BL, v_BLHP.dtype)
         terms = self.terms(features, segments_BL)
-        if self.backend == "triton" and self.takes(v_BLHP, terms.c_BLDGN.shape[-1]):
+        if self.on_chip(v_BLHP):
             terms = masked(terms, segments_BL)
             y_BLHP = self.scan(v_BLHP, *terms, segments_BL, self.grant.packed)
         else:
@@ -109,6 +102,10 @@ class DecayAttention(Mixer):
                 sum_BLH1 = chunked_scan(ones_BLH1, terms, segments_BL, self.grant.packed)
             y_BLHP = (y_BLHP / divisor(sum_BLH1)).to(y_BLHP.dtype)
         return y_BLHP * real_BL11.to(y_BLHP.dtype)
+
+    def with_skip(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor, scale: Tensor) -> Tensor | None:
+        """Not of rows that are divided by their sum."""
+        return None if self.args.normalise else super().with_skip(v_BLHP, features, segments_BL, scale)
 
     def terms(self, features: Features, segments_BL: Tensor) -> Terms:
         """What the scan of both directions takes: one c and b for both, dt = 1."""

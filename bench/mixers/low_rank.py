@@ -7,6 +7,7 @@ start standard normal, since the published start makes entries of 2e-5.
 Axes: B batch, L length, H heads, P head width, R rank, K feature channels.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -80,25 +81,38 @@ class LowRank(Mixer):
         return torch.randn(self.get_parameter(name).shape, generator=generator, device="cpu")
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        q_BLHR, k_BLHR = self.mapped(features, v_BLHP.shape[1])
+        if self.backend == "triton" and not self.grant.packed:
+            return self.product(*self.factors(v_BLHP, features, segments_BL), v_BLHP)
         if self.grant.packed:
+            q_BLHR, k_BLHR = self.mapped(features, v_BLHP.shape[1])
             fused = self.backend == "triton" and self.takes(v_BLHP, q_BLHR.shape[-1])
             way = self.scanned if fused else self.quadratic
             return way(q_BLHR, k_BLHR, v_BLHP, segments_BL)
-        real_BL11 = real(segments_BL, q_BLHR.dtype)
-        if self.args.normalise:
-            sum_B1HR = (k_BLHR * real_BL11).sum(1, keepdim=True)
-            q_BLHR = q_BLHR / divisor((q_BLHR * sum_B1HR).sum(-1, keepdim=True))
-        else:
-            q_BLHR = q_BLHR * self.scale(segments_BL, q_BLHR.dtype)[:, :, None, None]
-        dtype = v_BLHP.dtype
-        if self.backend == "triton":
-            q_BLHR, k_BLHR = ((x * real_BL11).to(dtype).expand(len(v_BLHP), -1, -1, -1) for x in (q_BLHR, k_BLHR))
-            return self.product(q_BLHR, k_BLHR, v_BLHP)
-        v_BLHP = v_BLHP * real_BL11.to(dtype)
+        dtype, real_BL11 = v_BLHP.dtype, real(segments_BL, v_BLHP.dtype)
+        q_BLHR, k_BLHR = self.scaled(features, segments_BL)
+        v_BLHP = v_BLHP * real_BL11
         state_BHRP = torch.einsum("bjhr,bjhp->bhrp", k_BLHR.to(dtype), v_BLHP)
         y_BLHP = torch.einsum("bihr,bhrp->bihp", q_BLHR.to(dtype), state_BHRP)
         return y_BLHP * real_BL11.to(y_BLHP.dtype)
+
+    def with_skip(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor, scale: Tensor) -> Tensor | None:
+        if self.backend != "triton" or self.grant.packed:
+            return None
+        return self.product(*self.factors(v_BLHP, features, segments_BL), v_BLHP, scale)
+
+    def scaled(self, features: Features, segments_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows that hold one document: q by which M is q k^T, and k, each BLHR, at least fp32."""
+        q_BLHR, k_BLHR = self.mapped(features, segments_BL.shape[1])
+        if not self.args.normalise:
+            return q_BLHR * self.scale(segments_BL, q_BLHR.dtype)[:, :, None, None], k_BLHR
+        sum_B1HR = (k_BLHR * real(segments_BL, k_BLHR.dtype)).sum(1, keepdim=True)
+        return q_BLHR / divisor((q_BLHR * sum_B1HR).sum(-1, keepdim=True)), k_BLHR
+
+    def factors(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Iterator[Tensor]:
+        """These as kernels take them: zero on padding, in the dtype of v."""
+        for x_BLHR in self.scaled(features, segments_BL):
+            x_BLHR = (x_BLHR * real(segments_BL, x_BLHR.dtype)).to(v_BLHP.dtype)
+            yield x_BLHR.expand(len(v_BLHP), -1, -1, -1)
 
     def quadratic(self, q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor, segments_BL: Tensor) -> Tensor:
         """Packed rows: the masked L x L matrix."""

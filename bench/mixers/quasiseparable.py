@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from bench import NotInstalled, Refusal
-from bench.kernels import require_triton
-from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
-from bench.mixers.scan import CHUNK, Terms, chunked_scan, masked
+from bench.mixers.base import Features, Grant, Wants, at_least_one, real, require_length, same_segment
+from bench.mixers.scan import CHUNK, Scanned, Terms, chunked_scan
 from bench.mixers.sets import (
     negative,
     own_terms,
@@ -51,7 +50,7 @@ class Args:
         whole_groups("quasiseparable", self.heads, self.groups)
 
 
-class Quasiseparable(Mixer):
+class Quasiseparable(Scanned):
     """Channels with sam: conv [c, b of each direction (D, 2, G, N), delta (H)], raw [dt (D = 2, H)]."""
 
     Args: ClassVar = Args
@@ -61,14 +60,9 @@ class Quasiseparable(Mixer):
     backends: ClassVar = ("torch", "triton", "mamba_ssm")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
-        super().__init__(grant, backend)
+        super().__init__(grant, backend, args.state)
         if backend == "mamba_ssm":
             mamba_scan()  # refuse now rather than in the first step
-        if backend == "triton":
-            require_triton()
-            from bench.kernels.scan import scan, takes
-
-            self.scan, self.takes = scan, takes
         self.args = args
         self.directions = 2 if args.separate else 1
         # One axis each: the optimiser's rule decays parameters of two or more.
@@ -92,9 +86,9 @@ class Quasiseparable(Mixer):
         return start(name, self.get_parameter(name).shape, generator)
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        terms = self.terms(features, v_BLHP.shape[1])
-        if self.backend == "triton" and self.takes(v_BLHP, self.args.state):
-            return self.scan(v_BLHP, *masked(terms, segments_BL), segments_BL, self.grant.packed)
+        terms = self.terms(features, segments_BL)
+        if self.on_chip(v_BLHP):
+            return self.by_kernels(v_BLHP, terms, segments_BL)
         v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
         if self.backend == "mamba_ssm":
             y_BLHP = kernel_scan(v_BLHP, terms, self.A_H(), segments_BL, self.grant.packed)
@@ -105,8 +99,8 @@ class Quasiseparable(Mixer):
     def A_H(self) -> Tensor:
         return negative(self.A_log_H)
 
-    def terms(self, features: Features, length: int) -> Terms:
-        heads, args = self.grant.heads, self.args
+    def terms(self, features: Features, segments_BL: Tensor) -> Terms:
+        heads, args, length = self.grant.heads, self.args, segments_BL.shape[1]
         if args.sam:
             cb_BLK, delta_BLH = features.conv_BLK[..., :-heads], features.conv_BLK[..., -heads:]
             sets = token_sets(cb_BLK, features.raw_BLK, self.dt_bias_2H, self.A_log_H, args.groups, args.state)
@@ -117,7 +111,7 @@ class Quasiseparable(Mixer):
         return Terms(*sets, widened(delta_BLH) + widened(self.D_H))
 
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        *sets, delta_BLH = (x.to(v_BLHP.dtype) for x in self.terms(features, v_BLHP.shape[1]))
+        *sets, delta_BLH = (x.to(v_BLHP.dtype) for x in self.terms(features, segments_BL))
         lower_BHLL, upper_BHLL = triangles(sets)
         m_BHLL = lower_BHLL.tril(-1) + upper_BHLL.triu(1) + torch.diag_embed(delta_BLH.transpose(1, 2))
         return m_BHLL.masked_fill(~same_segment(segments_BL), 0.0)

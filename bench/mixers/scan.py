@@ -7,11 +7,15 @@ Axes: B batch, L length, H heads, P head width, N state, G groups, J heads of a 
 backward; size 1 if both share), C chunks, S reading and T writing place in a chunk.
 """
 
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bench.kernels import require_triton
+from bench.mixers.base import Features, Grant, Mixer
 
 CHUNK = 64
 WHOLE = 128
@@ -33,6 +37,36 @@ def masked(terms: Terms, segments_BL: Tensor) -> Terms:
     real_BL111 = (segments_BL > 0).to(terms.c_BLDGN.dtype)[:, :, None, None, None]
     c_BLDGN, b_BLDGN = terms.c_BLDGN * real_BL111, terms.b_BLDGN * real_BL111
     return terms._replace(c_BLDGN=c_BLDGN, b_BLDGN=b_BLDGN, delta_BLH=terms.delta_BLH * real_BL111[..., 0, 0])
+
+
+class Scanned(Mixer):
+    """A mixer that is one scan: with the backend 'triton' an operator takes its terms if states fit on the chip."""
+
+    def __init__(self, grant: Grant, backend: str, state: int):
+        super().__init__(grant, backend)
+        self.state = state
+        if backend == "triton":
+            require_triton()
+            from bench.kernels.scan import scan, takes
+
+            self.scan, self.takes = scan, takes
+
+    @abstractmethod
+    def terms(self, features: Features, segments_BL: Tensor) -> Terms: ...
+
+    def on_chip(self, v_BLHP: Tensor) -> bool:
+        return self.backend == "triton" and self.takes(v_BLHP, self.state)
+
+    def by_kernels(self, v_BLHP: Tensor, terms: Terms, segments_BL: Tensor) -> Tensor:
+        return self.scan(v_BLHP, *masked(terms, segments_BL), segments_BL, self.grant.packed)
+
+    def with_skip(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor, scale: Tensor) -> Tensor | None:
+        """On the diagonal, which every scan has."""
+        if not self.on_chip(v_BLHP):
+            return None
+        terms = self.terms(features, segments_BL)
+        terms = terms._replace(delta_BLH=terms.delta_BLH + scale.reciprocal())
+        return self.by_kernels(v_BLHP, terms, segments_BL)
 
 
 def products(rate_BLH: Tensor) -> Tensor:

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.kernels import require_triton
-from bench.mixers.base import Features, Grant, Mixer, Wants, at_least_one, real, require_length, same_segment
-from bench.mixers.scan import Terms, causal_scan, masked, products
+from bench.mixers.base import Features, Grant, Wants, at_least_one, real, require_length, same_segment
+from bench.mixers.scan import Scanned, Terms, causal_scan, products
 from bench.mixers.sets import negative, own_terms, scan_flops, start, whole_groups, widened
 
 
@@ -33,7 +32,7 @@ class Args:
         whole_groups("semiseparable", self.heads, self.groups)
 
 
-class Semiseparable(Mixer):
+class Semiseparable(Scanned):
     """Channels with sam: conv [c, b (2, G, N)], raw [dt (H)]."""
 
     Args: ClassVar = Args
@@ -42,12 +41,7 @@ class Semiseparable(Mixer):
     backends: ClassVar = ("torch", "triton")
 
     def __init__(self, grant: Grant, args: Args, backend: str):
-        super().__init__(grant, backend)
-        if backend == "triton":
-            require_triton()
-            from bench.kernels.scan import scan, takes
-
-            self.scan, self.takes = scan, takes
+        super().__init__(grant, backend, args.state)
         self.args = args
         # One axis each: the optimiser's rule decays parameters of two or more.
         self.A_log_H = nn.Parameter(torch.empty(grant.heads))
@@ -66,15 +60,18 @@ class Semiseparable(Mixer):
         return start(name, self.get_parameter(name).shape, generator)
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        terms = self.terms(features, v_BLHP.shape[1])
-        if self.backend == "triton" and self.takes(v_BLHP, self.args.state):
-            one_way = Terms(*(x[:, :, None] for x in terms), own_terms(*(x[:, :, None] for x in terms[:3])))
-            return self.scan(v_BLHP, *masked(one_way, segments_BL), segments_BL, self.grant.packed)
+        if self.on_chip(v_BLHP):
+            return self.by_kernels(v_BLHP, self.terms(features, segments_BL), segments_BL)
         v_BLHP = v_BLHP * real(segments_BL, v_BLHP.dtype)
-        y_BLHP = causal_scan(v_BLHP, *terms, segments_BL, self.grant.packed)
+        y_BLHP = causal_scan(v_BLHP, *self.one_way(features, v_BLHP.shape[1]), segments_BL, self.grant.packed)
         return y_BLHP * real(segments_BL, y_BLHP.dtype)
 
-    def terms(self, features: Features, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def terms(self, features: Features, segments_BL: Tensor) -> Terms:
+        """The own token's is what the other terms say of it."""
+        terms = [x[:, :, None] for x in self.one_way(features, segments_BL.shape[1])]
+        return Terms(*terms, own_terms(*terms[:3]))
+
+    def one_way(self, features: Features, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """c, b (BLGN), dt and log A_k = dt_k A_h (BLH), at least fp32; B = 1 where data-independent."""
         bias_H, A_H = widened(self.dt_bias_H), negative(self.A_log_H)
         if self.args.sam:
@@ -88,7 +85,7 @@ class Semiseparable(Mixer):
         return c_BLGN, b_BLGN, dt_BLH, A_H * dt_BLH
 
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        terms = self.terms(features, v_BLHP.shape[1])
+        terms = self.one_way(features, v_BLHP.shape[1])
         c_BLGN, b_BLGN, dt_BLH, rate_BLH = (x.to(v_BLHP.dtype) for x in terms)
         cb_BGLL = torch.einsum("bign,bjgn->bgij", c_BLGN, b_BLGN)
         cb_BHLL = cb_BGLL.repeat_interleave(self.grant.heads // self.args.groups, dim=1)

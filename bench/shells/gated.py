@@ -112,15 +112,24 @@ class Gated(Shell):
         into, mixer = self.width + 2 * inner + granted, inner + granted + outputs * inner
         return into + 2 * convolved + mixer + 4 * outputs * inner + outputs * inner + self.width
 
+    def mixed(self, z_BLC: Tensor, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+        """The mixer, and as one operator what follows, which adds v if the mixer has not: scale (M v + v / scale)."""
+        y_BLHP, skip = None, self.settings.skip
+        if skip:
+            y_BLHP = self.mixer.with_skip(v_BLHP, features, segments_BL, self.scale)
+        if y_BLHP is None:
+            y_BLHP = self.mixer(v_BLHP, features, segments_BL)
+        else:
+            v_BLHP, skip = y_BLHP, False
+        sides = (y_BLHP.flatten(-2), v_BLHP.flatten(-2), z_BLC, self.scale)
+        return torch.ops.mixerbench.gated_norm(*sides, self.norm.weight, self.settings.norm_eps, skip)
+
     def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
-        z_BLC, v_BLHP, features = self.mixer_inputs(x_BLD, segments_BL)
-        y_BLHP = self.mixer(v_BLHP, features, segments_BL)
+        inputs = self.mixer_inputs(x_BLD, segments_BL)
         if self.backend == "triton" and self.outputs == 1:
-            sides = (y_BLHP.flatten(-2), v_BLHP.flatten(-2), z_BLC, self.scale)
-            return self.out(
-                torch.ops.mixerbench.gated_norm(*sides, self.norm.weight, self.settings.norm_eps, self.settings.skip)
-            )
-        y_BLHP = y_BLHP * self.scale
+            return self.out(self.mixed(*inputs, segments_BL))
+        z_BLC, v_BLHP, features = inputs
+        y_BLHP = self.mixer(v_BLHP, features, segments_BL) * self.scale
         if self.outputs > 1:
             v_BLHP, z_BLC = v_BLHP.repeat(1, 1, self.outputs, 1), z_BLC.repeat(1, 1, self.outputs)
         if self.settings.skip:
