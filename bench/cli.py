@@ -33,7 +33,7 @@ def refuse_early(runs: list, where, elsewhere: bool = False) -> None:
 
     Data are opened here once, so that several workers find them in the cache and do not all build it at once.
     """
-    from bench.config import with_point
+    from bench.config import part_size, with_point
     from bench.registry import backend, check, make_task, mixer_class
     from bench.space import values_of
     from bench.where import device_of, places
@@ -41,7 +41,10 @@ def refuse_early(runs: list, where, elsewhere: bool = False) -> None:
     if where.nodes > 1 and not elsewhere:
         raise Refusal(f"where.nodes={where.nodes}: a run on several nodes needs `sweep --on`")
     for one in {(r.protocol_id, str(r.mixer), str(r.point)): r for r in runs}.values():
-        check(with_point(one, values_of(one.point) or {}) if one.is_trial else one)
+        acting = with_point(one, values_of(one.point) or {}) if one.is_trial else one
+        check(acting)
+        group = make_task(acting, places(where)).spec().group
+        part_size(one.label, acting.protocol.budget.batch, where.devices * where.nodes, where.micro_batches, group)
         if not elsewhere:
             backend(mixer_class(one.mixer.name), where.backend, device_of(one, where))
     for one in {(str(r.protocol.task), str(r.protocol.tune)): r for r in runs}.values():

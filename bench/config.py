@@ -284,6 +284,16 @@ def with_point(run: Run, values: dict) -> Run:
     return dataclasses.replace(run, protocol=protocol, mixer=dataclasses.replace(run.mixer, args=args))
 
 
+def part_size(label: str, size: int, world: int, micro_batches: int, group: int) -> int:
+    """Examples of one micro-batch on one device; a Refusal if a batch of `size` (of the protocol `label`) does not
+    divide."""
+    parts = world * micro_batches
+    if size % (parts * group):
+        cut = f"{world} devices x {micro_batches} micro-batches"
+        raise Refusal(f"{label}: a batch of {size} cannot be cut into {cut} of whole groups of {group}")
+    return size // parts
+
+
 def digest(values: dict) -> str:
     """Twelve hex digits of the SHA-256 of canonical JSON; 1, 1.0 and 1e0 are one value."""
     return _short_hash(canonical(values, ""))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench import Refusal, backbone, evaluate, registry, train, tune
 from bench.capacity import capacity_of, model_of
-from bench.config import Run, Where, resolved
+from bench.config import Run, Where, part_size, resolved
 from bench.full import save
 from bench.provenance import card, code_digests, environment, peak_memory, reset_peak_memory, stamp
 from bench.record import SCHEMA, Capacity, Chosen, Cost, Hashes, Record
@@ -75,7 +75,7 @@ def execute(run: Run, where: Where, should_stop: Callable[[], bool]) -> Record |
             reason = f"parent {run.parent.id} ({run.parent.label}): {above.outcome}: {above.reason}"
             return finish_without_training(run, where, device, store, above.outcome, reason, point.chosen)
     group = registry.make_task(run, places(where)).spec().group
-    train.part_size(acting.protocol.budget.batch, where.devices * where.nodes, where.micro_batches, group)
+    part_size(run.label, acting.protocol.budget.batch, where.devices * where.nodes, where.micro_batches, group)
     setting = train.Setting(
         device=device,
         rank=int(os.environ.get("RANK", 0)),

@@ -279,8 +279,9 @@ def _submit(path, sweep, module, missing, run_ids, words, where, cluster, at_mos
     if wanted <= 0 or (room is not None and room <= 0):
         print("nothing to submit" if wanted <= 0 else f"nothing submitted: --max-parallel {at_most} is reached")
         return 0
+    largest = slurm.max_array_size()  # asked first: a Slurm that does not answer leaves no folder
     submission = prepare(path, sweep, module, words, where, cluster, run_ids)
-    sent = send(submission, wanted, slurm.max_array_size(), room)
+    sent = send(submission, wanted, largest, room)
     print(f"{sent} tasks submitted as {', '.join(a['job'] for a in submission.arrays)} ({submission.name})")
     print(f"folder: {submission.folder}")
     return sent

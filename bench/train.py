@@ -27,10 +27,9 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bench import Refusal
 from bench.backbone import Backbone
 from bench.compiling import compile_parts
-from bench.config import Optimiser, Protocol, Schedule
+from bench.config import Optimiser, Protocol, Schedule, part_size
 from bench.full import save
 from bench.replay import Replay
 from bench.seeds import Streams
@@ -81,21 +80,12 @@ class Trace:
     spent: float  # seconds before the checkpoint that this process started from
 
 
-def part_size(size: int, world: int, micro_batches: int, group: int) -> int:
-    """Examples of one micro-batch on one device; a Refusal if a batch of `size` does not divide."""
-    parts = world * micro_batches
-    if size % (parts * group):
-        cut = f"{world} devices x {micro_batches} micro-batches"
-        raise Refusal(f"a batch of {size} cannot be cut into {cut} of whole groups of {group}")
-    return size // parts
-
-
 class MicroBatches(Dataset):
     """Item i is this rank's micro-batch i % m of optimiser step i // m."""
 
     def __init__(self, task: Task, streams: Streams, size: int, setting: Setting):
         self.task, self.streams, self.size, self.setting = task, streams, size, setting
-        self.part = part_size(size, setting.world, setting.micro_batches, task.spec().group)
+        self.part = part_size("this protocol", size, setting.world, setting.micro_batches, task.spec().group)
 
     def __getitem__(self, index: int) -> tuple[Batch, Tensor]:
         """The micro-batch and what its loss is divided by, both made on the host."""

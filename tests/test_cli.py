@@ -127,6 +127,16 @@ def test_missing_data_say_what_where_and_how(call, tmp_path, monkeypatch, verb):
     assert not results.exists()
 
 
+@pytest.mark.parametrize("verb", ["run", "sweep", "sweep --on"])
+def test_a_batch_that_the_devices_cannot_share_is_refused_before_anything_runs(call, tmp_path, verb):
+    results, path = tmp_path / "results", sweep_file(tmp_path)
+    asked = ["run", "protocol=quick_copying", "mixer=identity"] if verb == "run" else ["sweep", path]
+    asked += ["--on", str(ROOT / "slurm" / "eight_gpus.yaml")] if verb == "sweep --on" else []
+    message = the_line(call(*asked, f"where.results={results}", "where.device=cpu", "where.devices=7"))
+    assert message.startswith("mixerbench: quick_copying") and "a batch of 64 cannot be cut into 7 devices" in message
+    assert not results.exists()
+
+
 def test_results_that_cannot_be_written_are_one_line(call, tmp_path):
     (tmp_path / "file").touch()
     path, root = sweep_file(tmp_path), tmp_path / "file" / "results"

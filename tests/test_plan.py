@@ -258,6 +258,29 @@ def test_costs_are_those_of_one_device(tmp_path, store):
     assert known == "no record or pilot of this sweep on 'quick'; there are some on: fast, slow"
 
 
+def test_of_devices_that_are_known_alike_the_last_measured_prices_and_the_others_are_named(tmp_path, store, capsys):
+    """Committed pilots of another machine must not hide those of one's own."""
+    runs = grid(a_sweep(tmp_path, **ONE))
+    (store.root / "paper").mkdir(parents=True)
+    append_pilot(store.root / "paper" / "pilots.jsonl", a_pilot(runs[0], device="Z", time="2026-01-02T00:00:00+00:00"))
+    append_pilot(store.root / "pilots.jsonl", a_pilot(runs[0], device="A", time="2026-01-03T00:00:00+00:00"))
+    made = planned(tmp_path, store, **ONE)
+    assert (made.device, made.devices) == ("A", ("A", "Z"))
+    assert "--device takes the costs of another: Z" in said(tmp_path, store, capsys, **ONE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"step_p50": -1.0}, "pilot.step_p50 is -1.0"), ({"world": 0}, "pilot.world is 0"), ({"time": "x"}, "no time")],
+)
+def test_a_pilot_that_cannot_have_been_measured_is_refused(tmp_path, store, change, message):
+    path = store.root / "pilots.jsonl"
+    good = dataclasses.asdict(a_pilot(grid(a_sweep(tmp_path, **ONE))[0]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(good | change) + "\n")
+    assert message in refusal(planned, tmp_path, store, **ONE)
+
+
 def at(second: int) -> str:
     return f"2026-03-01T00:{second // 60:02d}:{second % 60:02d}+00:00"
 

@@ -115,7 +115,7 @@ def test_packed_rows_fill_up_within_a_file(places):
 
 def test_a_preparation_goes_on_where_it_stopped_and_no_run_starts_without_it(places):
     task = twin(places, documents(90, 80), [31, 64], pieces=1)
-    with pytest.raises(Refusal, match=r"split train is not prepared .* mixerbench data fetch c4"):
+    with pytest.raises(Refusal, match=r"split train is not prepared in (\S+); .* data fetch c4 where.cache=\1$"):
         task.prepare()
     train = task.shards()[0]
     said: list[str] = []

@@ -551,6 +551,20 @@ def test_only_one_submits_a_sweep_at_a_time(tmp_path, monkeypatch):
     submit.alone(tmp_path).release()
 
 
+def test_a_slurm_that_does_not_answer_leaves_no_submission(tmp_path, monkeypatch):
+    def silent():
+        raise slurm.Unavailable("scontrol is not installed here")
+
+    monkeypatch.setattr(slurm, "max_array_size", silent)
+    monkeypatch.setattr(slurm, "elements", lambda names: [])
+    monkeypatch.setattr(submit, "check", lambda cluster, where: None)
+    where = make_where({"where.results": str(tmp_path / "results")})
+    path = ROOT / "sweeps" / "quickstart.yaml"
+    assert "scontrol" in refusal(submit.submit, path, submit.RUNS, 3, ["a"], [], where, cluster(), None)
+    assert not list((tmp_path / "results").rglob("submission.json"))
+    assert not (tmp_path / "results" / "slurm" / "snapshots").exists()
+
+
 @pytest.mark.parametrize("name", ["..", "a\ntouch HIT", "a b", ""])
 def test_a_sweeps_file_name_is_a_folders_name(tmp_path, name):
     where = make_where({"where.results": str(tmp_path)})

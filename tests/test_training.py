@@ -170,7 +170,7 @@ def test_two_ranks_give_the_weights_of_one_process_with_accumulation(device, whe
 
 def test_what_the_user_can_mend_is_said_by_the_rank_that_meets_it(where, tmp_path):
     run, there = make_run("mini_mlm", "identity", {"mixer.heads": 4}, 0, 0), dataclasses.replace(where, devices=2)
-    with pytest.raises(Refusal, match="data set simplewiki: .* is missing"):
+    with pytest.raises(Refusal, match=r"data set simplewiki: .* is missing"):
         ranks.execute_ranks(run, dataclasses.replace(there, data=str(tmp_path)), lambda: False)
 
 

@@ -82,22 +82,27 @@ class Costs:
         self.cache: dict[tuple[Sort, str], Estimate | None] = {}
 
     def _chosen(self, device: str) -> tuple[str, int]:
-        """The asked device, or the one whose evidence covers most of what is left; ('', 1) if there is no evidence."""
+        """The asked device, or the one whose evidence covers most of what is left, of several the one that was measured
+        last; ('', 1) if there is no evidence."""
         wanted = Counter((n.run.protocol_id, n.run.mixer.canonical) for n in self.left)
         found = {(f.device, f.world): Counter() for f in [*self.records, *(p for p, _ in self.pilots)]}
+        latest = dict.fromkeys(found, 0.0)
         for f in self.records:
             found[f.device, f.world][f.protocol_id, f.mixer] += 1
+            latest[f.device, f.world] = max(latest[f.device, f.world], f.stay.end)
         for pilot, text in self.pilots:
             found[pilot.device, pilot.world][pilot.protocol_id, text] += 1
+            latest[pilot.device, pilot.world] = max(latest[pilot.device, pilot.world], pilot.measured)
+        self.devices = tuple(sorted({name for name, _ in found}))
         if device:
             matching = [pair for pair in found if pair[0] == device]
             if not matching:
-                known = ", ".join(sorted({name for name, _ in found})) or "none"
+                known = ", ".join(self.devices) or "none"
                 raise Refusal(f"no record or pilot of this sweep on '{device}'; there are some on: {known}")
             return matching[0]
 
         def cover(pair: tuple[str, int]) -> tuple:
-            return sum(wanted[key] for key in found[pair]), sum(found[pair].values()), pair
+            return sum(wanted[key] for key in found[pair]), latest[pair], pair
 
         return max(found, key=cover) if found else ("", 1)
 

@@ -16,6 +16,8 @@ from bench.record import RERUN, Cost, Record, dump, read_record
 from bench.report.sharing import Stay
 from bench.store import Store
 
+SPENT = ("startup", "first_step", "step_p10", "step_p50", "step_p90", "evaluation")  # what no pilot has less than 0 of
+SPENT += ("peak_memory", "weights_bytes", "checkpoint_bytes", "record_bytes")
 WEIGHT_BYTES = 4  # weights and optimiser states are fp32 whatever the protocol's precision
 
 
@@ -63,6 +65,20 @@ class Pilot:
     record_bytes: int
     torch: str
     time: str  # UTC
+
+    def __post_init__(self):
+        low = [name for name in ("world", "steps", *SPENT) if getattr(self, name) < (name in ("world", "steps"))]
+        if low:
+            raise Refusal(f"pilot.{low[0]} is {getattr(self, low[0])}")
+        try:
+            datetime.fromisoformat(self.time)
+        except ValueError:
+            raise Refusal(f"pilot.time is {self.time!r}, no time") from None
+
+    @property
+    def measured(self) -> float:
+        """Seconds of the epoch."""
+        return datetime.fromisoformat(self.time).timestamp()
 
 
 class Ledger:

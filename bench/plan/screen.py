@@ -87,11 +87,13 @@ def costs(plan: "Plan") -> list[tuple[str, str]]:
         known = f"; the others {spread(left.known_device_seconds)}" if left.known_device_seconds.high else ""
         cure = "a pilot measures them: --pilot"
         found.append(("Device time", f"unknown: no record or pilot of {which}{known}; {cure}"))
+        found += others(plan)
         found += sharing(left.shared)
         found += [("Wall time", "unknown"), ("Disk", "unknown")]
         return found
     device = f" on {plan.device}" if plan.device else ""
     found.append(("Device time", spread(left.device_seconds) + device))
+    found += others(plan)
     found += sharing(left.shared)
     each, alone = (", each on a device of its own", "") if left.shared else ("", " alone")
     parallel = f"{plan.parallel} at a time{each}; the longest chain{alone} {spread(left.chain_seconds)}"
@@ -99,6 +101,12 @@ def costs(plan: "Plan") -> list[tuple[str, str]]:
     lasting, most = left.disk_bytes
     found.append(("Disk", f"{size(lasting)} of weights and records, {size(most)} with checkpoints of those in hand"))
     return found
+
+
+def others(plan: "Plan") -> list[tuple[str, str]]:
+    """What else could have been reckoned from."""
+    names = [name for name in plan.devices if name != plan.device]
+    return [("", f"--device takes the costs of another: {', '.join(names)}")] if names else []
 
 
 def sharing(runs: int) -> list[tuple[str, str]]:

@@ -41,6 +41,7 @@ class Plan:
     new: list[Reason]
     other_code: list[str]  # a line for each commit whose records a report would refuse beside what is to do
     device: str  # whose costs these are; '' if nothing is known
+    devices: tuple[str, ...]  # all of which something is known
     parallel: int
     totals: Totals
     alpha: float  # that the sweep declares
@@ -91,6 +92,7 @@ def plan(sweep: Sweep, store: Store, retries: int, parallel: int, device: str) -
         new=reasons(graph, ledger),
         other_code=_other_code(graph, ledger),
         device=costs.device,
+        devices=costs.devices,
         parallel=parallel,
         totals=totals(graph, costs, parallel),
         alpha=sweep.family.alpha,

@@ -8,6 +8,7 @@ run reads the rows of its own batches. Files come through `datasets`, streamed: 
 import hashlib
 import json
 import secrets
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,8 @@ class Shards:
 
     @property
     def _advice(self) -> str:
-        return f"to go on with it: mixerbench data fetch {self.pins.name}"
+        cache = shlex.quote(f"where.cache={self.places.cache}")
+        return f"to go on with it: mixerbench data fetch {self.pins.name} {cache}"
 
     def _files(self) -> list[str]:
         """Paths below the data folder, or addresses on the hub at the pinned commit."""
