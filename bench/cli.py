@@ -14,7 +14,7 @@ from bench import Refusal
 from bench.words import parse
 
 # What the user can mend about a folder: rights, a read-only or full disk, a path that is not there or no folder.
-NAMES = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "ENOENT")
+NAMES = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "ENOENT", "EEXIST", "ENAMETOOLONG")
 UNWRITABLE = tuple(getattr(errno, name) for name in NAMES)
 
 
