@@ -68,7 +68,7 @@ def parser() -> Parser:
     add_show(verbs)
     add_speed(verbs)
     for verb in (fetch, vocab):
-        verb.add_argument("words", nargs="*", metavar="where.data=…")
+        verb.add_argument("words", nargs="*", metavar="where.key=value")
     return top
 
 
