@@ -5,8 +5,9 @@ Without names: the paper's tables first, an arm of each in turn, then strict and
 pretrainings, then the fine-tunings, of which those that cost the same are tried once. The next models are built while
 one is measured. Prints a line an arm and appends it as JSON to --out: loss, peak device memory, examples and tokens a
 second, or why it failed; the next arm follows, in a new process where CUDA itself has failed. Arms with a line in --out
-are left out, so the same command goes on where it was stopped. Micro-batches are halved until they fit; after --share
-seconds the rest of a step's examples are left out. With --results, what worked is added to DIR/pilots.jsonl, from which
+are left out, so the same command goes on where it was stopped; but those whose last line is an error are tried again.
+Micro-batches are halved until they fit; after --share seconds the rest of a step's examples are left out. The exit
+status is 1 while an arm's last line is not ok. With --results, what worked is added to DIR/pilots.jsonl, from which
 `mixerbench plan` reckons: on the backend that a training would choose (but for --backend), on a GPU with a pass as one
 CUDA graph, without torch.compile (but for --compile). A training that is compiled takes less, one that is spread over
 several devices, whose passes the host launches, may take more. No data set is needed: the batch is the task's own
@@ -18,36 +19,32 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import os
-import statistics
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from bench import Refusal, registry, train
+from bench import Refusal, kernels, registry, train
 from bench.cli import guarded
 from bench.compose import ROOT
-from bench.config import Run, inner_width, resolved
+from bench.config import Run, inner_width, one_of
 from bench.evaluate import to_device
+from bench.mixers.base import Mixer
 from bench.plan.arms import Arm, arms
 from bench.plan.evidence import WEIGHT_BYTES, Pilot, append_pilot
 from bench.provenance import model_of
 from bench.replay import WARM, Replay
 from bench.speed.training import NOWHERE, made
 from bench.store import utc
-from bench.words import duration
+from bench.words import Parser, duration
+from benchmarks.full_scale import GROUPS, append, latest, pilot_of, quantiles, refuse_unwritable, tries
 
-GROUPS = (("table2_paper", "table4", "table5", "table3", "table10"), ("table2_strict",), ("attribution",))
-# Examples that a run evaluates on: C4's, ImageNet's and GLUE's validation.
-HELD_OUT = {"masked_lm": 364_608, "images": 50_000, "mnli": 19_647, "qnli": 5_463, "qqp": 40_430, "rte": 277}
-HELD_OUT |= {"sst2": 872, "mrpc": 408, "cola": 1_043, "stsb": 1_500}
 FIRST = 256  # examples of a forward pass that is tried first
 PASSES = 8  # timed of each arm, if its share of the time allows it
 AHEAD = 4  # models that are built while one is measured
@@ -230,56 +227,15 @@ def measure(arm: Arm, run: Run, future: Future, options) -> tuple[dict, list[Pil
         seconds += one.take(micro, options.share - sum(seconds))[1]
     low, mid, high = (q * passes + optimiser for q in quantiles(seconds))
     parameters = sum(p.numel() for p in model.parameters())
-    told = {
-        "loss": loss,
-        "finite": math.isfinite(loss),
-        "parameters": parameters,
-        "micro": micro,
-        "passes": f"{whole} of {passes}",
-        "graph": graph,
-        "memory_gib": round(memory / 2**30, 2),
-        "examples_per_s": round(size / mid, 1),
-        "tokens_per_s": round(size * task.spec().length / mid, 1),
-        "step_s": round(mid, 4),
-    }
-    known = {
-        "device": model_on(options),
-        "world": 1,
-        "steps": 1,
-        "startup": startup,
-        "first_step": first + low * (passes - 1) / passes + optimiser,
-        "step_p10": low,
-        "step_p50": mid,
-        "step_p90": high,
-        "peak_memory": memory,
-        "weights_bytes": WEIGHT_BYTES * parameters,
-        "torch": torch.__version__,
-        "time": utc(),
-    }
+    told = {"loss": loss, "finite": math.isfinite(loss), "parameters": parameters, "micro": micro}
+    told |= {"passes": f"{whole} of {passes}", "graph": graph, "memory_gib": round(memory / 2**30, 2)}
+    told |= {"examples_per_s": round(size / mid, 1), "tokens_per_s": round(size * task.spec().length / mid, 1)}
+    told |= {"step_s": round(mid, 4)}
+    known = {"device": model_on(options), "world": 1, "steps": 1, "startup": startup, "peak_memory": memory}
+    known |= {"first_step": first + low * (passes - 1) / passes + optimiser}
+    known |= {"step_p10": low, "step_p50": mid, "step_p90": high, "weights_bytes": WEIGHT_BYTES * parameters}
+    known |= {"torch": torch.__version__, "time": utc()}
     return told, [pilot_of(each, look, known) for each in arm.alike]
-
-
-def pilot_of(run: Run, look: float, known: dict) -> Pilot:
-    """`look`: seconds of an example that is evaluated; `known`: the values that like runs share."""
-    task, ema = run.protocol.task, bool(run.protocol.optimiser.ema)
-    held_out = HELD_OUT.get(task.args.get("subset", task.name), 0)
-    return Pilot(
-        protocol_id=run.protocol_id,
-        label=run.label,
-        mixer=resolved(run)["mixer"],
-        evaluation=held_out * (1 + ema) * look,
-        checkpoint_bytes=known["weights_bytes"] * (3 + ema),
-        record_bytes=len(json.dumps(resolved(run))),
-        **known,
-    )
-
-
-def quantiles(seconds: list[float]) -> tuple[float, float, float]:
-    """The tenth, fiftieth and ninetieth percentile."""
-    if len(seconds) == 1:
-        return (seconds[0],) * 3
-    tenths = statistics.quantiles(seconds, n=10, method="inclusive")
-    return tenths[0], tenths[4], tenths[8]
 
 
 def tried(arm: Arm, run: Run, future: Future, options) -> tuple[dict, list[Pilot]]:
@@ -300,19 +256,10 @@ def model_on(options) -> str:
     return "shrunk, " * options.shrink + model_of(options.device)
 
 
-def done(options) -> set[str]:
-    """Ids of the runs that --out has a line of, from this device."""
+def ends_of(steps: list[dict], options) -> dict[str, str]:
+    """The outcome on this device of each run that has a line: that of its last."""
     here = model_on(options)
-    return {values["run"] for values in (tries(options.out) if options.out else []) if values["device"] == here}
-
-
-def tries(path: Path) -> list[dict]:
-    """The lines of --out; none if there is no file, and not one that was cut short."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
+    return {run: step["outcome"] for (run, device), step in latest(steps).items() if device == here}
 
 
 def keep(arm: Arm, told: dict, pilots: list[Pilot], options) -> None:
@@ -320,16 +267,33 @@ def keep(arm: Arm, told: dict, pilots: list[Pilot], options) -> None:
         line = {"arm": arm.name, "run": arm.run.id, "protocol": arm.run.protocol_id, **told}
         line |= {"also": sorted({r.label for r in arm.alike[1:]})}
         line |= {"device": model_on(options), "backend": way_of(arm.run, options), "torch": torch.__version__}
-        torn = options.out.exists() and not options.out.read_bytes().endswith(b"\n")
-        with options.out.open("a") as file:
-            file.write("\n" * torn + json.dumps(line) + "\n")
+        append(options.out, line)
     if options.results and told["outcome"] == "ok":
         for pilot in pilots:
             append_pilot(options.results / "pilots.jsonl", pilot)
 
 
+def refuse(options) -> None:
+    """Refuse what would make arm after arm fail, or would be missed only when the first one has been measured."""
+    one_of("--device", options.device, ("cpu", "cuda"))
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise Refusal("--device cuda: no CUDA device is visible; use: cpu")
+    if options.micro < 1:
+        raise Refusal(f"--micro must be at least 1, got {options.micro}")
+    try:
+        registry.backend(Mixer, options.backend, options.device)
+    except Refusal as error:  # says it of a run's words
+        raise Refusal(str(error).replace("where.backend", "--backend")) from None
+    if options.backend == "triton":
+        kernels.require_triton()
+    if options.out:
+        refuse_unwritable("--out", options.out, False, "a file in a folder that is there")
+    if options.results:
+        refuse_unwritable("--results", options.results / "pilots.jsonl", True, "a folder, which need not be there yet")
+
+
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("sweeps", type=Path, nargs="*", help="sweep files; none: all full-scale ones")
     parser.add_argument("--micro", type=int, default=FIRST, help="examples of a forward pass to begin with")
     parser.add_argument("--share", type=duration, default=2.0, help="of an arm's passes, like 2s; 10m: whole steps")
@@ -340,17 +304,21 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stop-after", type=duration, default=math.inf, help="start no arm after this time, like 8m")
     parser.add_argument("--out", type=Path, help="JSON lines are appended to this file; arms that it has are left out")
     parser.add_argument("--results", type=Path, help="folder whose pilots.jsonl gets the costs")
+    since = "the call began with so many lines of --out: errors after them are its own (set when it starts anew)"
+    parser.add_argument("--since", type=int, metavar="LINES", help=since)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 if every arm that was started gave a finite loss."""
+    """0 if no arm that was tried, in this call or according to --out, was without a finite loss."""
     options, begun = parsed(arguments), time.monotonic()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise Refusal("--device cuda: no CUDA device is visible; use: cpu")
+    refuse(options)
+    steps = tries(options.out) if options.out else []
+    since = len(steps) if options.since is None else options.since
     groups = [options.sweeps] if options.sweeps else [[ROOT / "sweeps" / f"{n}.yaml" for n in g] for g in GROUPS]
-    before, every = done(options), arms(groups)
-    todo, bad = [arm for arm in every if arm.run.id not in before], 0
+    every, ends, own = arms(groups), ends_of(steps, options), ends_of(steps[since:], options)
+    # What is not in --out is to do like what ended as an error there, be it in an earlier call only.
+    todo = [arm for arm in every if arm.run.id not in own and ends.get(arm.run.id, "error") == "error"]
     stand_for = sum(len(arm.alike) for arm in every)
     print(f"{len(every)} arms for {stand_for} protocols and mixers, {len(todo)} to try", flush=True)
     for number, (arm, run, future) in enumerate(ahead(todo, options), 1):
@@ -359,15 +327,23 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"stopped before arm {number} of {len(todo)}: {arm.name}; the same command goes on", flush=True)
             break
         told, pilots = tried(arm, run, future, options)
-        bad += told["outcome"] != "ok"
+        ends[arm.run.id] = told["outcome"]
         text = ", ".join(f"{k} {v}" for k, v in told.items())
         print(f"[{number}/{len(todo)}, {past:.0f} s] {arm.name}: {text}", flush=True)
         keep(arm, told, pilots, options)
         if options.out and told.get("reason", "").startswith(DEAD):
-            left = max(0.0, options.stop_after - (time.monotonic() - begun))
-            again = [] if math.isinf(left) else ["--stop-after", f"{left:.0f}s"]
-            os.execv(sys.executable, [sys.executable, *sys.argv, *again])
-    return int(bad > 0)
+            again(options, since, begun)
+    bad = Counter(ends[arm.run.id] for arm in every if ends.get(arm.run.id, "ok") != "ok")
+    if bad:
+        print(f"not ok: {', '.join(f'{count} {outcome}' for outcome, count in bad.items())}", flush=True)
+    return int(bool(bad))
+
+
+def again(options, since: int, begun: float) -> None:
+    """The same command in a new process, which does not try again what this one has tried."""
+    left = max(0.0, options.stop_after - (time.monotonic() - begun))
+    words = ["--since", str(since), *([] if math.isinf(left) else ["--stop-after", f"{left:.0f}s"])]
+    os.execv(sys.executable, [sys.executable, *sys.argv, *words])
 
 
 if __name__ == "__main__":

@@ -321,42 +321,6 @@ def test_nothing_is_overwritten_and_nothing_half_written(call, tmp_path):
     assert (tmp_path / "low_rank.yaml").read_text() == "mine"
 
 
-BAD = {
-    "no protocol": (["low_rank"], ["protocol=…", "quick_recall"]),
-    "unknown protocol": (["protocol=quick"], ["'quick'", "quick_recall"]),
-    "unknown mixer": ([f"protocol={SMALL}", "mamba"], ["mamba", "low_rank"]),
-    "unknown mixer to be like": ([f"protocol={SMALL}", "--like", "mamba"], ["mamba", "low_rank"]),
-    "a mixer's key": ([f"protocol={SMALL}", "low_rank mixer.state=3"], ["mixer.state", "rank"]),
-    "a key that none has": ([f"protocol={SMALL}", "low_rank", "dense", "mixer.state=3"], ["mixer.state", "dense"]),
-    "a protocol's key": ([f"protocol={SMALL}", "protocol.shell.expnd=3"], ["expnd", "expand"]),
-    "a run's word": ([f"protocol={SMALL}", "mixer=low_rank"], ["'mixer'", "names"]),
-    "an empty list": ([f"protocol={SMALL}", "low_rank mixer.rank=[]"], ["mixer.rank", "empty"]),
-    "refused by all": ([f"protocol={SMALL}", "protocol.budget.batch=0"], ["protocol.budget.batch", "at least 1"]),
-    "unknown budget": ([f"protocol={SMALL}", "--budget", "memory=3"], ["memory", "parameters=…", "state=…"]),
-    "budget without a number": ([f"protocol={SMALL}", "--budget", "flops"], ["flops", "number above 0"]),
-    "budget of nothing": ([f"protocol={SMALL}", "--budget", "flops=0"], ["flops", "above 0"]),
-    "budget that is no number": ([f"protocol={SMALL}", "--budget", "flops=nan"], ["flops", "nan"]),
-    "impossible budget": ([f"protocol={SMALL}", "--budget", "parameters=100"], ["impossible", "without any mixer"]),
-    "two budgets": ([f"protocol={SMALL}", "--budget", "flops=1e6", "--like", "dense"], ["--budget", "--like"]),
-    "like what grows": ([f"protocol={SMALL}", "--like", "dense", "--by", "state"], ["dense", "state", "grows"]),
-    "like nothing": ([f"protocol={SMALL}", "--like", "identity"], ["identity", "mixer_parameters", "0"]),
-    "unknown figure": ([f"protocol={SMALL}", "--like", "dense", "--by", "memory"], ["memory", "flops"]),
-    "a figure of no one": ([f"protocol={SMALL}", "--by", "flops"], ["--by", "--like"]),
-    "unknown knob": ([f"protocol={SMALL}", "--like", "dense", "--knob", "width"], ["width", "heads, hidden, inner"]),
-    "a knob for no budget": ([f"protocol={SMALL}", "--knob", "rank"], ["--knob", "--like"]),
-}
-
-
-@pytest.mark.parametrize("case", list(BAD))
-def test_bad_input_is_one_line_and_nothing_is_written(call, tmp_path, case):
-    words, parts = BAD[case]
-    out = ("--out", tmp_path / "out") if {"--budget", "--like"} & set(words) else ()
-    code, said, err = call(*words, *out)
-    assert (code, said, err.count("\n")) == (2, "", 1) and err.startswith("mixerbench: ")
-    assert all(part in err for part in parts), err
-    assert not (tmp_path / "out").exists()
-
-
 def test_meta_models_hold_no_values():
     run = a_run("low_rank", rank=LARGEST)
     assert torch.get_default_device().type == "cpu" and figures(run, task_of(run)).parameters > LARGEST

@@ -161,13 +161,33 @@ def test_the_same_command_goes_on_with_what_is_not_done_on_this_device(sweep, tm
     assert one_step.main(words) == 0
     assert "1 to try" in capsys.readouterr().out
     assert json.loads(out.read_text().splitlines()[-1])["arm"] == json.loads(second)["arm"]
+    assert one_step.main(words) == 0 and "0 to try" in capsys.readouterr().out  # also past the line that was cut short
     other = [json.dumps(json.loads(line) | {"device": "another"}) + "\n" for line in (first, second)]
     out.write_text("".join(other))
     assert one_step.main(words) == 0 and "2 to try" in capsys.readouterr().out
 
 
-def test_where_the_device_is_lost_a_new_process_goes_on_with_the_next_arm(sweep, tmp_path, monkeypatch):
-    started, out = [], tmp_path / "out.jsonl"
+@pytest.mark.parametrize(("outcome", "again"), [("error", 1), ("oom", 0), ("not finite", 0)])
+def test_what_ended_as_an_error_is_tried_again_and_nothing_is_well_before_every_last_line_is_ok(
+    sweep, tmp_path, capsys, outcome, again
+):
+    out = tmp_path / "out.jsonl"
+    out.touch()
+    words = [str(sweep), "--device", "cpu", "--out", str(out)]
+    assert one_step.main(words) == 0
+    first = lines(out)[0]  # an empty file is not taken for one with a line that was cut short
+    with out.open("a") as file:
+        file.write(json.dumps({k: first[k] for k in ("arm", "run", "device", "backend")} | {"outcome": outcome}) + "\n")
+    capsys.readouterr()
+    assert one_step.main([*words, "--stop-after", "0s"]) == 1  # not even where nothing was tried
+    said = capsys.readouterr().out
+    assert f"{again} to try" in said and said.endswith(f"not ok: 1 {outcome}\n")
+    assert one_step.main(words) == 1 - again
+    assert len(lines(out)) == 3 + again and lines(out)[-1]["outcome"] == ("ok" if again else outcome)
+
+
+def test_where_the_device_is_lost_a_new_process_goes_on_with_the_next_arm(sweep, tmp_path, monkeypatch, capsys):
+    started, out, one = [], tmp_path / "out.jsonl", one_step.Step.one
 
     def lost(self, part):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
@@ -178,10 +198,18 @@ def test_where_the_device_is_lost_a_new_process_goes_on_with_the_next_arm(sweep,
 
     monkeypatch.setattr(one_step.Step, "one", lost)
     monkeypatch.setattr(one_step.os, "execv", replaced)
-    with pytest.raises(SystemExit):
-        one_step.main([str(sweep), "--device", "cpu", "--out", str(out), "--stop-after", "5m"])
-    assert [line["outcome"] for line in lines(out)] == ["error"] and started[0][-2] == "--stop-after"
-    assert 250 < float(started[0][-1].removesuffix("s")) <= 300
+    words = [str(sweep), "--device", "cpu", "--out", str(out)]
+    for before in (0, 1):  # a second call tries the arm again, but its own new process does not
+        with pytest.raises(SystemExit):
+            one_step.main([*words, "--stop-after", "5m"])
+        assert [line["outcome"] for line in lines(out)] == ["error"] * (before + 1)
+        assert started[-1][-4:-1] == ["--since", str(before), "--stop-after"]
+        assert 250 < float(started[-1][-1].removesuffix("s")) <= 300
+    monkeypatch.setattr(one_step.Step, "one", one)
+    capsys.readouterr()
+    assert one_step.main([*words, *started[-1][-4:]]) == 1
+    assert "1 to try" in capsys.readouterr().out
+    assert [line["outcome"] for line in lines(out)] == ["error", "error", "ok"]
 
 
 def test_no_arm_is_started_when_the_time_is_over(sweep, capsys):
@@ -203,6 +231,100 @@ def test_on_a_gpu_a_pass_is_timed_as_one_graph(sweep, tmp_path):
 def test_a_device_that_is_not_there_is_refused_in_one_line(capsys):
     assert guarded(one_step.main, []) == 2
     assert capsys.readouterr().err == "mixerbench: --device cuda: no CUDA device is visible; use: cpu\n"
+
+
+WRONG = {
+    "no micro-batch": (["--micro", "0"], ["--micro", "at least 1", "0"]),
+    "unknown device": (["--device", "gpu"], ["--device", "cpu, cuda", "'gpu'"]),
+    "unknown backend": (["--backend", "x"], ["--backend must be one of auto, torch, triton, mamba_ssm, got 'x'"]),
+    "a backend of another device": (["--backend", "triton"], ["--backend=triton", "CUDA", "torch"]),
+    "a time without a unit": (["--stop-after", "3"], ["--stop-after", "'3'", "90s, 9m or 2h"]),
+    "a time below nothing": (["--share=-1s"], ["--share", "'-1s'", "90s, 9m or 2h"]),
+    "no time": (["--share", "-1s"], ["--share", "one argument"]),
+    "unknown option": (["--stop-before", "3m"], ["--stop-before"]),
+    "lines in no folder": (["--out", "no/folder/x"], ["--out", "no folder no/folder", "a file in a folder"]),
+    "lines in a file's folder": (["--out", "file/x"], ["--out", "file is a file", "a file in a folder"]),
+    "lines in a folder": (["--out", "."], ["--out", ". is a folder", "a file in a folder"]),
+    "results in a file": (["--results", "file"], ["--results", "file is a file", "a folder, which need not be there"]),
+    "results below a file": (["--results", "file/x/y"], ["--results", "file is a file", "a folder"]),
+}
+
+
+@pytest.mark.parametrize("case", list(WRONG))
+def test_wrong_words_are_one_line_before_the_first_arm(sweep, tmp_path, monkeypatch, capsys, case):
+    words, parts = WRONG[case]
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = guarded(one_step.main, [str(sweep), "--device", "cpu", *words])
+    except SystemExit as end:  # of the words' reader
+        code = end.code
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("mixerbench: ")
+    assert all(part in err for part in parts), err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "small.yaml"]
+
+
+def test_kernels_without_triton_are_refused_before_the_first_arm(sweep, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(one_step.kernels, "present", lambda: False)
+    assert guarded(one_step.main, [str(sweep), "--device", "cuda", "--backend", "triton"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "needs the package triton, which is not installed; use: torch" in err
+
+
+def test_a_place_without_the_right_to_write_is_refused_before_the_first_arm(sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(full_scale.os, "access", lambda path, right: False)  # whoever runs the tests may be root
+    for word, path in (("--out", tmp_path / "x"), ("--out", sweep), ("--results", tmp_path / "a" / "b")):
+        assert guarded(one_step.main, [str(sweep), "--device", "cpu", word, str(path)]) == 2
+        out, err = capsys.readouterr()
+        there = sweep if path == sweep else tmp_path
+        assert out == "" and err.startswith(f"mixerbench: {word}: {there} cannot be written; name a f")
+
+
+STEP = {"arm": "small a b", "run": "1", "outcome": "oom", "device": "d", "backend": "torch"}
+NO_STEPS = {
+    "other keys": (b'{"a": 1}', "missing or of a wrong type: arm, run, outcome, device, backend"),
+    "one key less": (json.dumps({k: v for k, v in STEP.items() if k != "run"}).encode(), "of a wrong type: run;"),
+    "one of another type": (json.dumps(STEP | {"device": 3}).encode(), "of a wrong type: device;"),
+    "an outcome of its own": (
+        json.dumps(STEP | {"outcome": "fine"}).encode(),
+        "ok, not finite, oom, error, got 'fine'",
+    ),
+    "ok without its numbers": (
+        json.dumps(STEP | {"outcome": "ok", "loss": 1.0}).encode(),
+        "of a wrong type: parameters,",
+    ),
+    "a list": (b"[1]", "must be a mapping with the keys arm, run"),
+    "bytes": (b"\x00\xff\x85\xe2\x80\xa8", "Expecting value"),
+    "text": (b"# A page", "Expecting value"),
+    "broken inside": (b'{"arm": "small a b", "run": }', "Expecting value"),
+}
+
+
+@pytest.mark.parametrize("case", list(NO_STEPS))
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_whole_line_that_is_no_step_is_refused_by_file_and_number(sweep, tmp_path, capsys, case, end):
+    line, why = NO_STEPS[case]
+    path, content = tmp_path / "steps.jsonl", json.dumps(STEP).encode() + b'\n{"arm": "sma\n' + line + end
+    path.write_bytes(content)
+    (tmp_path / "pilots.jsonl").touch()
+    for act, words in (
+        (one_step.main, [str(sweep), "--device", "cpu", "--out", str(path)]),
+        (full_scale.main, [str(tmp_path)]),
+    ):
+        assert guarded(act, words) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1) and err.startswith(f"mixerbench: {path}:3: no step (") and why in err
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_line_that_was_cut_short_anywhere_is_passed_over(tmp_path, end):
+    path, whole = tmp_path / "steps.jsonl", json.dumps(STEP | {"also": ["a", "b"], "loss": 1.5})
+    for length in range(len(whole)):
+        path.write_text(f"{json.dumps(STEP)}\r\n{whole[:length]}{end}")
+        assert full_scale.tries(path) == [STEP]
 
 
 def test_the_committed_page_is_what_its_steps_and_pilots_give_and_every_arm_has_a_finite_loss(every):

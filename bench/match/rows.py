@@ -9,7 +9,7 @@ import torch
 from bench import Refusal, registry
 from bench.capacity import capacity_of, model_of
 from bench.compose import choices, compose_group, make_run, parse_overrides
-from bench.config import Run, listed
+from bench.config import Run, listed, set_key
 from bench.record import Capacity
 from bench.tasks.base import Places, Task
 
@@ -45,10 +45,10 @@ def parse_words(words: list[str]) -> tuple[str, dict, list[Arm]]:
     for key in common:
         if not key.startswith(("protocol.", "mixer.")):
             raise Refusal(f"unknown key '{key}'; allowed here: protocol=…, protocol.…, mixer.… and mixers' names")
-    every = [arm.name for arm in arms] or choices("mixer")
+    known = dict.fromkeys(key for name in [arm.name for arm in arms] or choices("mixer") for key in keys_of(name))
     for key in common:
-        if key.startswith("mixer.") and not any(key.removeprefix("mixer.") in keys_of(name) for name in every):
-            raise Refusal(f"unknown key '{key}': no mixer of {listed(dict.fromkeys(every))} has it")
+        if key.startswith("mixer."):
+            set_key(known, key.removeprefix("mixer."), None, "mixer")  # refuses what no mixer here has
     return protocol, common, arms
 
 

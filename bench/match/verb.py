@@ -21,6 +21,9 @@ def match(words: list[str], budget: str, like: str, by: str, knob: str, out: Pat
         raise Refusal("--by says which figure of --like is matched; a budget names its own: --budget flops=…")
     if (knob or out) and not (budget or like):
         raise Refusal(f"{'--out' if out else '--knob'} needs a budget: --budget parameters=… or --like MIXER")
+    there = out and next(above for above in (out, *out.parents) if above.exists())
+    if there and not there.is_dir():
+        raise Refusal(f"--out {out}: {there} is a file; name a folder, which need not be there yet")
     goal = budget_like(like, by or USUAL, protocol, common) if like else parse_budget(budget) if budget else None
     found = table(protocol, common, arms)
     rows = matched_all(found, goal, knob) if goal else [row for _, row in found]
