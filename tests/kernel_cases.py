@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+from functools import partial
 
 import numpy as np
 import torch
@@ -116,15 +117,18 @@ def product():
     for length, rank, width, programs in ((100, 5, 6, 512), (38, 40, 70, 512), (130, 100, 70, 512), (280, 5, 6, 1)):
         low_rank.PROGRAMS = programs
         inputs = random(2, length, 2, 3, rank), random(2, length, 3, width)
-        compare(f"low rank {length=} {rank=} {programs=}", fast_product, exact_product, *inputs)
+        for scale in (None, torch.full((), 0.5, device=DEVICE)):
+            given = f"low rank {length=} {rank=} {programs=} {scale=!s}"
+            compare(given, partial(fast_product, scale), partial(exact_product, scale), *inputs)
 
 
-def fast_product(qk, v):
-    return low_rank.low_rank_product(*qk.unbind(2), v)
+def fast_product(scale, qk, v):
+    return low_rank.low_rank_product(*qk.unbind(2), v, scale)
 
 
-def exact_product(qk, v):
-    return torch.einsum("bihr,bjhr,bjhp->bihp", *qk.unbind(2), v)
+def exact_product(scale, qk, v):
+    y = torch.einsum("bihr,bjhr,bjhp->bihp", *qk.unbind(2), v)
+    return y if scale is None else y + v / scale
 
 
 def exponentials():
