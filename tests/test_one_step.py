@@ -12,7 +12,7 @@ from bench.plan.evidence import read_pilots
 from bench.plan.verb import plan
 from bench.store import Store
 from bench.sweep import cells, grid, load, ordered
-from benchmarks import full_scale, one_step
+from benchmarks import full_scale, one_step, step_files
 from tests.conftest import shrunk
 
 FIELDS = {"arm", "run", "protocol", "outcome", "loss", "finite", "parameters", "micro", "memory_gib", "examples_per_s"}
@@ -274,7 +274,7 @@ def test_kernels_without_triton_are_refused_before_the_first_arm(sweep, monkeypa
 
 
 def test_a_place_without_the_right_to_write_is_refused_before_the_first_arm(sweep, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(full_scale.os, "access", lambda path, right: False)  # whoever runs the tests may be root
+    monkeypatch.setattr(step_files.os, "access", lambda path, right: False)  # whoever runs the tests may be root
     for word, path in (("--out", tmp_path / "x"), ("--out", sweep), ("--results", tmp_path / "a" / "b")):
         assert guarded(one_step.main, [str(sweep), "--device", "cpu", word, str(path)]) == 2
         out, err = capsys.readouterr()
@@ -324,7 +324,7 @@ def test_a_line_that_was_cut_short_anywhere_is_passed_over(tmp_path, end):
     path, whole = tmp_path / "steps.jsonl", json.dumps(STEP | {"also": ["a", "b"], "loss": 1.5})
     for length in range(len(whole)):
         path.write_text(f"{json.dumps(STEP)}\r\n{whole[:length]}{end}")
-        assert full_scale.tries(path) == [STEP]
+        assert step_files.tries(path) == [STEP]
 
 
 def test_the_committed_page_is_what_its_steps_and_pilots_give_and_every_arm_has_a_finite_loss(every):

@@ -29,7 +29,7 @@ from bench.mixers.base import (
     same_segment,
     segment_lengths,
 )
-from bench.mixers.scan import Scanned, Terms, chunk_of, chunked_scan, masked, products
+from bench.mixers.scan import Scanned, Terms, chunk_of, chunked_scan, products
 
 MAPS = {"silu": F.silu, "elu1": elu_plus_one, "none": lambda x: x}
 DECAYS = ("fixed", "selective")
@@ -90,8 +90,7 @@ class DecayAttention(Scanned):
         real_BL11 = real(segments_BL, v_BLHP.dtype)
         terms = self.terms(features, segments_BL)
         if self.on_chip(v_BLHP):
-            terms = masked(terms, segments_BL)
-            y_BLHP = self.scan(v_BLHP, *terms, segments_BL, self.grant.packed)
+            y_BLHP = self.by_kernels(v_BLHP, terms, segments_BL)
         else:
             y_BLHP = chunked_scan(v_BLHP * real_BL11, terms, segments_BL, self.grant.packed)
         if self.args.normalise:

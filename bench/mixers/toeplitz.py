@@ -67,7 +67,7 @@ class Toeplitz(Mixer):
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         length = v_BLHP.shape[1]
         if self.in_tiles(v_BLHP):
-            return self.tiled(v_BLHP, features, segments_BL, 0.0)
+            return self.tiles(v_BLHP, *self.tiled(features, segments_BL))
         real_BL11 = real(segments_BL, v_BLHP.dtype)
         v_BLHP = v_BLHP * real_BL11
         if self.sam and self.grant.packed:
@@ -83,21 +83,22 @@ class Toeplitz(Mixer):
     def with_skip(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor, scale: Tensor) -> Tensor | None:
         if not self.in_tiles(v_BLHP):
             return None
-        return self.tiled(v_BLHP, features, segments_BL, scale.reciprocal())
+        w_BHK, count_B = self.tiled(features, segments_BL)
+        own_K = torch.arange(w_BHK.shape[-1], device=w_BHK.device) == v_BLHP.shape[1] - 1
+        return self.tiles(v_BLHP, w_BHK + own_K * scale.reciprocal(), count_B)
 
     def in_tiles(self, v_BLHP: Tensor) -> bool:
+        """Whether M is multiplied by tiles, which read only the row's one document and so need no mask on v."""
         narrow = lags.TILED if self.sam else lags.TILED_SHARED
         most = narrow if lags.in_blocks(v_BLHP) else lags.TILED_WIDE
         return self.backend == "triton" and not self.grant.packed and v_BLHP.shape[1] <= most
 
-    def tiled(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor, own: float | Tensor) -> Tensor:
-        """By tiles of M + own I, which read only the row's one document and so need no mask on v."""
-        w_BHK, count_B = self.lags(features, v_BLHP.shape[1]), (segments_BL > 0).sum(1)
+    def tiled(self, features: Features, segments_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """As tiles take M: weights BHK by lag with their scale, and the tokens of each row, B."""
+        w_BHK, count_B = self.lags(features, segments_BL.shape[1]), (segments_BL > 0).sum(1)
         if self.sam:
             w_BHK = w_BHK * count_B.clamp(min=1).to(w_BHK.dtype).rsqrt()[:, None, None]
-        lag_K = torch.arange(w_BHK.shape[-1], device=w_BHK.device) - v_BLHP.shape[1] + 1
-        w_BHK = torch.where(lag_K == 0, w_BHK + own, w_BHK)
-        return self.tiles(v_BLHP, w_BHK, count_B)
+        return w_BHK, count_B
 
     def emitted(self, features: Features) -> tuple[Tensor, Tensor]:
         """The weights f, r that the tokens emit, each BHL, at least fp32."""

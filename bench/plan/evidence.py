@@ -16,8 +16,9 @@ from bench.record import RERUN, Cost, Record, dump, read_record
 from bench.report.sharing import Stay
 from bench.store import Store
 
-SPENT = ("startup", "first_step", "step_p10", "step_p50", "step_p90", "evaluation")  # what no pilot has less than 0 of
-SPENT += ("peak_memory", "weights_bytes", "checkpoint_bytes", "record_bytes")
+SPENT = ("startup", "first_step", "step_p10", "step_p50", "step_p90", "evaluation", "peak_memory")
+SPENT += ("weights_bytes", "checkpoint_bytes", "record_bytes")
+LEAST = {"world": 1, "steps": 1} | dict.fromkeys(SPENT, 0)  # that a pilot can say
 WEIGHT_BYTES = 4  # weights and optimiser states are fp32 whatever the protocol's precision
 
 
@@ -67,9 +68,9 @@ class Pilot:
     time: str  # UTC
 
     def __post_init__(self):
-        low = [name for name in ("world", "steps", *SPENT) if getattr(self, name) < (name in ("world", "steps"))]
-        if low:
-            raise Refusal(f"pilot.{low[0]} is {getattr(self, low[0])}")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise Refusal(f"pilot.{name} is {getattr(self, name)}, must be at least {least}")
         try:
             datetime.fromisoformat(self.time)
         except ValueError:
