@@ -270,7 +270,16 @@ ROWS = [
     *each(TOKENS=(128,), TILE=(128,), WIDE=(64,), WARPS=(8,)),
     {"TOKENS": 128, "TILE": 128, "WARPS": 8},
 ]
-SCANS = each(CHUNK=(32,), STAGES_BACK=(2,), WARPS=(8,), STAGES=(1,), BLOCK=(512, 4096))
+SCANS = each(
+    PROGRAMS=(512,),
+    PROGRAMS_HEARD=(256,),
+    SERIAL=(0,),
+    CHUNK=(128,),
+    STAGES=(3,),
+    STAGES_BACK=(2,),
+    STAGES_CARRIED=(2,),
+)
+WHOLE_SCANS = each(WHOLE=(64,), TILE=(32, 128), PROGRAMS=(512,), WARPS=(8,), STAGES_WHOLE=(2,))
 TILES = each(READ=(128,), WRITTEN=(128,), WARPS=(4,), STAGES=(4,), PLACES=(32, 128), WARPS_BACK=(8,), STAGES_BACK=(3,))
 SOFTMAX = [
     {},
@@ -294,8 +303,10 @@ CASES = {
     ]),
     "scan state 16": Entry(partial(both_ways, 128, 16), 2048, SCANS),
     "scan state 64": Entry(partial(both_ways, 64, 64), 2048, SCANS),
-    "scan state 16 at 128": Entry(partial(both_ways, 128, 16), 128, [{}]),
-    "scan state 64 at 128": Entry(partial(both_ways, 64, 64), 128, [{}]),
+    "scan state 16 at 128": Entry(partial(both_ways, 128, 16), 128, WHOLE_SCANS),
+    "scan state 64 at 128": Entry(partial(both_ways, 64, 64), 128, WHOLE_SCANS),
+    "scan state 64 at 8192": Entry(partial(both_ways, 64, 64), 8192, each(SERIAL=(128,), BLOCK=(512, 4096))),
+    "scan state 256 large": Entry(partial(both_ways, 128, 256), 2048, [{}]),
     "scan state 64 narrow": Entry(partial(both_ways, 16, 64), 128, [{}]),
     "toeplitz 128": Entry(tiles, 128, [*TILES, {"way": "matrix"}]),
     "toeplitz 2048": Entry(tiles, 2048, [*TILES, {"way": "fourier"}, {"way": "blocks"}]),

@@ -179,7 +179,9 @@ def scans(in_half):
         (200, 4, 1, 64, 2, 2, False),
         (270, 2, 1, 16, 2, 2, True),
     ):
-        one_scan(length, heads, groups, state, sides, directions, packed, torch.bfloat16 if in_half else torch.float32)
+        for scan.SERIAL in (0, 64) if length > 128 else (64,):
+            dtype = torch.bfloat16 if in_half else torch.float32
+            one_scan(length, heads, groups, state, sides, directions, packed, dtype)
 
 
 def one_scan(length, heads, groups, state, sides, directions, packed, dtype):
@@ -210,7 +212,7 @@ def one_scan(length, heads, groups, state, sides, directions, packed, dtype):
         return torch.einsum("bijh,bjhp->bihp", matrix, v).float()
 
     inputs = random(2, length, heads, 5), random(2, length, sides, groups, 2 * state + 3)
-    name = f"scan {length=} {heads=} {groups=} {state=} {sides=} {directions=} {packed=} {dtype=}"
+    name = f"scan {length=} {heads=} {groups=} {state=} {sides=} {directions=} {packed=} {dtype=} {scan.SERIAL=}"
     compare(name, fast, exact, *inputs, random(2, length, directions, heads), random(2, length, heads))
 
 
@@ -407,7 +409,7 @@ def half(name, changes):
 def mixer(name, changes, in_half=False):
     """A mixer's backend against its own matrix in fp64, as `check` holds it to on a GPU."""
     if INTERPRETED:
-        scan.CHUNK = 16  # several chunks in a short row: the interpreter is slow
+        scan.CHUNK, scan.WHOLE = 16, 32  # several chunks in a short row: the interpreter is slow
         cosine_sums.TOKENS = 64
     for label, (make, declared) in of(name, changes, make_where({"where.device": "cpu"})).items():
         ways = dict(declared.backends)

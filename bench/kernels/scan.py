@@ -2,13 +2,16 @@
 
     i > j: M_ij = c_i^T A_i .. A_{j+1} dt_j b_j      i = j: M_ii = delta_i
     i < j: M_ij = c'_i^T A'_i .. A'_{j-1} dt'_j b'_j, the primes for direction 1
-The matrix of a chunk lives on the chip; between chunks go states of N x P numbers a head: none in a row of one chunk,
-and in one of two what each says to the other, which nothing carries. `scan` prepares what has no channels (sums of
-log A, weights, borders of documents) in plain torch, which has its gradient; the operator `chunk_products` does the
-rest, and its gradient is one more pass beside the states' adjoint scan.
+The matrix of a chunk lives on the chip, c_i^T b_j exp2(row_i - column_j) of the direction in which i reads j: its
+scores c^T b are those of all heads that share c and b. Between chunks go states of N x P numbers a head; a row of one
+chunk has none. `scan` prepares what has no channels (sums of log A, weights, borders of documents) in plain torch,
+which has its gradient; the operator `chunk_products` does the rest, and its gradient is one more pass with the matrix
+transposed, one for what it multiplies, and the states' adjoint scan.
 Axes: B batch, L length, H heads, P head width, N state, G groups, D direction (0 forward, 1 backward; of c and b 1 if
-both share), K chunks, T places of a chunk, I shares of a state.
+both share), K chunks, T places of a chunk, I parts of a state, or of the heads that share c and b.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -16,24 +19,37 @@ import triton
 from torch import Tensor
 
 from bench.kernels import precision
-from bench.kernels.scan_tiles import carry, carry_back, products, products_back, states
+from bench.kernels.scan_gradients import heard, products_back
+from bench.kernels.scan_tiles import carried, carry, carry_back, products, states
 
 CHUNK = 64
+WHOLE = 128
+"""A row of up to so many tokens is one chunk: its states would cost more than the larger matrix."""
+TILE = 64
+"""Places at once, of the gradients."""
 FEW = 2
 """Chunks of a row that need no carrying: what enters one is what the other says."""
+SERIAL, SMALL = 32, 8192
+"""Chunks of a row through which one program carries a state of so many numbers. In longer rows programs that take a
+chunk each are faster, though what they say is written, and read again to be carried."""
 BLOCK = 1024
-"""Numbers of a state that one program carries from chunk to chunk."""
-WARPS, WARPS_BACK = 4, 4
-"""Of `products` and `products_back`; with eight the latter took twice as long on an H200."""
-ROOM = 1024
-"""Bytes of a token's v and c together, as the chip counts them, from which on a program of the gradients may need more
-shared memory than an H200 has."""
+"""Numbers of a state that one program then carries from chunk to chunk."""
+PROGRAMS, PROGRAMS_HEARD = 256, 768
+"""That are enough: each takes as many of the heads that share c and b as leave so many. Scores are made once for its
+heads, and the gradients of c and b summed over them on the chip."""
+ROOM, LARGE = 1024, 384
+"""Bytes of a token's v and c together, as the chip counts them: from the former on a program may need more shared
+memory than an H200 has; with more than the latter one has numbers of one head at a time, and more threads."""
 NARROW = 64
 """States and heads of at least as much are multiplied by whole instructions. With such a state and a narrower head the
 assembler of Triton 3.6 (ptxas 12.8) loses the address of the state: what chunks read of it was wrong by a third on an
 H200, or lay outside all memory. benchmarks/compiled.py finds such addresses; 12.9 has none."""
-STAGES, STAGES_BACK = 3, 1
-"""Loads in flight; the loop over two directions of `products_back` has no registers for more than its own."""
+WARPS, WARPS_LARGE = 4, 8
+"""The latter also where a long chunk meets a wide head."""
+STAGES, STAGES_WHOLE, STAGES_BACK, STAGES_CARRIED = 2, 3, 3, 3
+"""Heads, or chunks of `carried`, whose numbers are on the chip or on their way to it."""
+REGISTERS = 168
+"""Of a thread of `heard`, so that an H200 has room for three programs."""
 
 
 def scan(
@@ -50,25 +66,27 @@ def scan(
 
     With one direction M is the strict lower triangle and the diagonal.
     """
-    batch = len(v_BLHP)
-    rate_BKDHT, dt_BKDHT = (_cut(x.expand(batch, -1, -1, -1)) for x in (rate_BLDH, dt_BLDH))
+    batch, chunk = len(v_BLHP), _chunk(v_BLHP, c_BLDGN.shape[-1])
+    rate_BKDHT, dt_BKDHT = (_cut(x.expand(batch, -1, -1, -1), chunk) for x in (rate_BLDH, dt_BLDH))
     sum_BKDHT = rate_BKDHT.cumsum(-1)
     total_BKDH1 = sum_BKDHT[..., -1:]
     forward_BKHT, total_BKH1 = sum_BKDHT[:, :, 0], total_BKDH1[:, :, 0]
-    sums, reads, writes = [forward_BKHT], [forward_BKHT], [total_BKH1 - forward_BKHT]
+    rows, reads, writes = [forward_BKHT], [forward_BKHT], [total_BKH1 - forward_BKHT]
     if rate_BLDH.shape[2] == 2:
         backward_BKHT = (sum_BKDHT - rate_BKDHT)[:, :, 1]
-        sums.append(backward_BKHT)
+        rows.append(-backward_BKHT)
         reads.append(total_BKDH1[:, :, 1] - backward_BKHT)
         writes.append(backward_BKHT)
     read_BKDHT, write_BKDHT = torch.stack(reads, 2).exp(), torch.stack(writes, 2).exp() * dt_BKDHT
+    row_BKDHT = torch.stack(rows, 2) / math.log(2)
+    column_BKDHT = row_BKDHT - dt_BKDHT.clamp(min=torch.finfo(dt_BKDHT.dtype).tiny).log2()
     decay_BKDH = total_BKDH1[..., 0].exp()
     if packed:
-        enters_BKDT, leaves_BKDT, through_BKD = _borders(_cut(segments_BL), rate_BLDH.shape[2])
+        enters_BKDT, leaves_BKDT, through_BKD = _borders(_cut(segments_BL, chunk), rate_BLDH.shape[2])
         read_BKDHT, write_BKDHT = read_BKDHT * enters_BKDT[..., None, :], write_BKDHT * leaves_BKDT[..., None, :]
         decay_BKDH = decay_BKDH * through_BKD[..., None]
     c_BLDGN, b_BLDGN = (x.to(v_BLHP.dtype).expand(batch, *x.shape[1:]) for x in (c_BLDGN, b_BLDGN))
-    small = dt_BKDHT, torch.stack(sums, 2), write_BKDHT, read_BKDHT, _cut(delta_BLH.expand(batch, -1, -1))
+    small = row_BKDHT, column_BKDHT, write_BKDHT, read_BKDHT, _cut(delta_BLH.expand(batch, -1, -1), chunk)
     return chunk_products(v_BLHP, c_BLDGN, b_BLDGN, *small, decay_BKDH, segments_BL, packed)[0]
 
 
@@ -83,10 +101,20 @@ def _padded(width: int, state: int) -> tuple[int, int]:
     return max(p, NARROW) if n >= NARROW else p, n
 
 
-def _cut(x_BL: Tensor) -> Tensor:
+def _large(v_BLHP: Tensor, state: int) -> bool:
+    return sum(_padded(v_BLHP.shape[-1], state)) * v_BLHP.element_size() > LARGE
+
+
+def _chunk(v_BLHP: Tensor, state: int) -> int:
+    """Tokens of a chunk: a long one has no room for numbers of 32 bits."""
+    whole = CHUNK < v_BLHP.shape[1] <= WHOLE and v_BLHP.element_size() < 4 and not _large(v_BLHP, state)
+    return WHOLE if whole else CHUNK
+
+
+def _cut(x_BL: Tensor, chunk: int) -> Tensor:
     """BL... into chunks BK...T, the last filled up with zeros: what a program reads of them lies side by side."""
-    filled_BL = F.pad(x_BL, (0, 0) * (x_BL.ndim - 2) + (0, -x_BL.shape[1] % CHUNK))
-    return filled_BL.unflatten(1, (-1, CHUNK)).movedim(2, -1).contiguous()
+    filled_BL = F.pad(x_BL, (0, 0) * (x_BL.ndim - 2) + (0, -x_BL.shape[1] % chunk))
+    return filled_BL.unflatten(1, (-1, chunk)).movedim(2, -1).contiguous()
 
 
 def _borders(segments_BKT: Tensor, directions: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,38 +131,92 @@ def _borders(segments_BKT: Tensor, directions: int) -> tuple[Tensor, Tensor, Ten
     return tuple(torch.stack(x[:directions], 2) for x in (enters, leaves, through))
 
 
-def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> dict:
+def _sizes(v_BLHP: Tensor, c_BLDGN: Tensor, row_BKDHT: Tensor) -> dict:
     """What all kernels take of shapes and precision."""
     _, length, heads, width = v_BLHP.shape
     state, groups = c_BLDGN.shape[-1], c_BLDGN.shape[-2]
     p, n = _padded(width, state)
     return {
-        "ints": (length, heads, heads // groups, state, width, decay_BKDH.shape[1]),
+        "ints": (length, heads, heads // groups, state, width, row_BKDHT.shape[1]),
         "SHARED": c_BLDGN.shape[2] == 1,
-        "T": CHUNK,
+        "T": row_BKDHT.shape[-1],
         "N": n,
         "P": p,
         "PRECISION": precision(v_BLHP.dtype),
+        "num_warps": WARPS_LARGE if _large(v_BLHP, state) else WARPS,
     }
 
 
-def _states_of(x_BLDGN: Tensor, weight_BKDHT: Tensor, v_BLHP: Tensor, decay_BKDH: Tensor, back: bool) -> Tensor:
-    """What each chunk says to the next, or back to the one before, kept there: BKDHNP, unwritten where nothing is."""
-    sizes = _sizes(v_BLHP, x_BLDGN, decay_BKDH)
+def _part(row_BKDHT: Tensor, c_BLDGN: Tensor, programs: int) -> tuple[int, int]:
+    """Heads that one program of a chunk takes, of those that share c and b, and programs of a chunk."""
+    batch, chunks, _, heads, _ = row_BKDHT.shape
+    groups = c_BLDGN.shape[-2]
+    each = heads // groups
+    size = triton.cdiv(each, min(each, triton.cdiv(programs, batch * chunks * groups)))
+    return size, groups * triton.cdiv(each, size)
+
+
+def _room(v_BLHP: Tensor, c_BLDGN: Tensor, decay_BKDH: Tensor) -> Tensor:
+    """For what enters the chunks, BKDHNP; none if there is but one."""
+    shape = (*decay_BKDH.shape, c_BLDGN.shape[-1], v_BLHP.shape[-1])
+    return v_BLHP.new_empty(shape if decay_BKDH.shape[1] > 1 else 0)
+
+
+def _entering(
+    x_BLDGN: Tensor, weight_BKDHT: Tensor, v_BLHP: Tensor, decay_BKDH: Tensor, h_BKDHNP: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What enters each chunk, BKDHNP: sums over those before it of weight x v^T, carried on; unwritten where nothing
+    does. With h, of the forward pass, the same from the other end, and the gradient of decay, BKDH."""
+    s_BKDHNP, gdecay_BKDH = _room(v_BLHP, x_BLDGN, decay_BKDH), torch.zeros_like(decay_BKDH)
     batch, chunks, directions, heads = decay_BKDH.shape
-    s_BKDHNP = v_BLHP.new_empty(*decay_BKDH.shape, x_BLDGN.shape[-1], v_BLHP.shape[-1])
-    ints = sizes.pop("ints")
-    if chunks > 1:
-        states[(chunks - 1) * batch * heads, directions](
-            x_BLDGN, weight_BKDHT, v_BLHP, s_BKDHNP, *ints, *x_BLDGN.stride()[:4], BACK=back, **sizes
-        )
-    return s_BKDHNP
+    if chunks == 1:
+        return s_BKDHNP, gdecay_BKDH
+    sizes, back, large = _sizes(v_BLHP, x_BLDGN, weight_BKDHT), h_BKDHNP is not None, _large(v_BLHP, x_BLDGN.shape[-1])
+    ints, strides, size = sizes.pop("ints"), x_BLDGN.stride()[:4], s_BKDHNP.shape[-2] * s_BKDHNP.shape[-1]
+    given = x_BLDGN, weight_BKDHT, v_BLHP, s_BKDHNP
+    if chunks <= SERIAL and size <= SMALL:
+        carried[batch * heads, directions](
+            *given, decay_BKDH, h_BKDHNP if back else s_BKDHNP, gdecay_BKDH, *ints, *strides, BACK=back,
+            num_stages=1 if large else STAGES_CARRIED, **sizes,
+        )  # fmt: skip
+        return s_BKDHNP, gdecay_BKDH
+    states[(chunks - 1) * batch * heads, directions](*given, *ints, *strides, BACK=back, **sizes)
+    if chunks > FEW:
+        grid = batch * heads, directions, triton.cdiv(size, BLOCK)
+        if not back:
+            carry[grid](s_BKDHNP, decay_BKDH, heads, size, K=chunks, BLOCK=BLOCK)
+            return s_BKDHNP, gdecay_BKDH
+        part_BKDHI = decay_BKDH.new_zeros(*decay_BKDH.shape, grid[-1])
+        carry_back[grid](s_BKDHNP, h_BKDHNP, decay_BKDH, part_BKDHI, heads, size, K=chunks, BLOCK=BLOCK)
+        gdecay_BKDH = part_BKDHI.sum(-1)
+    return s_BKDHNP, gdecay_BKDH
 
 
-def _blocks(s_BKDHNP: Tensor) -> tuple[int, int]:
-    """Numbers of a state, and programs that share them."""
-    size = s_BKDHNP.shape[-2] * s_BKDHNP.shape[-1]
-    return size, triton.cdiv(size, BLOCK)
+def _products(
+    v_BLHP: Tensor,
+    c_BLDGN: Tensor,
+    b_BLDGN: Tensor,
+    small: list[Tensor],
+    delta_BKHT: Tensor,
+    h_BKDHNP: Tensor,
+    segments_BL: Tensor,
+    packed: bool,
+    back: bool,
+) -> Tensor:
+    """M v, or with `back` its transpose by v; small: row, column and read, or with `back` write."""
+    batch, chunks, directions, _, chunk = small[0].shape
+    y_BLHP, sizes = torch.empty_like(v_BLHP), _sizes(v_BLHP, c_BLDGN, small[0])
+    ints, (size, parts) = sizes.pop("ints"), _part(small[0], c_BLDGN, PROGRAMS)
+    stages = STAGES_WHOLE if chunk > CHUNK else 1 if _large(v_BLHP, c_BLDGN.shape[-1]) else STAGES
+    if chunk > CHUNK and sizes["P"] > 64:
+        sizes["num_warps"] = WARPS_LARGE
+    products[chunks * batch * parts,](
+        v_BLHP, c_BLDGN, b_BLDGN, *small, delta_BKHT, h_BKDHNP, segments_BL, y_BLHP,
+        *ints, size, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4],
+        BACK=back, ALONE=chunks == 1, BOTH=directions == 2, PACKED=packed,
+        num_stages=stages, **sizes,
+    )  # fmt: skip
+    return y_BLHP
 
 
 @torch.library.custom_op("mixerbench::chunk_products", mutates_args=())
@@ -142,8 +224,8 @@ def chunk_products(
     v_BLHP: Tensor,
     c_BLDGN: Tensor,
     b_BLDGN: Tensor,
-    dt_BKDHT: Tensor,
-    sum_BKDHT: Tensor,
+    row_BKDHT: Tensor,
+    column_BKDHT: Tensor,
     write_BKDHT: Tensor,
     read_BKDHT: Tensor,
     delta_BKHT: Tensor,
@@ -151,26 +233,16 @@ def chunk_products(
     segments_BL: Tensor,
     packed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y_BLHP, and what enters the chunks, BKDHNP, unwritten where nothing does. dt, sum, write, read and delta are of
-    whole chunks and fp32."""
-    small = (dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT)
+    """y_BLHP, and what enters the chunks, BKDHNP, unwritten where nothing does. row, column, write, read and delta are
+    of whole chunks and fp32."""
+    small = (row_BKDHT, column_BKDHT, write_BKDHT, read_BKDHT)
     v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small = _laid_out(
         v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small
     )
-    dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT = small
-    batch, chunks, directions, heads = decay_BKDH.shape
-    h_BKDHNP = _states_of(b_BLDGN, write_BKDHT, v_BLHP, decay_BKDH, back=False)
-    size, blocks = _blocks(h_BKDHNP)
-    if chunks > FEW:
-        carry[batch * heads, directions, blocks](h_BKDHNP, decay_BKDH, heads, size, K=chunks, BLOCK=BLOCK)
-    y_BLHP, sizes = torch.empty_like(v_BLHP), _sizes(v_BLHP, c_BLDGN, decay_BKDH)
-    ints = sizes.pop("ints")
-    products[chunks * batch * heads,](
-        v_BLHP, c_BLDGN, b_BLDGN, dt_BKDHT, sum_BKDHT, read_BKDHT, delta_BKHT, h_BKDHNP, segments_BL, y_BLHP,
-        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4],
-        BOTH=directions == 2, PACKED=packed, num_warps=WARPS, num_stages=STAGES, **sizes,
-    )  # fmt: skip
-    return y_BLHP, h_BKDHNP
+    row_BKDHT, column_BKDHT, write_BKDHT, read_BKDHT = small
+    h_BKDHNP, _ = _entering(b_BLDGN, write_BKDHT, v_BLHP, decay_BKDH, None)
+    given = v_BLHP, c_BLDGN, b_BLDGN, [row_BKDHT, column_BKDHT, read_BKDHT], delta_BKHT, h_BKDHNP, segments_BL
+    return _products(*given, packed, back=False), h_BKDHNP
 
 
 @torch.library.custom_op("mixerbench::chunk_products_backward", mutates_args=())
@@ -179,8 +251,8 @@ def chunk_products_backward(
     v_BLHP: Tensor,
     c_BLDGN: Tensor,
     b_BLDGN: Tensor,
-    dt_BKDHT: Tensor,
-    sum_BKDHT: Tensor,
+    row_BKDHT: Tensor,
+    column_BKDHT: Tensor,
     write_BKDHT: Tensor,
     read_BKDHT: Tensor,
     delta_BKHT: Tensor,
@@ -189,34 +261,41 @@ def chunk_products_backward(
     h_BKDHNP: Tensor,
     packed: bool,
 ) -> list[Tensor]:
-    """Gradients of v, c, b, dt, sum, write, read, delta and decay."""
-    gy_BLHP, small = gy_BLHP.contiguous(), (dt_BKDHT, sum_BKDHT, write_BKDHT, read_BKDHT)
+    """Gradients of v, c, b, row, column, write, read, delta and decay."""
+    gy_BLHP, small = gy_BLHP.contiguous(), (row_BKDHT, column_BKDHT, write_BKDHT, read_BKDHT)
     v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small = _laid_out(
         v_BLHP, c_BLDGN, b_BLDGN, delta_BKHT, decay_BKDH, segments_BL, *small
     )
-    batch, chunks, directions, heads = decay_BKDH.shape
-    gs_BKDHNP = _states_of(c_BLDGN, small[-1], gy_BLHP, decay_BKDH, back=True)
-    size, blocks = _blocks(gs_BKDHNP)
-    part_BKDHI = decay_BKDH.new_zeros(*decay_BKDH.shape, blocks)
-    if chunks > FEW:
-        carry_back[batch * heads, directions, blocks](
-            gs_BKDHNP, h_BKDHNP, decay_BKDH, part_BKDHI, heads, size, K=chunks, BLOCK=BLOCK
-        )
-    gv_BLHP, gdelta_BKHT = torch.empty_like(v_BLHP), torch.empty_like(delta_BKHT)
-    gsmall = [torch.empty_like(x) for x in small]
-    shape = (*v_BLHP.shape[:2], directions, heads, c_BLDGN.shape[-1])
-    gc_BLDHN, gb_BLDHN = v_BLHP.new_empty(shape), v_BLHP.new_empty(shape)
-    sizes = _sizes(v_BLHP, c_BLDGN, decay_BKDH)
-    ints = sizes.pop("ints")
-    gdt_BKDHT, gsum_BKDHT, gwrite_BKDHT, gread_BKDHT = gsmall
-    products_back[chunks * batch * heads,](
-        gy_BLHP, v_BLHP, c_BLDGN, b_BLDGN, *small, delta_BKHT, h_BKDHNP, gs_BKDHNP, segments_BL,
-        gv_BLHP, gc_BLDHN, gb_BLDHN, gdt_BKDHT, gsum_BKDHT, gwrite_BKDHT, gread_BKDHT, gdelta_BKHT,
-        *ints, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4],
-        BOTH=directions == 2, PACKED=packed, num_warps=WARPS_BACK, num_stages=STAGES_BACK, **sizes,
+    row_BKDHT, column_BKDHT, write_BKDHT, read_BKDHT = small
+    batch, chunks, directions, _ = decay_BKDH.shape
+    gs_BKDHNP, gdecay_BKDH = _entering(c_BLDGN, read_BKDHT, gy_BLHP, decay_BKDH, h_BKDHNP)
+    given = gy_BLHP, c_BLDGN, b_BLDGN, [row_BKDHT, column_BKDHT, write_BKDHT], delta_BKHT, gs_BKDHNP, segments_BL
+    gv_BLHP, sizes = _products(*given, packed, back=True), _sizes(v_BLHP, c_BLDGN, row_BKDHT)
+    ints, (size, parts) = sizes.pop("ints"), _part(row_BKDHT, c_BLDGN, PROGRAMS_HEARD if chunks > 1 else PROGRAMS)
+    grid, large = (chunks * batch * parts,), _large(v_BLHP, c_BLDGN.shape[-1])
+    sizes["BOTH"] = directions == 2
+    gc_BLDIN, gb_BLDIN = (v_BLHP.new_empty(*c_BLDGN.shape[:3], parts, c_BLDGN.shape[-1]) for _ in range(2))
+    gwrite_BKDHT, gread_BKDHT = torch.zeros_like(write_BKDHT), torch.zeros_like(read_BKDHT)
+    if chunks > 1:
+        for back, sides in enumerate((
+            (gy_BLHP, c_BLDGN, read_BKDHT, h_BKDHNP, gc_BLDIN, gread_BKDHT),
+            (v_BLHP, b_BLDGN, write_BKDHT, gs_BKDHNP, gb_BLDIN, gwrite_BKDHT),
+        )):  # fmt: skip
+            heard[grid](
+                *sides, *ints, size, *sides[1].stride()[:4], BACK=bool(back),
+                num_stages=1 if large else STAGES, maxnreg=None if large else REGISTERS, **sizes,
+            )  # fmt: skip
+    grow_BKDHT, gcolumn_BKDHT, gdelta_BKHT = (torch.empty_like(x) for x in (row_BKDHT, column_BKDHT, delta_BKHT))
+    products_back[grid](
+        gy_BLHP, v_BLHP, c_BLDGN, b_BLDGN, row_BKDHT, column_BKDHT, gc_BLDIN, gb_BLDIN,
+        grow_BKDHT, gcolumn_BKDHT, gdelta_BKHT, segments_BL,
+        *ints, size, *c_BLDGN.stride()[:4], *b_BLDGN.stride()[:4], ALONE=chunks == 1, PACKED=packed,
+        S=min(TILE, sizes["T"]), num_stages=1 if large else STAGES_BACK, **sizes,
     )  # fmt: skip
-    grouped = (_grouped(x, c_BLDGN) for x in (gc_BLDHN, gb_BLDHN))
-    return [gv_BLHP, *grouped, *gsmall, gdelta_BKHT, part_BKDHI.sum(-1)]
+    grouped = (x.unflatten(3, (c_BLDGN.shape[3], -1)).sum(4, dtype=torch.float32) for x in (gc_BLDIN, gb_BLDIN))
+    return [
+        gv_BLHP, *grouped, grow_BKDHT, gcolumn_BKDHT, gwrite_BKDHT, gread_BKDHT, gdelta_BKHT, gdecay_BKDH
+    ]  # fmt: skip
 
 
 def _laid_out(v_BLHP: Tensor, c_BLDGN: Tensor, b_BLDGN: Tensor, *others: Tensor) -> list[Tensor]:
@@ -225,20 +304,14 @@ def _laid_out(v_BLHP: Tensor, c_BLDGN: Tensor, b_BLDGN: Tensor, *others: Tensor)
     return [v_BLHP.contiguous(), *sides, *(x.contiguous() for x in others)]
 
 
-def _grouped(g_BLDHN: Tensor, like_BLDGN: Tensor) -> Tensor:
-    """Gradients of each head and direction summed over those that share a c or b."""
-    g_BLDGN = g_BLDHN.unflatten(3, (like_BLDGN.shape[3], -1)).sum(4, dtype=torch.float32)
-    return g_BLDGN if like_BLDGN.shape[2] > 1 or g_BLDGN.shape[2] == 1 else g_BLDGN.sum(2, keepdim=True)
-
-
 @chunk_products.register_fake
-def _(v, c, b, dt, sum_, write, read, delta, decay, segments, packed):
-    return v.new_empty(v.shape), v.new_empty(*decay.shape, c.shape[-1], v.shape[-1])
+def _(v, c, b, row, column, write, read, delta, decay, segments, packed):
+    return v.new_empty(v.shape), _room(v, c, decay)
 
 
 @chunk_products_backward.register_fake
-def _(gy, v, c, b, dt, sum_, write, read, delta, decay, segments, h, packed):
-    small = [x.new_empty(x.shape) for x in (dt, sum_, write, read, delta, decay)]
+def _(gy, v, c, b, row, column, write, read, delta, decay, segments, h, packed):
+    small = [x.new_empty(x.shape) for x in (row, column, write, read, delta, decay)]
     both = [v.new_empty(x.shape, dtype=torch.float32) for x in (c, b)]
     return [v.new_empty(v.shape), *both, *small]
 

@@ -7,13 +7,25 @@ both share), K chunks, T places of a chunk (S where read and written places meet
 import triton
 import triton.language as tl
 
-SIZES = ["length", "chunks"]  # a length of its own is no reason to compile again
+SIZES = ["length", "chunks", "size"]  # a length of its own is no reason to compile again
 
 
 @triton.jit
-def _matrix(ptr, row_T, known_T, col_N, size):
-    """Rows of contiguous numbers, zero beyond what is known."""
-    return tl.load(ptr + row_T[:, None] + col_N[None, :], mask=known_T[:, None] & (col_N < size)[None, :], other=0.0)
+def matrix(ptr, first, length, step, size, T: tl.constexpr, N: tl.constexpr):
+    """T rows of contiguous numbers from the first on, zero beyond the length and a row's size."""
+    t_T, n_N = tl.arange(0, T), tl.arange(0, N)
+    known_TN = (t_T < length - first)[:, None] & (n_N < size)[None, :]
+    ptr += tl.cast(first, tl.int64) * step
+    return tl.load(ptr + t_T[:, None] * step + n_N[None, :], mask=known_TN, other=0.0)
+
+
+@triton.jit
+def keep(x_TN, ptr, first, length, step, size, T: tl.constexpr, N: tl.constexpr):
+    """Written where `_matrix` reads."""
+    t_T, n_N = tl.arange(0, T), tl.arange(0, N)
+    known_TN = (t_T < length - first)[:, None] & (n_N < size)[None, :]
+    ptr += tl.cast(first, tl.int64) * step
+    tl.store(ptr + t_T[:, None] * step + n_N[None, :], x_TN, mask=known_TN)
 
 
 @triton.jit
@@ -26,7 +38,7 @@ def _chunk(place, d, chunks):
 def _place(chunks, heads):
     """Chunk, row and head of a program, one after the other in the grid's first dimension: the others end at 65,535."""
     of_row = tl.program_id(0) // chunks
-    return tl.program_id(0) % chunks, of_row // heads, of_row % heads
+    return tl.program_id(0) % chunks, (of_row // heads).to(tl.int64), of_row % heads
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -42,18 +54,43 @@ def states(
     k, other = _chunk(place, d, chunks), _chunk(place + 1, d, chunks)
     if BACK:
         k, other = other, k
-    t_T = k * T + tl.arange(0, T)
-    n_N, p_P = tl.arange(0, N), tl.arange(0, P)
-    known_T = t_T < length
-    x_d = 0 if SHARED else d * x_d
-    x_TN = _matrix(x_ptr + row.to(tl.int64) * x_b + x_d + h // each * x_g, t_T * x_l, known_T, n_N, state)
-    at = (((row.to(tl.int64) * chunks + k) * directions + d) * heads + h) * T
-    x_TN = x_TN.to(tl.float32) * tl.load(weight_ptr + at + tl.arange(0, T))[:, None]
-    v_TP = _matrix(v_ptr, ((row.to(tl.int64) * length + t_T) * heads + h) * width, known_T, p_P, width)
+    x_ptr += row * x_b + (0 if SHARED else d * x_d) + h // each * x_g
+    x_TN = matrix(x_ptr, k * T, length, x_l, state, T, N).to(tl.float32)
+    x_TN *= tl.load(weight_ptr + (((row * chunks + k) * directions + d) * heads + h) * T + tl.arange(0, T))[:, None]
+    v_TP = matrix(v_ptr + (row * length * heads + h) * width, k * T, length, heads * width, width, T, P)
     s_NP = tl.dot(tl.trans(x_TN).to(v_TP.dtype), v_TP, input_precision=PRECISION)
-    s_at = (((row.to(tl.int64) * chunks + other) * directions + d) * heads + h) * state * width
-    kept_NP = (n_N < state)[:, None] & (p_P < width)[None, :]
-    tl.store(s_ptr + s_at + n_N[:, None] * width + p_P[None, :], s_NP, mask=kept_NP)
+    s_ptr += (((row * chunks + other) * directions + d) * heads + h) * state * width
+    keep(s_NP, s_ptr, 0, state, width, width, N, P)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def carried(
+    x_ptr, weight_ptr, v_ptr, s_ptr, decay_ptr, h_ptr, gdecay_ptr,
+    length, heads, each, state, width, chunks, x_b, x_l, x_d, x_g,
+    BACK: tl.constexpr, SHARED: tl.constexpr, T: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`states` and `carry`, or with BACK `states` and `carry_back`, in one: for one head and direction of one row,
+    chunk after chunk, with what is carried on the chip."""
+    row, h, d, directions = tl.program_id(0) // heads, tl.program_id(0) % heads, tl.program_id(1), tl.num_programs(1)
+    row, t_T = row.to(tl.int64), tl.arange(0, T)
+    x_ptr += row * x_b + (0 if SHARED else d * x_d) + h // each * x_g
+    v_ptr += (row * length * heads + h) * width
+    state_NP = tl.zeros((N, P), tl.float32)
+    for step in range(chunks - 1):
+        place, onward = (chunks - 1 - step, chunks - 2 - step) if BACK else (step, step + 1)
+        k, other = _chunk(place, d, chunks), _chunk(onward, d, chunks)
+        at = ((row * chunks + k) * directions + d) * heads + h
+        x_TN = matrix(x_ptr, k * T, length, x_l, state, T, N).to(tl.float32)
+        x_TN *= tl.load(weight_ptr + at * T + t_T)[:, None]
+        v_TP = matrix(v_ptr, k * T, length, heads * width, width, T, P)
+        state_NP *= tl.load(decay_ptr + at)
+        state_NP += tl.dot(tl.trans(x_TN).to(v_TP.dtype), v_TP, input_precision=PRECISION)
+        at = ((row * chunks + other) * directions + d) * heads + h
+        keep(state_NP, s_ptr + at * state * width, 0, state, width, width, N, P)
+        if BACK:
+            h_NP = matrix(h_ptr + at * state * width, 0, tl.where(onward > 0, state, 0), width, width, N, P)
+            tl.store(gdecay_ptr + at, tl.sum(h_NP.to(tl.float32) * state_NP))
 
 
 @triton.jit
@@ -90,123 +127,113 @@ def carry_back(gs_ptr, h_ptr, decay_ptr, part_ptr, heads, size, K: tl.constexpr,
 
 
 @triton.jit
-def _of_direction(
-    d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, k, h, t_T, known_T, n_N, heads, each, state, chunks,
-    c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g, DIRECTIONS: tl.constexpr, SHARED: tl.constexpr, T: tl.constexpr,
+def state_of(
+    ptr, row, k, none, d, h, chunks, heads, state, width,
+    DIRECTIONS: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    c_d, b_d = (0, 0) if SHARED else (d * c_d, d * b_d)
-    c_TN = _matrix(c_ptr + row.to(tl.int64) * c_b + c_d + h // each * c_g, t_T * c_l, known_T, n_N, state)
-    b_TN = _matrix(b_ptr + row.to(tl.int64) * b_b + b_d + h // each * b_g, t_T * b_l, known_T, n_N, state)
-    at_T = (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * T + tl.arange(0, T)
-    return c_TN, b_TN, tl.load(dt_ptr + at_T), tl.load(sum_ptr + at_T), tl.load(read_ptr + at_T), at_T
-
-
-@triton.jit
-def _state(ptr, row, k, none, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS: tl.constexpr):
     """Zero, and not read, of the chunk that has none, at this place of the direction's way."""
-    at = (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * state * width
-    return _matrix(ptr + at, n_N * width, n_N < tl.where(k == _chunk(none, d, chunks), 0, state), p_P, width)
+    ptr += (((row * chunks + k) * DIRECTIONS + d) * heads + h) * state * width
+    return matrix(ptr, 0, tl.where(k == _chunk(none, d, chunks), 0, state), width, width, N, P)
 
 
 @triton.jit
-def _decay(sum_T, d, T: tl.constexpr):
-    """Products of A between a read place (rows) and the written places before it, for direction 1 after it; else 0."""
-    s_T, sign = tl.arange(0, T), 1 - 2 * d
-    kept_ST = (s_T[:, None] - s_T[None, :]) * sign > 0
-    return tl.where(kept_ST, tl.exp(tl.where(kept_ST, (sum_T[:, None] - sum_T[None, :]) * sign, 0.0)), 0.0)
+def part_of(chunks, heads, each, size):
+    """Chunk, row, group, number and heads, from one to before another, of a program: of those that share c and b it
+    takes so many. And how many parts there are in all groups."""
+    parts = (each + size - 1) // size
+    k, row, part = _place(chunks, heads // each * parts)
+    g, inside = part // parts, part % parts
+    first, end = g * each + inside * size, g * each + tl.minimum((inside + 1) * size, each)
+    return k, row, g, part, first, end, heads // each * parts
+
+
+@triton.jit
+def lower(x_ST, y_ST, S: tl.constexpr):
+    """The one below the diagonal, the other elsewhere."""
+    s_S = tl.arange(0, S)
+    return tl.where(s_S[:, None] > s_S[None, :], x_ST, y_ST)
+
+
+@triton.jit
+def scores(
+    c_ptr, b_ptr, first, length, state, c_l, c_d, b_l, b_d, I: tl.constexpr, J: tl.constexpr,
+    BOTH: tl.constexpr, SHARED: tl.constexpr, S: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """c_s^T b_t of S places from the I-th of a chunk on (rows) and S from the J-th, of the direction in which s reads
+    t."""
+    d = 1 if I < J and not SHARED else 0
+    c_SN = matrix(c_ptr + d * c_d, first + I, length, c_l, state, S, N)
+    b_SN = matrix(b_ptr + d * b_d, first + J, length, b_l, state, S, N)
+    cb_SS = tl.dot(c_SN, tl.trans(b_SN), input_precision=PRECISION)
+    if I == J and BOTH and not SHARED:
+        c_SN = matrix(c_ptr + c_d, first + I, length, c_l, state, S, N)
+        b_SN = matrix(b_ptr + b_d, first + J, length, b_l, state, S, N)
+        cb_SS = lower(cb_SS, tl.dot(c_SN, tl.trans(b_SN), input_precision=PRECISION), S)
+    return cb_SS
+
+
+@triton.jit
+def kept(
+    x_SS, segments_ptr, first, length, I: tl.constexpr, J: tl.constexpr,
+    BOTH: tl.constexpr, PACKED: tl.constexpr, S: tl.constexpr,
+):  # fmt: skip
+    """Zero where no row reads the column: not its own place, nor another document, nor, but for BOTH, a later place."""
+    s_S = tl.arange(0, S)
+    if I == J:
+        x_SS = tl.where(s_S[:, None] != s_S[None, :] if BOTH else s_S[:, None] > s_S[None, :], x_SS, 0.0)
+    if PACKED:
+        reader_S = tl.load(segments_ptr + first + I + s_S, mask=s_S < length - first - I, other=0)
+        written_S = tl.load(segments_ptr + first + J + s_S, mask=s_S < length - first - J, other=0)
+        x_SS = tl.where(reader_S[:, None] == written_S[None, :], x_SS, 0.0)
+    return x_SS
+
+
+@triton.jit
+def decay(row_ptr, column_ptr, beyond, I: tl.constexpr, J: tl.constexpr, BOTH: tl.constexpr, S: tl.constexpr):
+    """Of the direction in which a row reads a column; direction 1 is `beyond` numbers on."""
+    s_S, d = tl.arange(0, S), 1 if I < J else 0
+    log_SS = tl.load(row_ptr + d * beyond + I + s_S)[:, None] - tl.load(column_ptr + d * beyond + J + s_S)[None, :]
+    if I == J and BOTH:
+        back_SS = tl.load(row_ptr + beyond + I + s_S)[:, None] - tl.load(column_ptr + beyond + J + s_S)[None, :]
+        log_SS = lower(log_SS, back_SS, S)
+    elif I == J:
+        log_SS = lower(log_SS, 0.0, S)
+    return tl.exp2(log_SS)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def products(
-    v_ptr, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, delta_ptr, h_ptr, segments_ptr, y_ptr,
-    length, heads, each, state, width, chunks, c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g,
-    BOTH: tl.constexpr, SHARED: tl.constexpr, PACKED: tl.constexpr,
+    v_ptr, c_ptr, b_ptr, row_ptr, column_ptr, weight_ptr, delta_ptr, h_ptr, segments_ptr, y_ptr,
+    length, heads, each, state, width, chunks, size, c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g,
+    BACK: tl.constexpr, ALONE: tl.constexpr, BOTH: tl.constexpr, SHARED: tl.constexpr, PACKED: tl.constexpr,
     T: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y of one chunk and head."""
-    k, row, h = _place(chunks, heads)
-    t_T = k * T + tl.arange(0, T)
-    n_N, p_P, known_T = tl.arange(0, N), tl.arange(0, P), t_T < length
+    """y of one chunk and a part of the heads; the matrix is the same for them but for the decay. With BACK its
+    transpose is applied, with b, write and gs for c, read and h: of gy that is gv. ALONE: a row is one chunk."""
+    k, row, g, _, begin, end, _ = part_of(chunks, heads, each, size)
+    s_T, first = tl.arange(0, T), k * T
     DIRECTIONS: tl.constexpr = 2 if BOTH else 1
-    v_at_T = ((row.to(tl.int64) * length + t_T) * heads + h) * width
-    v_TP = _matrix(v_ptr, v_at_T, known_T, p_P, width)
-    delta_T = tl.load(delta_ptr + ((row.to(tl.int64) * chunks + k) * heads + h) * T + tl.arange(0, T))
-    y_TP = v_TP.to(tl.float32) * delta_T[:, None]
-    m_ST = tl.zeros((T, T), tl.float32)
-    for d in tl.static_range(DIRECTIONS):
-        c_TN, b_TN, dt_T, sum_T, read_T, _ = _of_direction(
-            d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, k, h, t_T, known_T, n_N, heads, each, state, chunks,
-            c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g, DIRECTIONS, SHARED, T,
-        )  # fmt: skip
-        cb_ST = tl.dot(c_TN, tl.trans(b_TN), input_precision=PRECISION)
-        m_ST += cb_ST * _decay(sum_T, d, T) * dt_T[None, :]
-        h_NP = _state(h_ptr, row, k, 0, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
-        y_TP += tl.dot((c_TN * read_T[:, None]).to(v_TP.dtype), h_NP, input_precision=PRECISION)
-    if PACKED:
-        own_T = tl.load(segments_ptr + row * length + t_T, mask=known_T, other=0)
-        m_ST = tl.where(own_T[:, None] == own_T[None, :], m_ST, 0.0)
-    y_TP += tl.dot(m_ST.to(v_TP.dtype), v_TP, input_precision=PRECISION)
-    tl.store(y_ptr + v_at_T[:, None] + p_P[None, :], y_TP, mask=known_T[:, None] & (p_P < width)[None, :])
-
-
-@triton.jit(do_not_specialize=SIZES)
-def products_back(
-    gy_ptr, v_ptr, c_ptr, b_ptr, dt_ptr, sum_ptr, write_ptr, read_ptr, delta_ptr, h_ptr, gs_ptr, segments_ptr,
-    gv_ptr, gc_ptr, gb_ptr, gdt_ptr, gsum_ptr, gwrite_ptr, gread_ptr, gdelta_ptr,
-    length, heads, each, state, width, chunks, c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g,
-    BOTH: tl.constexpr, SHARED: tl.constexpr, PACKED: tl.constexpr,
-    T: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """All gradients of one chunk and head; those of c and b per head and direction. One direction after the other, in a
-    loop, and gv last, from rows of gy that are read again: registers do not suffice for all of it at once."""
-    k, row, h = _place(chunks, heads)
-    t_T = k * T + tl.arange(0, T)
-    s_T, n_N, p_P, known_T = tl.arange(0, T), tl.arange(0, N), tl.arange(0, P), t_T < length
-    DIRECTIONS: tl.constexpr = 2 if BOTH else 1
-    v_at_T = ((row.to(tl.int64) * length + t_T) * heads + h) * width
-    v_TP = _matrix(v_ptr, v_at_T, known_T, p_P, width)
-    gy_TP = _matrix(gy_ptr, v_at_T, known_T, p_P, width)
-    delta_at_T = ((row.to(tl.int64) * chunks + k) * heads + h) * T + tl.arange(0, T)
-    gm_ST = tl.dot(gy_TP, tl.trans(v_TP), input_precision=PRECISION)
-    tl.store(gdelta_ptr + delta_at_T, tl.sum(tl.where(s_T[:, None] == s_T[None, :], gm_ST, 0.0), axis=1))
-    if PACKED:
-        own_T = tl.load(segments_ptr + row * length + t_T, mask=known_T, other=0)
-        gm_ST = tl.where(own_T[:, None] == own_T[None, :], gm_ST, 0.0)
-    m_ST = tl.zeros((T, T), tl.float32)
-    for d in range(DIRECTIONS):
-        c_TN, b_TN, dt_T, sum_T, read_T, at_T = _of_direction(
-            d, c_ptr, b_ptr, dt_ptr, sum_ptr, read_ptr, row, k, h, t_T, known_T, n_N, heads, each, state, chunks,
-            c_b, c_l, c_d, c_g, b_b, b_l, b_d, b_g, DIRECTIONS, SHARED, T,
-        )  # fmt: skip
-        decay_ST = _decay(sum_T, d, T)
-        cb_ST = tl.dot(c_TN, tl.trans(b_TN), input_precision=PRECISION) * decay_ST
-        m_ST += cb_ST * dt_T[None, :]
-        cb_ST *= gm_ST
-        gdt_T, row_T = tl.sum(cb_ST, axis=0), tl.sum(cb_ST * dt_T[None, :], axis=1)
-        tl.store(gdt_ptr + at_T, gdt_T)
-        tl.store(gsum_ptr + at_T, (row_T - gdt_T * dt_T) * (1 - 2 * d))
-        gcb_ST = (gm_ST * decay_ST * dt_T[None, :]).to(c_TN.dtype)
-        own_at_T = (((row.to(tl.int64) * length + t_T) * DIRECTIONS + d) * heads + h) * state
-        own_TN = known_T[:, None] & (n_N < state)[None, :]
-        h_NP = _state(h_ptr, row, k, 0, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
-        seen_TN = tl.dot(gy_TP, tl.trans(h_NP), input_precision=PRECISION)
-        tl.store(gread_ptr + at_T, tl.sum(seen_TN * c_TN, axis=1))
-        gc_TN = tl.dot(gcb_ST, b_TN, input_precision=PRECISION) + seen_TN * read_T[:, None]
-        tl.store(gc_ptr + own_at_T[:, None] + n_N[None, :], gc_TN, mask=own_TN)
-        gs_NP = _state(gs_ptr, row, k, chunks - 1, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
-        said_TN = tl.dot(v_TP, tl.trans(gs_NP), input_precision=PRECISION)
-        tl.store(gwrite_ptr + at_T, tl.sum(said_TN * b_TN, axis=1))
-        gb_TN = tl.dot(tl.trans(gcb_ST), c_TN, input_precision=PRECISION)
-        gb_TN += said_TN * tl.load(write_ptr + at_T)[:, None]
-        tl.store(gb_ptr + own_at_T[:, None] + n_N[None, :], gb_TN, mask=own_TN)
-    if PACKED:
-        m_ST = tl.where(own_T[:, None] == own_T[None, :], m_ST, 0.0)
-    gv_TP = tl.dot(tl.trans(m_ST).to(v_TP.dtype), gy_TP, input_precision=PRECISION)
-    gv_TP += _matrix(gy_ptr, v_at_T, known_T, p_P, width).to(tl.float32) * tl.load(delta_ptr + delta_at_T)[:, None]
-    for d in range(DIRECTIONS):
-        b_ptr_d = b_ptr + row.to(tl.int64) * b_b + h // each * b_g + (0 if SHARED else d * b_d)
-        b_TN = _matrix(b_ptr_d, t_T * b_l, known_T, n_N, state)
-        write_T = tl.load(write_ptr + (((row.to(tl.int64) * chunks + k) * DIRECTIONS + d) * heads + h) * T + s_T)
-        gs_NP = _state(gs_ptr, row, k, chunks - 1, d, h, chunks, heads, state, width, n_N, p_P, DIRECTIONS)
-        gv_TP += tl.dot((b_TN * write_T[:, None]).to(v_TP.dtype), gs_NP, input_precision=PRECISION)
-    tl.store(gv_ptr + v_at_T[:, None] + p_P[None, :], gv_TP, mask=known_T[:, None] & (p_P < width)[None, :])
+    c_ptr += row * c_b + g * c_g
+    b_ptr += row * b_b + g * b_g
+    cb_ST = scores(c_ptr, b_ptr, first, length, state, c_l, c_d, b_l, b_d, 0, 0, BOTH, SHARED, T, N, PRECISION)
+    cb_ST = kept(cb_ST, segments_ptr + row * length, first, length, 0, 0, BOTH, PACKED, T)
+    for h in range(begin, end):
+        of_row = (row * length * heads + h) * width
+        v_TP = matrix(v_ptr + of_row, first, length, heads * width, width, T, P)
+        delta_T = tl.load(delta_ptr + ((row * chunks + k) * heads + h) * T + s_T)
+        at = ((row * chunks + k) * DIRECTIONS * heads + h) * T
+        m_ST = (cb_ST * decay(row_ptr + at, column_ptr + at, heads * T, 0, 0, BOTH, T)).to(v_TP.dtype)
+        if BACK:
+            m_ST = tl.trans(m_ST)
+        y_TP = tl.dot(m_ST, v_TP, input_precision=PRECISION) + v_TP.to(tl.float32) * delta_T[:, None]
+        if not ALONE:
+            for d in tl.static_range(DIRECTIONS):
+                if BACK:
+                    x_TN = matrix(b_ptr + (0 if SHARED else d * b_d), first, length, b_l, state, T, N)
+                else:
+                    x_TN = matrix(c_ptr + (0 if SHARED else d * c_d), first, length, c_l, state, T, N)
+                none = chunks - 1 if BACK else 0
+                h_NP = state_of(h_ptr, row, k, none, d, h, chunks, heads, state, width, DIRECTIONS, N, P)
+                weight_T = tl.load(weight_ptr + at + d * heads * T + s_T)
+                y_TP += tl.dot(x_TN, h_NP, input_precision=PRECISION) * weight_T[:, None]
+        keep(y_TP, y_ptr + of_row, first, length, heads * width, width, T, P)
