@@ -19,7 +19,6 @@ HALF = 3e-2  # bf16, values and all gradients
 SINGLE = 1e-2  # a backend in fp32, which may multiply as TF32
 COMPILED = 1e-3  # fp32, against the plain way
 PROBES = (2, 3, 4)
-SCALE = 0.5  # by which v is divided where it is added
 LEAST = 0.05  # a gradient's norm counts as at least so much of that of the values: sums over tokens may cancel
 
 
@@ -86,8 +85,11 @@ def with_skip(
 
 
 def skipping(mixer: Mixer) -> Callable:
+    """v is added as large as M v is, as at the start of a training: what is rounded is the sum."""
+
     def way(v_BLHP, features, segments_BL):
-        scale = torch.full((), SCALE, device=v_BLHP.device)
+        with torch.no_grad():
+            scale = v_BLHP.float().norm() / mixer(v_BLHP, features, segments_BL).float().norm()
         y_BLHP = mixer.with_skip(v_BLHP, features, segments_BL, scale)
         if y_BLHP is None:
             return mixer(v_BLHP, features, segments_BL)
