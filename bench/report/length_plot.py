@@ -70,6 +70,8 @@ def compose(table: Table, analysis: Analysis, response: Response, rates: dict):
     axes[-1].set_xticks(np.log2(lengths), [f"{length:,}" for length in lengths])
     axes[-1].set_xlabel("length of a row, tokens")
     says = f"{says_of(table, analysis, response.lines)}; grey: the length of training"
+    if rates:
+        says += "\ntokens a second: median, and from quartile to quartile"
     plots.legend(figure, handles(response.lines, styles), title=says)
     return figure
 
