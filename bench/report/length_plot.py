@@ -70,8 +70,6 @@ def compose(table: Table, analysis: Analysis, response: Response, rates: dict):
     axes[-1].set_xticks(np.log2(lengths), [f"{length:,}" for length in lengths])
     axes[-1].set_xlabel("length of a row, tokens")
     says = f"{says_of(table, analysis, response.lines)}; grey: the length of training"
-    if rates:
-        says += "\ntokens a second: median, and from quartile to quartile"
     plots.legend(figure, handles(response.lines, styles), title=says)
     return figure
 
@@ -90,4 +88,4 @@ def draw_rates(ax, rates: dict, styles: list[plots.Look]) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set_ylabel("tokens a second")
-    ax.set_title("one layer, forward and backward", loc="left")
+    ax.set_title("one layer, forward and backward: medians with quartiles", loc="left")
