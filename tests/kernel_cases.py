@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import torch
@@ -164,6 +165,15 @@ def one_exponential(batch, length, rank, width):
     compare(f"exponentials {batch=} {length=} {rank=}", fast, exact, *inputs)
 
 
+SCANS = (
+    {},
+    {"PROGRAMS": 1, "PROGRAMS_HEARD": 1, "SERIAL": 0, "BLOCK": 64},
+    {"PROGRAMS": 4, "PROGRAMS_HEARD": 8, "CHUNK": 32, "WHOLE": 32, "TILE": 16},
+)
+"""As on a large GPU, a head or few a program; all heads in one, and states carried by programs of their own, in blocks;
+uneven parts of the heads, and chunks of four tiles."""
+
+
 def scans(in_half):
     """Rows of one chunk, full or not, and of more, of which one has a place in its last; documents that end within
     chunks; heads that share c and b or not; both directions, with c and b of their own or not, and one. States that no
@@ -179,12 +189,13 @@ def scans(in_half):
         (200, 4, 1, 64, 2, 2, False),
         (270, 2, 1, 16, 2, 2, True),
     ):
-        for scan.SERIAL in (0, 64) if length > 128 else (64,):
-            dtype = torch.bfloat16 if in_half else torch.float32
-            one_scan(length, heads, groups, state, sides, directions, packed, dtype)
+        for constants in SCANS:
+            with mock.patch.dict(vars(scan), constants):
+                dtype = torch.bfloat16 if in_half else torch.float32
+                one_scan(length, heads, groups, state, sides, directions, packed, dtype, constants)
 
 
-def one_scan(length, heads, groups, state, sides, directions, packed, dtype):
+def one_scan(length, heads, groups, state, sides, directions, packed, dtype, constants):
     """c and b beside others in memory; the exact matrix from sums over whole rows, in fp64."""
     cuts = torch.tensor([[length // 3, length - 5], [70, 71]] if packed else [[length] * 2] * 2, device=DEVICE)
     place_L = torch.arange(length, device=DEVICE)
@@ -212,7 +223,7 @@ def one_scan(length, heads, groups, state, sides, directions, packed, dtype):
         return torch.einsum("bijh,bjhp->bihp", matrix, v).float()
 
     inputs = random(2, length, heads, 5), random(2, length, sides, groups, 2 * state + 3)
-    name = f"scan {length=} {heads=} {groups=} {state=} {sides=} {directions=} {packed=} {dtype=} {scan.SERIAL=}"
+    name = f"scan {length=} {heads=} {groups=} {state=} {sides=} {directions=} {packed=} {dtype=} {constants=}"
     compare(name, fast, exact, *inputs, random(2, length, directions, heads), random(2, length, heads))
 
 

@@ -136,7 +136,7 @@ def test_who_adds_v_as_it_goes_and_who_leaves_it_to_the_shell(name, packed):
         assert (mixer.with_skip(*given) is not None) == adds, label
 
 
-@pytest.mark.parametrize("name", ["scan", "toeplitz"])
+@pytest.mark.parametrize("name", ["scan", "scan in steps", "toeplitz"])
 def test_more_rows_and_heads_than_a_grid_has_beside_its_first_dimension(name, monkeypatch):
     """CUDA ends the others at 65,535."""
     from triton.runtime.jit import JITFunction
@@ -147,7 +147,8 @@ def test_more_rows_and_heads_than_a_grid_has_beside_its_first_dimension(name, mo
     monkeypatch.setattr(JITFunction, "run", lambda kernel, *words, grid, **options: grids.append(grid))
     v_BLHP = torch.zeros(rows, 2 * scan.CHUNK + 1, 1, 1, requires_grad=True)
     table = {"requires_grad": True}
-    if name == "scan":
+    if name != "toeplitz":
+        monkeypatch.setattr(scan, "SERIAL", scan.SERIAL if name == "scan" else 0)
         c_BLDGN, rate_BLDH = v_BLHP[:, :, None].detach(), torch.zeros(1, v_BLHP.shape[1], 2, 1, **table)
         kept_BL = torch.ones(v_BLHP.shape[:2], dtype=torch.int64)
         y = scan.scan(v_BLHP, c_BLDGN, c_BLDGN, rate_BLDH, rate_BLDH, v_BLHP[..., 0], kept_BL, False)
@@ -228,7 +229,8 @@ def test_every_kernel_compiles_for_an_h100_and_fits_there():
     long chunk, of few and of large states as they are."""
     names = "convolution 1536,gated norm,scan state 64 at 8192,toeplitz 128,attention 2048,low rank 1,cosine,grid"
     assert (
-        compiled("--flags", "--only", names + ",exponential") | compiled("--only", "scan state 16,scan state 256")
+        compiled("--flags", "--only", names + ",exponential")
+        | compiled("--only", "scan state 16,scan state 64 at 128,scan state 256")
         == kernels()
     )
 

@@ -92,7 +92,7 @@ def test_a_run_is_in_the_sweep_too_and_its_record_says_whose_code_made_it(site, 
     assert window["outcome"] == "ok"
     assert set(window["digests"]) - set(low_rank["digests"]) == {module, f"{module}/window"}
     assert window["digests"][f"{module}/window"] == provenance._digest(SOURCE.encode())
-    own = {"mixers/low_rank", *(f"kernels/{name}" for name in ("low_rank", "scan", "scan_tiles"))}
+    own = {"mixers/low_rank", *(f"kernels/{name}" for name in ("low_rank", "scan", "scan_gradients", "scan_tiles"))}
     assert set(low_rank["digests"]) - set(window["digests"]) == own
     assert window["environment"]["packages"] == low_rank["environment"]["packages"] | {"mixerbench-window": "0.1.0"}
 

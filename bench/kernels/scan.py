@@ -5,8 +5,8 @@
 The matrix of a chunk lives on the chip, c_i^T b_j exp2(row_i - column_j) of the direction in which i reads j: its
 scores c^T b are those of all heads that share c and b. Between chunks go states of N x P numbers a head; a row of one
 chunk has none. `scan` prepares what has no channels (sums of log A, weights, borders of documents) in plain torch,
-which has its gradient; the operator `chunk_products` does the rest, and its gradient is one more pass with the matrix
-transposed, one for what it multiplies, and the states' adjoint scan.
+which has its gradient; the operator `chunk_products` does the rest. Its gradient is a pass with the matrix transposed,
+the states' adjoint scan, what these and the states of before give c and b, and what the matrix gives them.
 Axes: B batch, L length, H heads, P head width, N state, G groups, D direction (0 forward, 1 backward; of c and b 1 if
 both share), K chunks, T places of a chunk, I parts of a state, or of the heads that share c and b.
 """
@@ -62,7 +62,8 @@ def scan(
     segments_BL: Tensor,
     packed: bool,
 ) -> Tensor:
-    """M v, BLHP in the dtype of v, which is zero on padding; directions: as many as `rate` (log A, negative) has.
+    """M v, BLHP in the dtype of v, which is zero on padding; directions: as many as `rate` (log A, negative) has, and
+    dt, positive.
 
     With one direction M is the strict lower triangle and the diagonal.
     """
@@ -152,7 +153,7 @@ def _part(row_BKDHT: Tensor, c_BLDGN: Tensor, programs: int) -> tuple[int, int]:
     batch, chunks, _, heads, _ = row_BKDHT.shape
     groups = c_BLDGN.shape[-2]
     each = heads // groups
-    size = triton.cdiv(each, min(each, triton.cdiv(programs, batch * chunks * groups)))
+    size = triton.cdiv(each, min(each, triton.cdiv(programs, max(1, batch * chunks * groups))))
     return size, groups * triton.cdiv(each, size)
 
 

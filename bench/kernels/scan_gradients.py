@@ -65,8 +65,8 @@ def _sums(
             _gain(gcolumn_ptr + beyond + J, -tl.sum(upper_SS, axis=0), I > 0, S)
     else:
         d = 1 if I < J else 0
-        _gain(grow_ptr + d * beyond + I, tl.sum(gm_SS, axis=1), J > 0 if I > J else J > I, S)
-        _gain(gcolumn_ptr + d * beyond + J, -tl.sum(gm_SS, axis=0), I > J if I > J else I > 0, S)
+        _gain(grow_ptr + d * beyond + I, tl.sum(gm_SS, axis=1), J > 0 if I > J else True, S)
+        _gain(gcolumn_ptr + d * beyond + J, -tl.sum(gm_SS, axis=0), True if I > J else I > 0, S)
 
 
 @triton.jit

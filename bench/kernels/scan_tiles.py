@@ -1,4 +1,4 @@
-"""The programs of scan.py: what one of them does with one chunk (or state) of one head.
+"""The programs of scan.py: what one of them does with one chunk, of several heads or of one, or with a state.
 
 Axes: B batch, L length, H heads, P head width, N state, G groups, D direction (0 forward, 1 backward; of c and b 1 if
 both share), K chunks, T places of a chunk (S where read and written places meet).
@@ -21,7 +21,7 @@ def matrix(ptr, first, length, step, size, T: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def keep(x_TN, ptr, first, length, step, size, T: tl.constexpr, N: tl.constexpr):
-    """Written where `_matrix` reads."""
+    """Written where `matrix` reads."""
     t_T, n_N = tl.arange(0, T), tl.arange(0, N)
     known_TN = (t_T < length - first)[:, None] & (n_N < size)[None, :]
     ptr += tl.cast(first, tl.int64) * step

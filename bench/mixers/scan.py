@@ -27,7 +27,7 @@ class Terms(NamedTuple):
 
     c_BLDGN: Tensor
     b_BLDGN: Tensor
-    dt_BLDH: Tensor
+    dt_BLDH: Tensor  # positive
     rate_BLDH: Tensor  # log A_k, negative
     delta_BLH: Tensor
 
