@@ -5,6 +5,7 @@ Figures are compared under the matplotlib that pyproject pins: another one may s
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import tomllib
 from functools import lru_cache
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.compose import ROOT
+from bench.report.length_plot import MEASURED
 from bench.report.verb import report
 from bench.store import Store
 from bench.sweep import load
@@ -44,6 +46,8 @@ def rebuilt(tmp_path_factory):
     def made(name: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
         home = ROOT / "results" / name
         html = (home / "page.html").exists()
+        if (home / MEASURED).exists():
+            shutil.copytree(home / MEASURED.parent, folder / name / MEASURED.parent)
         report(load(ROOT / "sweeps" / f"{name}.yaml"), Store(folder / "results"), folder / name, None, html)
         return files(home), files(folder / name)
 
