@@ -41,6 +41,18 @@ def _place(chunks, heads):
     return tl.program_id(0) % chunks, (of_row // heads).to(tl.int64), of_row % heads
 
 
+@triton.jit
+def _said(
+    x_ptr, weight_ptr, v_ptr, first, length, state, width, x_l, v_l,
+    T: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sum over the places of a chunk of weight_t x_t v_t^T."""
+    x_TN = matrix(x_ptr, first, length, x_l, state, T, N).to(tl.float32)
+    x_TN *= tl.load(weight_ptr + tl.arange(0, T))[:, None]
+    v_TP = matrix(v_ptr, first, length, v_l, width, T, P)
+    return tl.dot(tl.trans(x_TN).to(v_TP.dtype), v_TP, input_precision=PRECISION)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def states(
     x_ptr, weight_ptr, v_ptr, s_ptr, length, heads, each, state, width, chunks, x_b, x_l, x_d, x_g,
@@ -55,10 +67,9 @@ def states(
     if BACK:
         k, other = other, k
     x_ptr += row * x_b + (0 if SHARED else d * x_d) + h // each * x_g
-    x_TN = matrix(x_ptr, k * T, length, x_l, state, T, N).to(tl.float32)
-    x_TN *= tl.load(weight_ptr + (((row * chunks + k) * directions + d) * heads + h) * T + tl.arange(0, T))[:, None]
-    v_TP = matrix(v_ptr + (row * length * heads + h) * width, k * T, length, heads * width, width, T, P)
-    s_NP = tl.dot(tl.trans(x_TN).to(v_TP.dtype), v_TP, input_precision=PRECISION)
+    weight_ptr += (((row * chunks + k) * directions + d) * heads + h) * T
+    v_ptr += (row * length * heads + h) * width
+    s_NP = _said(x_ptr, weight_ptr, v_ptr, k * T, length, state, width, x_l, heads * width, T, N, P, PRECISION)
     s_ptr += (((row * chunks + other) * directions + d) * heads + h) * state * width
     keep(s_NP, s_ptr, 0, state, width, width, N, P)
 
@@ -73,7 +84,7 @@ def carried(
     """`states` and `carry`, or with BACK `states` and `carry_back`, in one: for one head and direction of one row,
     chunk after chunk, with what is carried on the chip."""
     row, h, d, directions = tl.program_id(0) // heads, tl.program_id(0) % heads, tl.program_id(1), tl.num_programs(1)
-    row, t_T = row.to(tl.int64), tl.arange(0, T)
+    row = row.to(tl.int64)
     x_ptr += row * x_b + (0 if SHARED else d * x_d) + h // each * x_g
     v_ptr += (row * length * heads + h) * width
     state_NP = tl.zeros((N, P), tl.float32)
@@ -81,11 +92,9 @@ def carried(
         place, onward = (chunks - 1 - step, chunks - 2 - step) if BACK else (step, step + 1)
         k, other = _chunk(place, d, chunks), _chunk(onward, d, chunks)
         at = ((row * chunks + k) * directions + d) * heads + h
-        x_TN = matrix(x_ptr, k * T, length, x_l, state, T, N).to(tl.float32)
-        x_TN *= tl.load(weight_ptr + at * T + t_T)[:, None]
-        v_TP = matrix(v_ptr, k * T, length, heads * width, width, T, P)
+        weight_at = weight_ptr + at * T
         state_NP *= tl.load(decay_ptr + at)
-        state_NP += tl.dot(tl.trans(x_TN).to(v_TP.dtype), v_TP, input_precision=PRECISION)
+        state_NP += _said(x_ptr, weight_at, v_ptr, k * T, length, state, width, x_l, heads * width, T, N, P, PRECISION)
         at = ((row * chunks + other) * directions + d) * heads + h
         keep(state_NP, s_ptr + at * state * width, 0, state, width, width, N, P)
         if BACK:
