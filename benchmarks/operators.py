@@ -21,6 +21,7 @@ from bench.kernels import (
     cosine_sums,
     exponential_product,
     gated_norm,
+    grid_product,
     grid_sums,
     low_rank,
     nonuniform,
@@ -192,13 +193,14 @@ def attention(rank: int, size: Size) -> Case:
 
 
 def cosines(size: Size) -> Case:
-    points, found = grid(BOUND), size.rows(size.heads, 16, wide=True)
+    """Of two sets of frequencies a head."""
+    points, found = grid(BOUND), size.rows(2 * size.heads, 16, wide=True)
     spacing, places = points.spacing, points.size(size.length)
 
     def exact(x):
         at = 2 * math.pi * spacing * torch.arange(places, device=x.device)
         f = (BOUND * x.tanh()).double()
-        return sum(torch.cos(f[..., d, None] * at).float() for d in range(16))
+        return sum(torch.cos(f[..., d, None] * at).float() for d in range(16)).permute(0, 2, 3, 1)
 
     def fast(x):
         return cosine_sums.cosine_sums(BOUND * x.tanh(), spacing, places, size.draw(1).dtype)
@@ -206,21 +208,40 @@ def cosines(size: Size) -> Case:
     return Case(cosine_sums, [found], exact, {"": fast})
 
 
-def products(size: Size) -> Case:
-    """Both products with cosines, one after the other: written, and by Fourier transforms."""
+def differences(size: Size) -> Case:
+    w_LK = grid(BOUND).matrix(size.length, torch.device(size.device)).to(size.dtype)
+    columns = size.draw(size.batch, 2 * size.heads, w_LK.shape[1], size.length)
+    r_BL = size.segments.float() * size.length**-0.5
+
+    def exact(c, v):
+        (c_BHKL, d_BHKL), w_LM = c.chunk(2, 1), w_LK.to(v.dtype)
+        y = torch.einsum("bhki,bhkp->bihp", c_BHKL, torch.einsum("jk,bjhp->bhkp", w_LM, v))
+        y = y - torch.einsum("ik,bhkp->bihp", w_LM, torch.einsum("bhkj,bjhp->bhkp", d_BHKL, v))
+        return r_BL[..., None, None].to(v.dtype) * y
+
+    def fast(c, v):
+        return grid_product.grid_product(c, w_LK, v, r_BL, None)
+
+    return Case(grid_product, [columns, size.rows(size.heads, WIDTH)], exact, {"": fast})
+
+
+def nonuniforms(size: Size) -> Case:
+    """Both products with cosines at a grid's points, one after the other."""
     points, found = grid(BOUND), size.rows(size.heads, 16, wide=True)
     spacing, places = points.spacing, points.size(size.length)
 
-    def there_and_back(apply, gather, x, v):
+    def exact(x, v):
+        at = 2 * math.pi * spacing * torch.arange(places, device=x.device)
+        f = (BOUND * x.tanh()).double()
+        c = sum(torch.cos(f[..., d, None] * at).to(v.dtype) for d in range(16))
+        return torch.einsum("blhk,bhkp->blhp", c, torch.einsum("blhk,blhp->bhkp", c, v))
+
+    def fast(x, v):
         f = BOUND * x.tanh()
-        return apply(f, gather(f, v, spacing, places), spacing)
+        states = nonuniform.gather_nonuniform(f, v, spacing, places)
+        return nonuniform.apply_nonuniform(f, states, spacing)
 
-    def written(x, v):
-        c = cosine_sums.cosine_sums(BOUND * x.tanh(), spacing, places, v.dtype)
-        return low_rank.apply_states(c, low_rank.gather_rows(c, v))
-
-    fast = partial(there_and_back, nonuniform.apply_nonuniform, nonuniform.gather_nonuniform)
-    return Case(nonuniform, [found, size.rows(size.heads, WIDTH)], written, {"": fast, "written": written})
+    return Case(nonuniform, [found, size.rows(size.heads, WIDTH)], exact, {"": fast})
 
 
 def grids(size: Size) -> Case:
@@ -292,7 +313,21 @@ SOFTMAX = [
     {"way": "unmasked"},
 ]
 EXPONENTIALS = [*each(TOKENS=(32, 128), STAGES=(2,), PROGRAMS=(1024,)), {"way": "features"}]
-PRODUCTS = [*each(NUMBERS=(512, 2048, 4096), TERMS=(32, 128), FREQUENCIES=(32, 64), WARPS=(2, 8)), {"way": "written"}]
+SUMS = [
+    *each(TOKENS=(64,), UNROLLED=(4, 8), UNROLLED_BACK=(4, 8)),
+    {"TOKENS": 64, "WARPS": 2},
+    {"TOKENS": 128, "WARPS": 4},
+]
+DIFFERENCES = [
+    *each(
+        TOKENS=(128,), POINTS=(32,), WARPS_GATHER=(8,), WARPS_APPLY=(8,), WARPS_OUTER=(8,),
+        STAGES_GATHER=(2,), STAGES_APPLY=(1, 3), STAGES_OUTER=(1, 3),
+    ),
+    {"TOKENS": 128, "WARPS_GATHER": 8, "WARPS_APPLY": 8, "WARPS_OUTER": 8},
+    {"TOKENS": 128, "WARPS_GATHER": 8, "WARPS_APPLY": 8, "WARPS_OUTER": 8, "STAGES_GATHER": 2, "STAGES_APPLY": 1},
+    {"TOKENS": 32, "STAGES_APPLY": 3},
+]  # fmt: skip
+PRODUCTS = each(NUMBERS=(512, 2048, 4096), TERMS=(32, 128), FREQUENCIES=(32, 64), WARPS=(2, 8))
 CASES = {
     "convolution 1536": Entry(partial(convolution, 12), 128, each(
         TOKENS=(32, 128), CHANNELS=(128, 512), UNROLLED=(4, 16), FOUR=(64,), SHARES=(16, 64)
@@ -326,10 +361,15 @@ CASES = {
     "low rank 192": Entry(partial(product, 192), 128, [*ROWS, {"PROGRAMS": 2048}]),
     "rows gathered 192": Entry(partial(gathered, 192), 128, ROWS),
     "states applied 192": Entry(partial(applied, 192), 128, ROWS),
-    "cosine sums 2048": Entry(cosines, 2048, each(TOKENS=(1, 4))),
-    "cosine sums 8192": Entry(cosines, 8192, each(TOKENS=(1, 4))),
-    "cosine products 8192": Entry(products, 8192, PRODUCTS),
-    "cosine products 32768": Entry(products, 32768, PRODUCTS),
+    "cosine sums 128": Entry(cosines, 128, SUMS),
+    "cosine sums 2048": Entry(cosines, 2048, SUMS),
+    "grid product 128": Entry(differences, 128, [
+        *each(SHORT=(0,), SHORT_TOKENS=(32, 128), WARPS_SHORT=(2, 8), WARPS_SHORT_BACK=(2, 8), STAGES_SHORT=(1,)),
+        {"SHORT_TOKENS": 32, "STAGES_SHORT": 1},
+        {"SHORT_TOKENS": 128, "WARPS_SHORT": 8, "WARPS_SHORT_BACK": 8},
+    ]),
+    "grid product 2048": Entry(differences, 2048, DIFFERENCES),
+    "nonuniform 32768": Entry(nonuniforms, 32768, PRODUCTS),
     "grid sums 2048": Entry(grids, 2048, each(PLACES=(128,), POINTS=(32,), SEEN=(32,), WARPS=(2, 8))),
     "exponential product 128": Entry(exponential, 128, EXPONENTIALS),
     "exponential product 2048": Entry(exponential, 2048, EXPONENTIALS),

@@ -23,9 +23,9 @@ from bench.check.verb import of
 from bench.compose import make_run, make_where
 from bench.kernels import (
     conv,
-    cosine_products,
     cosine_sums,
     exponential_product,
+    grid_product,
     grid_sums,
     low_rank,
     nonuniform,
@@ -34,7 +34,7 @@ from bench.kernels import (
     toeplitz,
 )
 from bench.kernels.gated_norm import gated_norm
-from bench.mixers import lags
+from bench.mixers import lags, vandermonde
 from bench.mixers.attention import bounds
 from bench.mixers.base import same_segment
 from bench.shells.base import short_conv
@@ -227,25 +227,56 @@ def one_scan(length, heads, groups, state, sides, directions, packed, dtype, con
     compare(name, fast, exact, *inputs, random(2, length, directions, heads), random(2, length, heads))
 
 
-def cosines():
-    if INTERPRETED:
-        cosine_sums.TOKENS = 16
-    for rank, spacing, size in ((3, 8, 40), (16, 8, 1040), (20, 5, 300)):
+def cosines(*cases):
+    """Of few places between which a wave turns by up to 0.4, as on a grid, or hardly."""
+    for rank, spacing, size in cases:
         one_sum(rank, spacing, size)
 
 
 def one_sum(rank, spacing, size):
     """Frequencies beside others in memory; phases in fp64."""
 
+    def frequencies(wide):
+        return 0.4 / spacing * torch.cat([1e-3 * wide[..., rank : rank + 1].tanh(), wide[..., rank + 1 :].sin()], -1)
+
     def fast(wide):
-        return cosine_sums.cosine_sums(0.05 * wide[..., rank:].tanh(), spacing, size, torch.float32)
+        return cosine_sums.cosine_sums(frequencies(wide), spacing, size, torch.float32)
 
     def exact(wide):
-        f = (0.05 * wide[..., rank:].tanh()).double()
-        turns = f[..., None] * (spacing * torch.arange(size, device=DEVICE))
-        return torch.cos(2 * math.pi * turns).sum(-2).float()
+        turns = frequencies(wide).double()[..., None] * (spacing * torch.arange(size, device=DEVICE))
+        return torch.cos(2 * math.pi * turns).sum(-2).permute(0, 2, 3, 1).float()
 
-    compare(f"cosines {rank=} {spacing=} {size=}", fast, exact, random(2, 5, 2, 2 * rank))
+    compare(f"cosines {rank=} {spacing=} {size=}", fast, exact, random(2, 37, 2, 2 * rank))
+
+
+def differences():
+    """Of several tiles each way and of a whole row, with padding, C and D of each row or of one for all, v / scale
+    added or not."""
+    if INTERPRETED:
+        grid_product.TOKENS = grid_product.POINTS = grid_product.WIDE = grid_product.SHORT_TOKENS = 16
+    for short in (0, 128):
+        grid_product.SHORT = short
+        for batch, length, size, width, scale in ((2, 37, 48, 20, None), (1, 40, 16, 5, 0.7), (2, 9, 16, 16, 0.7)):
+            one_difference(short, batch, length, size, width, scale)
+
+
+def one_difference(short, batch, length, size, width, scale):
+    w, r = random(length, size), random(2, length).abs() * (torch.arange(length, device=DEVICE) < length - 3)
+    scale = None if scale is None else torch.tensor(scale, device=DEVICE)
+
+    def fast(c, v):
+        return grid_product.grid_product(c, w, v[..., 2:], r, scale)
+
+    def exact(c, v):
+        (c, d), v = c.expand(2, -1, -1, -1).chunk(2, 1), v[..., 2:]
+        m = torch.einsum("bhki,jk->bhij", c, w) - torch.einsum("ik,bhkj->bhij", w, d)
+        y = torch.einsum("bi,bhij,bj,bjhp->bihp", r, m, (r > 0).float(), v)
+        return y if scale is None else y + v / scale
+
+    inputs = random(batch, 6, size, length), random(2, length, 3, 2 + width)
+    compare(f"differences {short=} {batch=} {length=} {size=} {width=}", fast, exact, *inputs)
+    way = grid_product.short_product if short else grid_product.long_product
+    torch.library.opcheck(way, (inputs[0], w, inputs[1][..., 2:], r, scale))  # the strides that a compiler is told
 
 
 def long():
@@ -255,8 +286,6 @@ def long():
 
 
 def one_long(batch, bound, spacing, size):
-    cosine_products.FEW = 0
-
     def frequencies(wide):  # some at either end
         return bound * wide.clamp(-1, 1).sin() / math.sin(1)
 
@@ -266,8 +295,8 @@ def one_long(batch, bound, spacing, size):
 
     def fast(wide, x, s):
         f, x, s = frequencies(wide), x[..., 2:], s[..., 2:]
-        y = cosine_products.apply_cosines(f, s, spacing)
-        return torch.cat([y, cosine_products.gather_cosines(f, x, spacing, size).transpose(1, 2)], 1)
+        y = nonuniform.apply_nonuniform(f, s, spacing)
+        return torch.cat([y, nonuniform.gather_nonuniform(f, x, spacing, size).transpose(1, 2)], 1)
 
     def exact(wide, x, s):
         y = torch.einsum("blhk,bhkp->blhp", waves(wide), s[..., 2:])
@@ -392,6 +421,24 @@ def model(name, changes):
     FOUND[f"{name} model, plain again"] = float(not all(torch.equal(a, b) for a, b in zip(again, exact, strict=True)))
 
 
+def exact_features():
+    """Channels that autocast must not touch, by a fused shell: as a plain one has them, though by another way."""
+    made, _ = built(shrunk(make_run("quick_recall", "vandermonde", {"mixer.sam": True}, 0, 0)), backend="triton")
+    made.to(DEVICE)
+    shell, segments = made.layers[0].shell, torch.ones(2, 20, dtype=torch.int64, device=DEVICE)
+    x = random(2, 20, shell.width) * torch.logspace(-4, 2, shell.width, device=DEVICE)
+
+    def channels():
+        with torch.autocast(DEVICE, torch.bfloat16):
+            return shell.exact(x, segments).detach()
+
+    with backbone.plain(made):
+        exact = channels()
+    backbone.fuse(made)
+    FOUND["exact features"] = float((channels() - exact).norm() / exact.norm())
+    FOUND["exact features, the same way"] = float(torch.equal(channels(), exact))
+
+
 def multiply_bf16():
     """The interpreter keeps bf16 as integers, and multiplies those: its products are mended."""
     if not INTERPRETED:
@@ -421,7 +468,6 @@ def mixer(name, changes, in_half=False):
     """A mixer's backend against its own matrix in fp64, as `check` holds it to on a GPU."""
     if INTERPRETED:
         scan.CHUNK, scan.WHOLE = 16, 32  # several chunks in a short row: the interpreter is slow
-        cosine_sums.TOKENS = 64
     for label, (make, declared) in of(name, changes, make_where({"where.device": "cpu"})).items():
         ways = dict(declared.backends)
         subject = subject_of(make, declared, full=False, device=DEVICE)
@@ -431,7 +477,7 @@ def mixer(name, changes, in_half=False):
 
 
 def long_mixer(name, changes):
-    cosine_products.FEW = 0
+    vandermonde.LONG = 0
     mixer(name, changes)
 
 

@@ -32,6 +32,7 @@ def test_cosines_come_back_from_a_grid_at_every_place_and_frequency(bound, lengt
     place_J1 = torch.arange(1, length + 1)[:, None]
     near_JK, far_JK = (place_J1 - points_K).abs().long(), (place_J1 + points_K).long()
     weights_JK = weight_O[near_JK] + weight_O[far_JK] * (points_K > 0)
+    assert (grid.matrix(length, torch.device("cpu")) - weights_JK).abs().max() < 1e-6
     frequency_F = torch.linspace(-bound, bound, 101, dtype=torch.float64)
     wanted_JF = torch.cos(2 * math.pi * place_J1 * frequency_F)
     found_JF = weights_JK @ torch.cos(2 * math.pi * points_K[:, None] * frequency_F)

@@ -30,8 +30,9 @@ CALLS = {
     "the shell": [
         ["convolution"],
         ["norm"],
+        ["exact_features"],
         ["model", "quasiseparable", {}],
-        ["model", "vandermonde", {"mixer.sam": True}],
+        ["model", "vandermonde", {"mixer.sam": True, "mixer.bound": 0.3}],
         ["model", "low_rank", {"mixer.sam": True}],
         ["model", "toeplitz", {"mixer.sam": True}],
     ],
@@ -42,7 +43,9 @@ CALLS = {
     ],
     "features, grids, tiles": [
         ["exponentials"],
-        ["cosines"],
+        ["cosines", [3, 8, 40], [20, 5, 100]],
+        ["differences"],
+        ["mixer", "vandermonde", {"rank": 2, "bound": 0.3}],
         ["long"],
         ["long_mixer", "vandermonde", {"rank": 3, "bound": 0.5}],
         ["grid"],
@@ -64,7 +67,7 @@ CALLS = {
 # Backends that compute another matrix than `matrix`, near it by a stated tolerance.
 NEAR = {
     "a sum of exponentials": [["mixer", "cauchy", {"rank": 3}]],
-    "a grid": [["mixer", "vandermonde", {"rank": 3}]],
+    "a grid": [["mixer", "vandermonde", {"rank": 3}], ["cosines", [16, 8, 1040]]],
     "a grid and frequencies between": [["long_mixer", "vandermonde", {"rank": 3}]],
 }
 NEAR_ENOUGH = 5e-4
@@ -73,6 +76,7 @@ HALVES = [
     ["half", "attention", {"sam": True, "rank": 4}],
     ["half", "quasiseparable", {"sam": True}],
     ["half", "toeplitz", {"sam": True}],
+    ["half", "vandermonde", {"sam": True}],
 ]
 
 
@@ -95,7 +99,7 @@ def test_a_kernel_is_plain_torch_in_values_and_all_gradients(calls):
 def test_a_near_one_is_near(calls):
     found = figures(calls, interpreted=True)
     assert found and all(figure < NEAR_ENOUGH for figure in found.values()), found
-    assert all((figure > CLOSE) == name.endswith("packed=False") for name, figure in found.items()), found
+    assert all((figure > CLOSE) == ("packed=True" not in name) for name, figure in found.items()), found
 
 
 @pytest.mark.parametrize("call", HALVES, ids=["scans", *(call[1] for call in HALVES[1:])])
@@ -121,9 +125,9 @@ SCANS = ("quasiseparable", "semiseparable", "add", "decay_attention")
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("name", [*SCANS, "low_rank", "toeplitz", "attention", "mult", "vandermonde"])
+@pytest.mark.parametrize("name", [*SCANS, "low_rank", "toeplitz", "attention", "mult", "vandermonde", "cauchy"])
 def test_who_adds_v_as_it_goes_and_who_leaves_it_to_the_shell(name, packed):
-    adds = name in SCANS or (not packed and name in ("low_rank", "toeplitz"))
+    adds = name in SCANS or (not packed and name in ("low_rank", "toeplitz", "vandermonde"))
     for label, (make, declared) in of(name, {}, make_where({"where.device": "cpu"})).items():
         if "misaligned" in label or (name == "decay_attention" and "normalise=true" in label):
             continue

@@ -1,157 +1,125 @@
-"""Sums of cosines at even places, c_m = sum over d of cos(2 pi f_d m spacing), for the frequencies of each token.
+"""Sums of cosines at even places, c_k = sum over d of cos(2 pi f_d k spacing), for the frequencies of each token.
 
-Places are cut into rows of 2 S, m = 2 S a + S - 1/2 +- (s + 1/2). With x the phase of a row's middle and y that of
-s + 1/2, cos(x +- y) = cos x cos y -+ sin x sin y: two products of small matrices, over d, of the rows' waves with those
-of half a row. So a token needs R (A + S) pairs of cosine and sine instead of a cosine for each d and m, and the sum
-over d is left to the tensor cores. From one tile of A rows to the next the pairs are turned by a fixed angle, a product
-of complex numbers. The gradient, -2 pi spacing * sum over m of m sin(2 pi f_d m spacing) gc_m, goes the same way back.
-Axes: B batch, L length, H heads, R rank (terms d), K places m; T tokens, A rows and S half a row of a tile.
+With x = sin(pi f spacing) and y = 4 x^2 a cosine is made of the two before it, p_(k+1) = 2 p_k - p_(k-1) - y p_k: two
+operations. They are added up as steps, e_(k+1) = e_k - y p_k and p_(k+1) = p_k + e_(k+1), which Reinsch gave for small
+angles: a cosine near 1 would hold few digits of a low frequency. The derivative by x is -4 x k u_k, where the u_k =
+sin(2 pi f k spacing) / sin(2 pi f spacing) follow one another in the same way.
+Axes: B batch, L length, G heads, R rank (terms d of the sum), K places; T tokens of a tile, X all its numbers.
 """
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.kernels import dense_last, precision
+from bench.kernels import dense_last
 
-ROWS, HALF = 16, 16  # A and S: the least that a product may have
-TOKENS = 2
-
-
-@triton.jit
-def _wave(turns):
-    """Cosine and sine of 2 pi turns, within 2e-6 where turns are below 2^22: polynomials on half a turn."""
-    x = turns - ((turns + 12582912.0) - 12582912.0)  # 1.5 * 2^23: adding it rounds to whole numbers
-    y = x * x
-    even = ((-21.0711056 * y + 58.7904921) * y - 85.2716215) * y + 64.9286574
-    odd = ((-12.4712435 * y + 41.3428824) * y - 76.6144725) * y + 81.5999433
-    return (even * y - 19.7389804) * y + 0.999999211, ((odd * y - 41.3415892) * y + 6.28318492) * x
+TOKENS, WARPS = 32, 1
+"""Of a program: as many tokens as it has threads, or a multiple, so that a sum over d stays in a thread."""
+UNROLLED, UNROLLED_BACK = 1, 16  # places that are made, or summed up, without a branch
 
 
 @triton.jit
-def _turns(f, place):
-    """f * place less whole turns. The frequency's first eleven binary places give a product that is exact in fp32 up to
-    place 16,384; only the rest is rounded."""
-    high = (f + 6144.0) - 6144.0
-    whole = place * high
-    return (whole - ((whole + 12582912.0) - 12582912.0)) + place * (f - high)
+def _numbers(x_ptr, length, heads, rank, x_b, x_l, x_g, T: tl.constexpr, R: tl.constexpr):
+    """x of a few tokens of a head, RT; which of them exist, and of the tokens.
 
-
-@triton.jit
-def _frequencies(f_ptr, length, heads, rank, f_b, f_l, f_h, T: tl.constexpr, R: tl.constexpr):
-    """Of a few tokens of a head, TR; their places among all tokens and heads, and whether they exist."""
-    row, h = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
-    t_T, d_R = tl.program_id(1) * T + tl.arange(0, T), tl.arange(0, R)
-    f_at = f_ptr + row * f_b + h * f_h + t_T[:, None] * f_l + d_R[None, :]
-    f_TR = tl.load(f_at, mask=(t_T < length)[:, None] & (d_R < rank)[None, :], other=0.0)
-    return f_TR, (row * length + t_T) * heads + h, t_T < length
+    They are read as one row, of which a thread has every T-th number: all terms of a token. Of a tile the compiler
+    would share out a token's terms, which lie side by side, and their sums would go from thread to thread.
+    """
+    row, g = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    at_X = tl.arange(0, R * T)
+    t_X, r_X = tl.program_id(1) * T + at_X % T, at_X // T
+    x_X = tl.load(x_ptr + row * x_b + g * x_g + t_X * x_l + r_X, mask=(r_X < rank) & (t_X < length), other=0.0)
+    t_T, r_R = tl.program_id(1) * T + tl.arange(0, T), tl.arange(0, R)
+    return tl.reshape(x_X, (R, T)), (r_R < rank)[:, None] & (t_T < length)[None, :], t_T
 
 
 @triton.jit(do_not_specialize=["length"])
-def _sum(
-    f_ptr, c_ptr, length, heads, rank, size, spacing, f_b, f_l, f_h,
-    TILES: tl.constexpr, T: tl.constexpr, R: tl.constexpr, A: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,
+def _sums(
+    x_ptr, c_ptr, length, heads, rank, size, x_b, x_l, x_g, T: tl.constexpr, R: tl.constexpr, BY: tl.constexpr
 ):  # fmt: skip
-    wide = tl.float32 if c_ptr.dtype.element_ty == tl.float32 else tl.float16
-    f_TR, at_T, known_T = _frequencies(f_ptr, length, heads, rank, f_b, f_l, f_h, T, R)
-    d_R, a_A, s_S = tl.arange(0, R), tl.arange(0, A), tl.arange(0, S)
-    cos_TRS, sin_TRS = _wave(f_TR[:, :, None] * ((s_S + 0.5) * spacing)[None, None, :])
-    # Beyond the rank the frequency is 0, whose sine is 0 already.
-    cos_TRS, sin_TRS = tl.where((d_R < rank)[None, :, None], cos_TRS, 0.0).to(wide), sin_TRS.to(wide)
-    cos_T1R, sin_T1R = _wave(_turns(f_TR, 2.0 * S * A * spacing)[:, None, :])
-    cos_TAR, sin_TAR = _wave(_turns(f_TR[:, None, :], ((a_A * (2 * S) + (S - 0.5)) * spacing)[None, :, None]))
-    for tile in range(TILES):
-        even_TAS = tl.dot(cos_TAR.to(wide), cos_TRS, input_precision=PRECISION)
-        odd_TAS = tl.dot(sin_TAR.to(wide), sin_TRS, input_precision=PRECISION)
-        above_AS = (tile * A + a_A)[:, None] * (2 * S) + S + s_S[None, :]
-        below_AS = above_AS - 1 - 2 * s_S[None, :]
-        c_at = c_ptr + at_T[:, None, None] * size
-        tl.store(c_at + above_AS[None], even_TAS - odd_TAS, mask=known_T[:, None, None] & (above_AS < size)[None])
-        tl.store(c_at + below_AS[None], even_TAS + odd_TAS, mask=known_T[:, None, None] & (below_AS < size)[None])
-        turned_TAR = cos_TAR * cos_T1R - sin_TAR * sin_T1R
-        sin_TAR = sin_TAR * cos_T1R + cos_TAR * sin_T1R
-        cos_TAR = turned_TAR
+    x_RT, known_RT, t_T = _numbers(x_ptr, length, heads, rank, x_b, x_l, x_g, T, R)
+    y_RT, p_RT = 4.0 * x_RT * x_RT, tl.where(known_RT, 1.0, 0.0)
+    e_RT = 0.5 * y_RT
+    c_at = c_ptr + tl.program_id(0).to(tl.int64) * size * length + t_T
+    for _ in tl.range(0, size, loop_unroll_factor=BY):
+        tl.store(c_at, tl.sum(p_RT, 0), mask=t_T < length)
+        c_at += length
+        e_RT -= y_RT * p_RT
+        p_RT += e_RT
 
 
 @triton.jit(do_not_specialize=["length"])
-def _sum_back(
-    f_ptr, gc_ptr, gf_ptr, length, heads, rank, size, spacing, f_b, f_l, f_h,
-    TILES: tl.constexpr, T: tl.constexpr, R: tl.constexpr, A: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,
+def _sums_back(
+    x_ptr, gc_ptr, gx_ptr, length, heads, rank, size, x_b, x_l, x_g,
+    T: tl.constexpr, R: tl.constexpr, BY: tl.constexpr,
 ):  # fmt: skip
-    """sin(x +- y) = sin x cos y +- cos x sin y: m gc of a tile meets the waves of y first, then those of x."""
-    narrow = gc_ptr.dtype.element_ty
-    f_TR, at_T, known_T = _frequencies(f_ptr, length, heads, rank, f_b, f_l, f_h, T, R)
-    d_R, a_A, s_S = tl.arange(0, R), tl.arange(0, A), tl.arange(0, S)
-    cos_TSR, sin_TSR = _wave(f_TR[:, None, :] * ((s_S + 0.5) * spacing)[None, :, None])
-    cos_TSR, sin_TSR = cos_TSR.to(narrow), sin_TSR.to(narrow)
-    cos_T1R, sin_T1R = _wave(_turns(f_TR, 2.0 * S * A * spacing)[:, None, :])
-    cos_TAR, sin_TAR = _wave(_turns(f_TR[:, None, :], ((a_A * (2 * S) + (S - 0.5)) * spacing)[None, :, None]))
-    g_TAR = tl.zeros((T, A, R), tl.float32)
-    for tile in range(TILES):
-        above_AS = (tile * A + a_A)[:, None] * (2 * S) + S + s_S[None, :]
-        below_AS = above_AS - 1 - 2 * s_S[None, :]
-        g_at = gc_ptr + at_T[:, None, None] * size
-        up_TAS = tl.load(g_at + above_AS[None], mask=known_T[:, None, None] & (above_AS < size)[None], other=0.0)
-        down_TAS = tl.load(g_at + below_AS[None], mask=known_T[:, None, None] & (below_AS < size)[None], other=0.0)
-        up_TAS = up_TAS.to(tl.float32) * above_AS[None].to(tl.float32)
-        down_TAS = down_TAS.to(tl.float32) * below_AS[None].to(tl.float32)
-        g_TAR += sin_TAR * tl.dot((up_TAS + down_TAS).to(narrow), cos_TSR, input_precision=PRECISION)
-        g_TAR += cos_TAR * tl.dot((up_TAS - down_TAS).to(narrow), sin_TSR, input_precision=PRECISION)
-        turned_TAR = cos_TAR * cos_T1R - sin_TAR * sin_T1R
-        sin_TAR = sin_TAR * cos_T1R + cos_TAR * sin_T1R
-        cos_TAR = turned_TAR
-    gf_TR = tl.sum(g_TAR, 1) * (-6.283185307 * spacing)
-    tl.store(gf_ptr + at_T[:, None] * rank + d_R[None, :], gf_TR, mask=known_T[:, None] & (d_R < rank)[None, :])
+    x_RT, known_RT, t_T = _numbers(x_ptr, length, heads, rank, x_b, x_l, x_g, T, R)
+    y_RT, e_RT = 4.0 * x_RT * x_RT, tl.where(known_RT, 1.0, 0.0)
+    u_RT, sum_RT = tl.zeros((R, T), tl.float32), tl.zeros((R, T), tl.float32)
+    gc_at = gc_ptr + tl.program_id(0).to(tl.int64) * size * length + t_T
+    for k in tl.range(0, size, loop_unroll_factor=BY):
+        gc_T = tl.load(gc_at, mask=t_T < length, other=0.0).to(tl.float32) * k
+        gc_at += length
+        sum_RT += gc_T[None, :] * u_RT
+        e_RT -= y_RT * u_RT
+        u_RT += e_RT
+    row, g = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    at_RT = ((row * length + t_T[None, :]) * heads + g) * rank + tl.arange(0, R)[:, None]
+    tl.store(gx_ptr + at_RT, -4.0 * x_RT * sum_RT, mask=known_RT)
 
 
-def _sizes(f_BLHR: Tensor, size: int, dtype: torch.dtype) -> tuple[tuple[int, int], dict]:
+def _programs(x_BLGR: Tensor) -> tuple[tuple[int, int], dict]:
     """The grid and what both kernels take as constants."""
-    batch, length, heads, rank = f_BLHR.shape
-    tiles = triton.cdiv(size, 2 * ROWS * HALF)
-    tokens = TOKENS if tiles == 1 else TOKENS // 2  # registers: all of it stays in those of one warp
-    sizes = {"TILES": tiles, "T": tokens, "A": ROWS, "S": HALF, "num_warps": 1}
-    sizes |= {"R": max(16, triton.next_power_of_2(rank)), "PRECISION": precision(dtype)}
-    return (batch * heads, triton.cdiv(length, tokens)), sizes
+    batch, length, heads, rank = x_BLGR.shape
+    sizes = {"T": TOKENS, "R": triton.next_power_of_2(rank), "num_warps": WARPS}
+    return (batch * heads, triton.cdiv(length, TOKENS)), sizes
 
 
-@torch.library.custom_op("mixerbench::cosine_sums", mutates_args=())
-def cosine_sums(f_BLHR: Tensor, spacing: int, size: int, dtype: torch.dtype) -> Tensor:
-    """BLHK in `dtype`, K = `size` places 0, spacing, 2 spacing, ...; frequencies in fp32, in cycles."""
-    f_BLHR, (batch, length, heads, rank) = dense_last(f_BLHR), f_BLHR.shape
-    c_BLHK = f_BLHR.new_empty(batch, length, heads, size, dtype=dtype)
-    grid, sizes = _sizes(f_BLHR, size, dtype)
-    _sum[grid](f_BLHR, c_BLHK, length, heads, rank, size, spacing, *f_BLHR.stride()[:3], **sizes)
-    return c_BLHK
+def cosine_sums(f_BLGR: Tensor, spacing: int, size: int, dtype: torch.dtype) -> Tensor:
+    """c_BGKL in `dtype`, K = `size` places 0, spacing, 2 spacing, ...; frequencies in fp32, in cycles, at most half a
+    cycle from place to place. Rounding grows with K: within 0.4 cycles it is 5e-5 of the norm at 1,040, of half a cycle
+    6e-4."""
+    return sums_of_steps(torch.sin(math.pi * spacing * f_BLGR), size, dtype)
 
 
-@torch.library.custom_op("mixerbench::cosine_sums_backward", mutates_args=())
-def cosine_sums_backward(gc_BLHK: Tensor, f_BLHR: Tensor, spacing: int) -> Tensor:
-    f_BLHR, gc_BLHK, (_, length, heads, rank) = dense_last(f_BLHR), gc_BLHK.contiguous(), f_BLHR.shape
-    gf_BLHR = f_BLHR.new_empty(f_BLHR.shape)
-    size = gc_BLHK.shape[-1]
-    grid, sizes = _sizes(f_BLHR, size, gc_BLHK.dtype)
-    _sum_back[grid](f_BLHR, gc_BLHK, gf_BLHR, length, heads, rank, size, spacing, *f_BLHR.stride()[:3], **sizes)
-    return gf_BLHR
+@torch.library.custom_op("mixerbench::sums_of_steps", mutates_args=())
+def sums_of_steps(x_BLGR: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """c_BGKL of the sines x of half a step, in fp32."""
+    x_BLGR, (batch, length, heads, rank), (grid, sizes) = dense_last(x_BLGR), x_BLGR.shape, _programs(x_BLGR)
+    c_BGKL = x_BLGR.new_empty(batch, heads, size, length, dtype=dtype)
+    _sums[grid](x_BLGR, c_BGKL, length, heads, rank, size, *x_BLGR.stride()[:3], BY=UNROLLED, **sizes)
+    return c_BGKL
 
 
-@cosine_sums.register_fake
-def _(f_BLHR, spacing, size, dtype):
-    return f_BLHR.new_empty(*f_BLHR.shape[:-1], size, dtype=dtype)
+@torch.library.custom_op("mixerbench::sums_of_steps_backward", mutates_args=())
+def sums_of_steps_backward(gc_BGKL: Tensor, x_BLGR: Tensor) -> Tensor:
+    x_BLGR, (_, length, heads, rank), (grid, sizes) = dense_last(x_BLGR), x_BLGR.shape, _programs(x_BLGR)
+    gc_BGKL, gx_BLGR = gc_BGKL.contiguous(), x_BLGR.new_empty(x_BLGR.shape)
+    shapes = length, heads, rank, gc_BGKL.shape[2]
+    _sums_back[grid](x_BLGR, gc_BGKL, gx_BLGR, *shapes, *x_BLGR.stride()[:3], BY=UNROLLED_BACK, **sizes)
+    return gx_BLGR
 
 
-@cosine_sums_backward.register_fake
-def _(gc_BLHK, f_BLHR, spacing):
-    return f_BLHR.new_empty(f_BLHR.shape)
+@sums_of_steps.register_fake
+def _(x_BLGR, size, dtype):
+    batch, length, heads, _ = x_BLGR.shape
+    return x_BLGR.new_empty(batch, heads, size, length, dtype=dtype)
+
+
+@sums_of_steps_backward.register_fake
+def _(gc_BGKL, x_BLGR):
+    return x_BLGR.new_empty(x_BLGR.shape)
 
 
 def _keep(ctx, inputs, output):
-    f_BLHR, ctx.spacing, _, _ = inputs
-    ctx.save_for_backward(f_BLHR)
+    ctx.save_for_backward(inputs[0])
 
 
-def _gradients(ctx, gc_BLHK):
-    return cosine_sums_backward(gc_BLHK, *ctx.saved_tensors, ctx.spacing), None, None, None
+def _gradients(ctx, gc_BGKL):
+    return sums_of_steps_backward(gc_BGKL, *ctx.saved_tensors), None, None
 
 
-cosine_sums.register_autograd(_gradients, setup_context=_keep)
+sums_of_steps.register_autograd(_gradients, setup_context=_keep)

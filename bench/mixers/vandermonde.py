@@ -10,8 +10,9 @@ of tokens (released: the longest length). Not sam: the same form from tables tha
 zeros, where the gradient is zero too), summed over j (published: over the wrong index, so that no token is mixed), with
 n the protocol's length and places from the row's start. With spread phases a term has variance one, hence the scale
 (released: 1 / sqrt(2 n R)); low frequencies agree in sign, so that the gain starts above one.
+Kernels make cosines at the points of a coarse grid only, from which those at all places follow.
 Axes: B batch, L length, H heads, P head width, R rank (terms d of the sum), K feature channels or points
-of a grid.
+of a grid, Q the two of q and k, G heads of q, then those of k.
 """
 
 import dataclasses
@@ -37,6 +38,10 @@ from bench.mixers.base import (
     segment_lengths,
 )
 from bench.mixers.interpolation import grid
+
+LONG = 1536
+"""Points of a grid, of rows of 12,000 tokens under the yaml's bound, beyond which the sums go by Fourier transforms:
+written, cosines take time and memory that grow with the square of the length."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,13 @@ class Vandermonde(Mixer):
         super().__init__(grant, backend)
         if backend == "triton":
             require_triton()
-            from bench.kernels.cosine_products import apply_cosines, are_many, gather_cosines
+            from bench.kernels.cosine_sums import cosine_sums
+            from bench.kernels.grid_product import grid_product
             from bench.kernels.grid_sums import from_grid, to_grid
+            from bench.kernels.nonuniform import apply_nonuniform, gather_nonuniform
 
-            self.apply_cosines, self.gather_cosines, self.are_many = apply_cosines, gather_cosines, are_many
+            self.cosines, self.product = cosine_sums, grid_product
+            self.apply_cosines, self.gather_cosines = apply_nonuniform, gather_nonuniform
             self.to_grid, self.from_grid, self.grid = to_grid, from_grid, grid(args.bound)
         self.args = args
         if not args.sam:
@@ -82,8 +90,10 @@ class Vandermonde(Mixer):
         return torch.randn(self.get_parameter(name).shape, generator=generator, device="cpu")
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        if self.interpolates(v_BLHP.shape[1]):
-            return self.interpolated(v_BLHP, features, segments_BL)
+        if self.backend == "triton" and not self.grant.packed:
+            if self.is_long(v_BLHP.shape[1]):
+                return self.interpolated(v_BLHP, features, segments_BL)
+            return self.written(v_BLHP, features, segments_BL, None)
         f_BHLR, g_BHLR = self.frequencies(features, v_BLHP.shape[1])
         place_BL = self.places(segments_BL)
         m_BHLL = SumOfCosines.apply(f_BHLR, place_BL) - SumOfCosines.apply(g_BHLR, place_BL).transpose(2, 3)
@@ -94,16 +104,32 @@ class Vandermonde(Mixer):
         scale_BL = (self.lengths(segments_BL) * self.args.rank).to(v_BLHP.dtype).rsqrt()
         return y_BLHP * (real_BL11 * scale_BL[:, :, None, None])
 
-    def interpolates(self, length: int) -> bool:
-        """Whether by a grid: one that is coarse enough, or all places if there is none and the row is long."""
-        if self.backend != "triton" or self.grant.packed:
-            return False
-        return self.are_many(length) if self.grid is None else self.grid.size(length) < length
+    def with_skip(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor, scale: Tensor) -> Tensor | None:
+        if self.backend != "triton" or self.grant.packed or self.is_long(v_BLHP.shape[1]):
+            return None
+        return self.written(v_BLHP, features, segments_BL, scale)
+
+    def is_long(self, length: int) -> bool:
+        return self.points(length)[1] > LONG
+
+    def points(self, length: int) -> tuple[int, int]:
+        """Spacing and number of points: of the coarse grid, or if there is none of all places and place 0."""
+        return (1, length + 1) if self.grid is None else (self.grid.spacing, self.grid.size(length))
+
+    def written(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor, scale: Tensor | None) -> Tensor:
+        """By matrices of cosines at the points, times what places see of these."""
+        (length, dtype), device = (v_BLHP.shape[1], v_BLHP.dtype), v_BLHP.device
+        spacing, size = self.points(length)
+        f_BLGR = self.args.bound * self.unit(features, length).flatten(2, 3).float()
+        c_BGKL = self.cosines(f_BLGR, spacing, size, dtype)
+        w_LK = torch.eye(size, device=device)[1:] if self.grid is None else self.grid.matrix(length, device)
+        r_BL = (self.lengths(segments_BL) * self.args.rank).float().rsqrt() * (segments_BL > 0)
+        return self.product(c_BGKL, w_LK.to(dtype), v_BLHP, r_BL, scale)
 
     def interpolated(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        """Cosines at the points of a grid only: v is summed up there, or the sum is interpolated from there."""
+        """By Fourier transforms: v is summed up at the points, or the sum is interpolated from there."""
         length = v_BLHP.shape[1]
-        spacing, size = (1, length + 1) if self.grid is None else (self.grid.spacing, self.grid.size(length))
+        spacing, size = self.points(length)
         f_BLHR, g_BLHR = (x_BHLR.transpose(1, 2) for x_BHLR in self.frequencies(features, length))
         real_BL11 = real(segments_BL, v_BLHP.dtype)
         v_BLHP = v_BLHP * real_BL11
@@ -138,6 +164,11 @@ class Vandermonde(Mixer):
 
     def frequencies(self, features: Features, length: int) -> tuple[Tensor, Tensor]:
         """f, g, each BHLR, at least fp32, within -bound and bound; B = 1 if data-independent."""
+        f_BLHR, g_BLHR = (self.args.bound * self.unit(features, length)).unbind(2)
+        return f_BLHR.transpose(1, 2), g_BLHR.transpose(1, 2)
+
+    def unit(self, features: Features, length: int) -> Tensor:
+        """f and g as parts of the bound, BLQHR."""
         if self.args.sam:
             exact_BLK = features.exact_BLK
             exact_BLK = exact_BLK.to(torch.promote_types(exact_BLK.dtype, torch.float32))
@@ -145,8 +176,7 @@ class Vandermonde(Mixer):
         else:
             require_length(length, self.grant.length, "vandermonde")
             x_BLQHR = torch.stack([self.q_LHR[None, :length], self.k_LHR[None, :length]], dim=2)
-        f_BLHR, g_BLHR = (self.args.bound * torch.tanh(x_BLQHR)).unbind(2)
-        return f_BLHR.transpose(1, 2), g_BLHR.transpose(1, 2)
+        return torch.tanh(x_BLQHR)
 
     def matrix(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         """Phases in fp64 whatever the dtype of v, so that they need no reduction."""

@@ -73,21 +73,23 @@ def short_conv(
 
 
 class ExactProduct(torch.autograd.Function):
-    """x_BLD W_KD^T in the precision of W. Gradients are products in `narrow`, autocast's dtype, as those of all other
-    linear maps are: it is the phases made of the values that a rounding would spoil."""
+    """x_BLD W_KD^T in the precision of W, with `fused` by the kernel. Gradients are products in `narrow`, autocast's
+    dtype, as those of all other linear maps are: it is the phases made of the values that a rounding would spoil."""
 
     @staticmethod
-    def forward(ctx, x_BLD: Tensor, weight_KD: Tensor, narrow: torch.dtype) -> Tensor:
+    def forward(ctx, x_BLD: Tensor, weight_KD: Tensor, narrow: torch.dtype, fused: bool) -> Tensor:
         ctx.save_for_backward(x_BLD.to(narrow), weight_KD.to(narrow))
-        ctx.dtypes = x_BLD.dtype, weight_KD.dtype
-        return F.linear(x_BLD.to(weight_KD.dtype), weight_KD)
+        ctx.dtypes, wide_BLD = (x_BLD.dtype, weight_KD.dtype), x_BLD.to(weight_KD.dtype)
+        if not fused:
+            return F.linear(wide_BLD, weight_KD)
+        return torch.ops.mixerbench.exact_product(wide_BLD.flatten(0, -2), weight_KD).unflatten(0, x_BLD.shape[:-1])
 
     @staticmethod
-    def backward(ctx, g_BLK: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, g_BLK: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x_BLD, weight_KD = ctx.saved_tensors
         g_BLK = g_BLK.to(x_BLD.dtype)
         gw_KD = g_BLK.flatten(0, -2).t() @ x_BLD.flatten(0, -2)
-        return (g_BLK @ weight_KD).to(ctx.dtypes[0]), gw_KD.to(ctx.dtypes[1]), None
+        return (g_BLK @ weight_KD).to(ctx.dtypes[0]), gw_KD.to(ctx.dtypes[1]), None, None
 
 
 class Several(nn.ModuleList):
@@ -159,8 +161,9 @@ class Shell(nn.Module, ABC):
         """The channels that autocast must not touch, in the precision of the parameters."""
         device, weight_KD = x_BLD.device.type, self.in_exact.weight
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_KD.dtype
+        fused = self.backend == "triton" and weight_KD.dtype == torch.float32 and narrow == torch.bfloat16
         with torch.autocast(device, enabled=False):
-            exact_BLK = ExactProduct.apply(x_BLD, weight_KD, narrow)
+            exact_BLK = ExactProduct.apply(x_BLD, weight_KD, narrow, fused)
             exact_BLK = exact_BLK if self.in_exact.bias is None else exact_BLK + self.in_exact.bias
             if self.settings.conv_width:
                 return self.convolve(exact_BLK, segments_BL, self.conv_exact)

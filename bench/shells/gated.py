@@ -43,7 +43,7 @@ class Gated(Shell):
     def fuse(self) -> None:
         """Compute with the fused operators from now on: no parameter changes."""
         require_triton()
-        from bench.kernels import conv, gated_norm  # noqa: F401 they register as torch.ops.mixerbench
+        from bench.kernels import conv, exact_product, gated_norm  # noqa: F401 they register as torch.ops.mixerbench
 
         if self.settings.conv_width <= conv.REACH:
             self.backend = "triton"
