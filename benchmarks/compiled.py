@@ -1,6 +1,7 @@
 """What each Triton kernel takes of the chip, told by its compiler: no GPU is needed.
 
-Command: python benchmarks/compiled.py [--only scan,toeplitz] [--settings all] [--flags] [--dtype float32] [--arch 90]
+Command: python benchmarks/compiled.py [--only scan,toeplitz] [--settings all] [--flags] [--dtype float32] [--heads 1]
+    [--arch 90]
 Every operator of operators.py is called on the CPU, forward and backward; its launches are compiled for a card's
 architecture (90: H100 and H200) and not made; with --flags also with each of its flags the other way, such as PACKED,
 which no case has. A line for each kernel: registers of a thread (255 at most), bytes of a thread's stack, which is
@@ -20,7 +21,7 @@ from operators import CASES, Size, chosen, step
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
-TOKENS, HEADS = 256, 4  # enough to have the strides of a layer
+TOKENS = 256  # enough to have the strides of a layer
 SHARED = 232_448  # bytes for a program on an H100
 
 
@@ -61,12 +62,12 @@ def compile_only(arch: int, flags: bool, made: list) -> None:
     jit.JITFunction.run = compiled
 
 
-def lines(name: str, values: dict, dtype: torch.dtype, made: list) -> Iterator[tuple[str, bool]]:
+def lines(name: str, values: dict, dtype: torch.dtype, heads: int, made: list) -> Iterator[tuple[str, bool]]:
     """What is said of each kernel of an operator under a setting, and whether it can run."""
     made.clear()
     length = CASES[name].length
     try:
-        case = CASES[name].make(Size(max(TOKENS // length, 1), length, HEADS, "cpu", dtype))
+        case = CASES[name].make(Size(max(TOKENS // length, 1), length, heads, "cpu", dtype))
         with case.under(values):
             step(case.ways[values.get("way", "")], case.leaves)
     except Exception as failure:
@@ -85,13 +86,14 @@ def main() -> int:
     parser.add_argument("--settings", choices=["first", "all"], default="first")
     parser.add_argument("--flags", action="store_true")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--arch", type=int, default=90)
     asked, made, runs = parser.parse_args(), [], True
     compile_only(asked.arch, asked.flags, made)
     for name in asked.only:
         for values in CASES[name].settings[: None if asked.settings == "all" else 1]:
             setting = " ".join(f"{key}={value}" for key, value in values.items()) or "as it is"
-            for line, able in lines(name, values, getattr(torch, asked.dtype), made):
+            for line, able in lines(name, values, getattr(torch, asked.dtype), asked.heads, made):
                 runs &= able
                 print(f"{name:22} {setting:36} {line}", flush=True)
     return 0 if runs else 1

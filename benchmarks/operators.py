@@ -19,6 +19,7 @@ from torch import Tensor
 from bench.kernels import (
     conv,
     cosine_sums,
+    exact_product,
     exponential_product,
     gated_norm,
     grid_product,
@@ -34,7 +35,7 @@ from bench.mixers.attention import bounds
 from bench.mixers.exponentials import exponentials
 from bench.mixers.interpolation import grid
 from bench.mixers.scan import Terms, chunked_scan
-from bench.shells.base import short_conv
+from bench.shells.base import ExactProduct, short_conv
 
 WIDTH, EPS, BOUND = 128, 1e-5, 0.05  # of a head; of the norm; of Vandermonde's frequencies
 
@@ -131,16 +132,6 @@ def product(rank: int, size: Size) -> Case:
     return Case(low_rank, leaves, exact, {"": low_rank.low_rank_product})
 
 
-def gathered(rank: int, size: Size) -> Case:
-    leaves = [size.rows(size.heads, rank), size.rows(size.heads, WIDTH)]
-    return Case(low_rank, leaves, partial(torch.einsum, "bjhr,bjhp->bhrp"), {"": low_rank.gather_rows})
-
-
-def applied(rank: int, size: Size) -> Case:
-    leaves = [size.rows(size.heads, rank), size.draw(size.batch, size.heads, rank, WIDTH)]
-    return Case(low_rank, leaves, partial(torch.einsum, "bihr,bhrp->bihp"), {"": low_rank.apply_states})
-
-
 def both_ways(width: int, state: int, size: Size) -> Case:
     segments_BL, heads = size.segments, size.heads * WIDTH // width
 
@@ -223,6 +214,18 @@ def differences(size: Size) -> Case:
         return grid_product.grid_product(c, w_LK, v, r_BL, None)
 
     return Case(grid_product, [columns, size.rows(size.heads, WIDTH)], exact, {"": fast})
+
+
+def exact(size: Size) -> Case:
+    """Of a layer's features that autocast must not touch; its gradients are products of bf16."""
+    width, channels = 6 * WIDTH, 32 * size.heads
+    leaves = [size.rows(width, wide=True), size.draw(channels, width, wide=True)]
+    ways = {"": partial(multiplied, True), "fp32": partial(multiplied, False)}
+    return Case(exact_product, leaves, lambda x, w: (x.double() @ w.double().t()).float(), ways)
+
+
+def multiplied(fused: bool, x: Tensor, w: Tensor) -> Tensor:
+    return ExactProduct.apply(x, w, torch.bfloat16, fused)
 
 
 def nonuniforms(size: Size) -> Case:
@@ -359,8 +362,7 @@ CASES = {
     ]),
     "low rank 16 at 2048": Entry(partial(product, 16), 2048, [*ROWS, {"PROGRAMS": 1056}, {"TOKENS": 32}]),
     "low rank 192": Entry(partial(product, 192), 128, [*ROWS, {"PROGRAMS": 2048}]),
-    "rows gathered 192": Entry(partial(gathered, 192), 128, ROWS),
-    "states applied 192": Entry(partial(applied, 192), 128, ROWS),
+    "exact product": Entry(exact, 128, [*each(NUMBERS=(512, 2048)), {"way": "fp32"}]),
     "cosine sums 128": Entry(cosines, 128, SUMS),
     "cosine sums 2048": Entry(cosines, 2048, SUMS),
     "grid product 128": Entry(differences, 128, [

@@ -228,44 +228,49 @@ def one_scan(length, heads, groups, state, sides, directions, packed, dtype, con
 
 
 def cosines(*cases):
-    """Of few places between which a wave turns by up to 0.4, as on a grid, or hardly."""
-    for rank, spacing, size in cases:
-        one_sum(rank, spacing, size)
+    """Waves that turn by up to 0.4 from place to place, as on a grid, or hardly; more terms than a thread has."""
+    for rank, size in cases:
+        one_sum(rank, size)
 
 
-def one_sum(rank, spacing, size):
-    """Frequencies beside others in memory; phases in fp64."""
+def one_sum(rank, size):
+    """Numbers beside others in memory; phases in fp64."""
 
-    def frequencies(wide):
-        return 0.4 / spacing * torch.cat([1e-3 * wide[..., rank : rank + 1].tanh(), wide[..., rank + 1 :].sin()], -1)
+    def turns(wide):
+        return 0.4 * torch.cat([wide[..., :-1].sin(), 1e-3 * wide[..., -1:].tanh()], -1)
 
     def fast(wide):
-        return cosine_sums.cosine_sums(frequencies(wide), spacing, size, torch.float32)
+        return cosine_sums.sums_of_steps(torch.sin(math.pi * turns(wide))[..., rank:], size, torch.float32)
 
     def exact(wide):
-        turns = frequencies(wide).double()[..., None] * (spacing * torch.arange(size, device=DEVICE))
-        return torch.cos(2 * math.pi * turns).sum(-2).permute(0, 2, 3, 1).float()
+        phases = turns(wide)[..., rank:].double()[..., None] * torch.arange(size, device=DEVICE)
+        return torch.cos(2 * math.pi * phases).sum(-2).permute(0, 2, 3, 1).float()
 
-    compare(f"cosines {rank=} {spacing=} {size=}", fast, exact, random(2, 37, 2, 2 * rank))
+    compare(f"cosines {rank=} {size=}", fast, exact, random(2, 37, 2, 2 * rank))
 
 
 def differences():
-    """Of several tiles each way and of a whole row, with padding, C and D of each row or of one for all, v / scale
-    added or not."""
-    if INTERPRETED:
-        grid_product.TOKENS = grid_product.POINTS = grid_product.WIDE = grid_product.SHORT_TOKENS = 16
-    for short in (0, 128):
-        grid_product.SHORT = short
-        for batch, length, size, width, scale in ((2, 37, 48, 20, None), (1, 40, 16, 5, 0.7), (2, 9, 16, 16, 0.7)):
-            one_difference(short, batch, length, size, width, scale)
+    """Of several tiles each way and of a whole row, one head or more, C and D of each row or of one for all, v / scale
+    added or not; what is on padding does not count."""
+    tiles = dict.fromkeys(("TOKENS", "POINTS", "WIDE", "SHORT_TOKENS"), 16) if INTERPRETED else {}
+    cases = (2, 3, 37, 48, 20, None), (1, 3, 40, 16, 5, 0.7), (2, 1, 9, 16, 16, 0.7), (2, 1, 37, 32, 16, None)
+    for short, case in itertools.product((0, 128), cases):
+        with mock.patch.dict(vars(grid_product), tiles | {"SHORT": short}):
+            one_difference(short, *case)
 
 
-def one_difference(short, batch, length, size, width, scale):
-    w, r = random(length, size), random(2, length).abs() * (torch.arange(length, device=DEVICE) < length - 3)
-    scale = None if scale is None else torch.tensor(scale, device=DEVICE)
+def one_difference(short, batch, heads, length, size, width, scale):
+    place = torch.arange(length, device=DEVICE)
+    w, r = random(length, size), random(2, length).abs() * (place < length - 3)
+    padding, scale = (r == 0)[..., None, None], None if scale is None else torch.tensor(scale, device=DEVICE)
 
     def fast(c, v):
-        return grid_product.grid_product(c, w, v[..., 2:], r, scale)
+        v = v[..., 2:]
+        if scale is not None:
+            return grid_product.grid_product(c, w, v, r, scale)
+        y = grid_product.grid_product(c, w, v.masked_fill(padding, math.nan), r, scale)
+        y.register_hook(lambda g: g.masked_fill(padding, math.nan))
+        return y
 
     def exact(c, v):
         (c, d), v = c.expand(2, -1, -1, -1).chunk(2, 1), v[..., 2:]
@@ -273,8 +278,8 @@ def one_difference(short, batch, length, size, width, scale):
         y = torch.einsum("bi,bhij,bj,bjhp->bihp", r, m, (r > 0).float(), v)
         return y if scale is None else y + v / scale
 
-    inputs = random(batch, 6, size, length), random(2, length, 3, 2 + width)
-    compare(f"differences {short=} {batch=} {length=} {size=} {width=}", fast, exact, *inputs)
+    inputs = random(batch, 2 * heads, size, length), random(2, length, heads, 2 + width)
+    compare(f"differences {short=} {batch=} {heads=} {length=} {size=} {width=}", fast, exact, *inputs)
     way = grid_product.short_product if short else grid_product.long_product
     torch.library.opcheck(way, (inputs[0], w, inputs[1][..., 2:], r, scale))  # the strides that a compiler is told
 
@@ -477,8 +482,8 @@ def mixer(name, changes, in_half=False):
 
 
 def long_mixer(name, changes):
-    vandermonde.LONG = 0
-    mixer(name, changes)
+    with mock.patch.object(vandermonde, "LONG", 0):
+        mixer(name, changes)
 
 
 for call in json.loads(sys.argv[1]):

@@ -1,9 +1,11 @@
 """Fast paths in Triton, each an operator of torch with its own gradient, held to plain torch by the tests.
 
-They know tensors, not mixers: the shell's convolution (conv.py) and gated norm (gated_norm.py), products with a matrix
-of low rank (low_rank.py), with a Toeplitz matrix (toeplitz.py) and with that of softmax attention (softmax.py), scans
-(scan.py). They need triton, which CUDA builds of torch bring. Without a GPU they run in Triton's interpreter
-(TRITON_INTERPRET=1), which is how the tests hold them on any machine.
+They know tensors, not mixers: the shell's convolution (conv.py), gated norm (gated_norm.py) and products of fp32
+(exact_product.py), products with a matrix of low rank (low_rank.py), with one of cosines at a grid's points
+(cosine_sums.py, grid_product.py) or, for long rows, by Fourier transforms (grid_sums.py, nonuniform.py), with a sum of
+exponentials (exponential_product.py), with a Toeplitz matrix (toeplitz.py) and with that of softmax attention
+(softmax.py), scans (scan.py). They need triton, which CUDA builds of torch bring.
+Without a GPU they run in Triton's interpreter (TRITON_INTERPRET=1), which is how the tests hold them on any machine.
 """
 
 import importlib.util
@@ -25,6 +27,11 @@ def warps(most: int, rows: int) -> int:
     multiplied in parts (tf32x3): seen on an H200 in the gradient of attention's queries, 64 x 16.
     """
     return most if rows >= 16 * most else min(most, 4)
+
+
+def tile(size: int, most: int) -> int:
+    """Of an axis: a power of two, at least what a product takes."""
+    return min(most, max(16, 1 << (size - 1).bit_length()))
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from bench.kernels import dense_last
 
-TOKENS, WARPS = 32, 1
-"""Of a program: as many tokens as it has threads, or a multiple, so that a sum over d stays in a thread."""
+TOKENS, WARPS, TERMS = 32, 1, 32
+"""Of a program: as many tokens as it has threads, or a multiple, so that a sum over d stays in a thread; and the terms
+that a thread may have: for more there are more warps."""
 UNROLLED, UNROLLED_BACK = 1, 16  # places that are made, or summed up, without a branch
 
 
 @triton.jit
 def _numbers(x_ptr, length, heads, rank, x_b, x_l, x_g, T: tl.constexpr, R: tl.constexpr):
-    """x of a few tokens of a head, RT; which of them exist, and of the tokens.
+    """x of a few tokens of a head, RT; which of these numbers exist; the tokens' places.
 
     They are read as one row, of which a thread has every T-th number: all terms of a token. Of a tile the compiler
     would share out a token's terms, which lie side by side, and their sums would go from thread to thread.
@@ -37,7 +38,7 @@ def _numbers(x_ptr, length, heads, rank, x_b, x_l, x_g, T: tl.constexpr, R: tl.c
 
 
 @triton.jit(do_not_specialize=["length"])
-def _sums(
+def _cosines(
     x_ptr, c_ptr, length, heads, rank, size, x_b, x_l, x_g, T: tl.constexpr, R: tl.constexpr, BY: tl.constexpr
 ):  # fmt: skip
     x_RT, known_RT, t_T = _numbers(x_ptr, length, heads, rank, x_b, x_l, x_g, T, R)
@@ -52,7 +53,7 @@ def _sums(
 
 
 @triton.jit(do_not_specialize=["length"])
-def _sums_back(
+def _cosines_back(
     x_ptr, gc_ptr, gx_ptr, length, heads, rank, size, x_b, x_l, x_g,
     T: tl.constexpr, R: tl.constexpr, BY: tl.constexpr,
 ):  # fmt: skip
@@ -74,14 +75,15 @@ def _sums_back(
 def _programs(x_BLGR: Tensor) -> tuple[tuple[int, int], dict]:
     """The grid and what both kernels take as constants."""
     batch, length, heads, rank = x_BLGR.shape
-    sizes = {"T": TOKENS, "R": triton.next_power_of_2(rank), "num_warps": WARPS}
+    r = triton.next_power_of_2(rank)
+    sizes = {"T": TOKENS, "R": r, "num_warps": WARPS * triton.cdiv(r, TERMS)}
     return (batch * heads, triton.cdiv(length, TOKENS)), sizes
 
 
 def cosine_sums(f_BLGR: Tensor, spacing: int, size: int, dtype: torch.dtype) -> Tensor:
-    """c_BGKL in `dtype`, K = `size` places 0, spacing, 2 spacing, ...; frequencies in fp32, in cycles, at most half a
-    cycle from place to place. Rounding grows with K: within 0.4 cycles it is 5e-5 of the norm at 1,040, of half a cycle
-    6e-4."""
+    """c_BGKL in `dtype`, K = `size` places 0, spacing, 2 spacing, ...; frequencies in fp32, in cycles, at most 0.4
+    from place to place. Rounding grows with K, to 1e-4 of the norm at 1,040 places; nearer to half a cycle, where the
+    cosines alternate, it would be a hundred times that."""
     return sums_of_steps(torch.sin(math.pi * spacing * f_BLGR), size, dtype)
 
 
@@ -90,7 +92,7 @@ def sums_of_steps(x_BLGR: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """c_BGKL of the sines x of half a step, in fp32."""
     x_BLGR, (batch, length, heads, rank), (grid, sizes) = dense_last(x_BLGR), x_BLGR.shape, _programs(x_BLGR)
     c_BGKL = x_BLGR.new_empty(batch, heads, size, length, dtype=dtype)
-    _sums[grid](x_BLGR, c_BGKL, length, heads, rank, size, *x_BLGR.stride()[:3], BY=UNROLLED, **sizes)
+    _cosines[grid](x_BLGR, c_BGKL, length, heads, rank, size, *x_BLGR.stride()[:3], BY=UNROLLED, **sizes)
     return c_BGKL
 
 
@@ -99,7 +101,7 @@ def sums_of_steps_backward(gc_BGKL: Tensor, x_BLGR: Tensor) -> Tensor:
     x_BLGR, (_, length, heads, rank), (grid, sizes) = dense_last(x_BLGR), x_BLGR.shape, _programs(x_BLGR)
     gc_BGKL, gx_BLGR = gc_BGKL.contiguous(), x_BLGR.new_empty(x_BLGR.shape)
     shapes = length, heads, rank, gc_BGKL.shape[2]
-    _sums_back[grid](x_BLGR, gc_BGKL, gx_BLGR, *shapes, *x_BLGR.stride()[:3], BY=UNROLLED_BACK, **sizes)
+    _cosines_back[grid](x_BLGR, gc_BGKL, gx_BLGR, *shapes, *x_BLGR.stride()[:3], BY=UNROLLED_BACK, **sizes)
     return gx_BLGR
 
 

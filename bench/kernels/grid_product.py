@@ -4,7 +4,7 @@ C and D, L x K a head, are given with tokens side by side, as cosine_sums.py mak
 grid's points. Rows are gathered into states of K x P numbers, and states are applied to rows; a short row's never leave
 the chip: one program does all with a row and head. The transposed product is that of C and D exchanged with its sign
 turned, so the same two kernels serve the gradient of v. As in low_rank.py the product may have v / scale added. The
-weights r say which tokens are real, too: where r is 0 nothing is read of v and nothing comes out.
+weights r say which tokens are real, too: where r is 0 what v has does not count, and but for v / scale 0 comes out.
 Axes: B batch, L length, H heads, G those of C, then those of D, K points, P head width, W the two states, minus that of
 C or D and that of w.
 """
@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from bench.kernels import dense_last, precision, warps
+from bench.kernels import dense_last, precision, tile, warps
 from bench.kernels.grid_tiles import apply, gather, outer, short, short_back
 
 TOKENS, POINTS, WIDE = 64, 64, 128
@@ -26,14 +26,10 @@ SHORT_TOKENS, WARPS_SHORT, WARPS_SHORT_BACK, STAGES_SHORT = 64, 4, 4, 2
 """Tokens that it takes at a time, its warps each way, and loads in flight."""
 
 
-def _tile(size: int, most: int) -> int:
-    return min(most, max(16, triton.next_power_of_2(size)))
-
-
 def _tiles(w_LK: Tensor, v_BLHP: Tensor) -> tuple[tuple[int, ...], dict]:
     """Shapes and tiles that the kernels have in common."""
     (_, length, heads, width), size = v_BLHP.shape, w_LK.shape[1]
-    tiles = {"T": _tile(length, TOKENS), "M": _tile(size, POINTS), "C": _tile(width, WIDE)}
+    tiles = {"T": tile(length, TOKENS), "M": tile(size, POINTS), "C": tile(width, WIDE)}
     return (length, heads, size, width), tiles | {"PRECISION": precision(v_BLHP.dtype)}
 
 
@@ -111,8 +107,8 @@ def long_product_backward(
 def _of_short_rows(w_LK: Tensor, v_BLHP: Tensor, most: int) -> tuple[tuple[int], tuple[int, ...], dict]:
     """Grid, shapes and constants."""
     (batch, length, heads, width), size = v_BLHP.shape, w_LK.shape[1]
-    t = _tile(length, SHORT_TOKENS)
-    tiles = {"STEPS": triton.cdiv(length, t), "T": t, "M": _tile(size, SHORT_POINTS), "C": _tile(width, SHORT_WIDTH)}
+    t = tile(length, SHORT_TOKENS)
+    tiles = {"STEPS": triton.cdiv(length, t), "T": t, "M": tile(size, SHORT_POINTS), "C": tile(width, SHORT_WIDTH)}
     tiles |= {"PRECISION": precision(v_BLHP.dtype), "num_warps": warps(most, t), "num_stages": STAGES_SHORT}
     return (batch * heads,), (length, heads, size, width), tiles
 

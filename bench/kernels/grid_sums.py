@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.kernels import precision
+from bench.kernels import precision, tile
 
 PLACES, POINTS, SEEN, CHANNELS = 64, 16, 64, 128
 """Of a tile, at most: places, points that are summed up at, points that are seen by places at a time, channels."""
@@ -68,17 +68,13 @@ def _from_grid(
     tl.store(y_at, y_JC, mask=(j_J <= length)[:, None] & (c_C < width)[None, :])
 
 
-def _tile(size: int, most: int) -> int:
-    return min(most, max(16, triton.next_power_of_2(size)))
-
-
 @torch.library.custom_op("mixerbench::to_grid", mutates_args=())
 def to_grid(v_BLHP: Tensor, weight_O: Tensor, spacing: int, size: int) -> Tensor:
     """u_BHKP of K = `size` points, in the dtype of v; weights in fp32, without a gradient."""
     v_BLHP = v_BLHP if v_BLHP.stride(-1) == 1 else v_BLHP.contiguous()
     (batch, length, heads, width), reach = v_BLHP.shape, len(weight_O)
     u_BHKP = v_BLHP.new_empty(batch, heads, size, width)
-    j, k, c = _tile(length, PLACES), _tile(size, POINTS), _tile(width, CHANNELS)
+    j, k, c = tile(length, PLACES), tile(size, POINTS), tile(width, CHANNELS)
     steps = triton.cdiv(min((k - 1) * spacing + 2 * reach - 1, length), j)
     _to_grid[batch * heads, triton.cdiv(size, k), triton.cdiv(width, c)](
         v_BLHP, weight_O, u_BHKP, length, heads, size, width, reach, spacing, *v_BLHP.stride()[:3],
@@ -93,9 +89,9 @@ def from_grid(u_BHKP: Tensor, weight_O: Tensor, spacing: int, length: int) -> Te
     u_BHKP = u_BHKP.contiguous()
     (batch, heads, size, width), reach = u_BHKP.shape, len(weight_O)
     y_BLHP = u_BHKP.new_empty(batch, length, heads, width)
-    j, c = _tile(length, PLACES), _tile(width, CHANNELS)
+    j, c = tile(length, PLACES), tile(width, CHANNELS)
     seen = min((j + 2 * reach) // spacing + 2, size)
-    k = _tile(seen, SEEN)
+    k = tile(seen, SEEN)
     _from_grid[batch * heads, triton.cdiv(length, j), triton.cdiv(width, c)](
         u_BHKP, weight_O, y_BLHP, length, heads, size, width, reach, spacing,
         STEPS=triton.cdiv(seen, k), J=j, K=k, C=c, PRECISION=precision(u_BHKP.dtype), num_warps=WARPS,

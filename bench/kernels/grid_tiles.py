@@ -1,4 +1,4 @@
-"""The programs of grid_product.py.
+"""The programs of grid_product.py, in whose words C and D are matrices; the axis C is the channels of a tile.
 
 Axes: T tokens, M points of the grid and C channels of a tile.
 """
@@ -28,9 +28,9 @@ def _rows(ptr, t_T, c_C, x_l, length, width):
 
 @triton.jit
 def _weighed(x_TC, r_T, BACK: tl.constexpr):
-    """Rows of a gradient are multiplied by r, those of v left out where r is 0."""
+    """Rows are left out where r is 0, and those of a gradient multiplied by r."""
     if BACK:
-        return (x_TC.to(tl.float32) * r_T[:, None]).to(x_TC.dtype)
+        x_TC = (x_TC.to(tl.float32) * r_T[:, None]).to(x_TC.dtype)
     return tl.where((r_T > 0)[:, None], x_TC, 0.0)
 
 
@@ -40,7 +40,7 @@ def gather(
     BACK: tl.constexpr, STEPS: tl.constexpr, T: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Tiles of both states, the sums over a row of -s_t x_t^T and w_t x_t^T."""
+    """Tiles of both states, the sums over a row of -c_t x_t^T and w_t x_t^T."""
     row, h = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     k_M, c_C = tl.program_id(1) * M + tl.arange(0, M), tl.program_id(2) * C + tl.arange(0, C)
     of_c_MC, of_w_MC = tl.zeros((M, C), tl.float32), tl.zeros((M, C), tl.float32)
@@ -70,7 +70,7 @@ def apply(
     BACK: tl.constexpr, SKIP: tl.constexpr, STEPS: tl.constexpr, T: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of s_t (state of w) + w_t (state of s), times r, with BACK its negative on real tokens; plus v / scale."""
+    """A tile of c_t (state of w) + w_t (state of C), times r, with BACK its negative on real tokens; plus v / scale."""
     row, h = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     t_T, c_C = tl.program_id(1) * T + tl.arange(0, T), tl.program_id(2) * C + tl.arange(0, C)
     a_ptr += tl.program_id(0).to(tl.int64) * 2 * size * width
@@ -112,9 +112,8 @@ def outer(
         second_MT += tl.dot(ga_MC, tl.trans(v_TC), input_precision=PRECISION)
     at_MT = k_M[:, None].to(tl.int64) * length + t_T[None, :]
     known_MT = (k_M < size)[:, None] & (t_T < length)[None, :]
-    gc_ptr += (row * 2 * heads + h) * size * length
-    tl.store(gc_ptr + at_MT, first_MT, mask=known_MT)
-    tl.store(gc_ptr + heads.to(tl.int64) * size * length + at_MT, -second_MT, mask=known_MT)
+    tl.store(gc_ptr + (row * 2 * heads + h) * size * length + at_MT, first_MT, mask=known_MT)
+    tl.store(gc_ptr + (row * 2 * heads + heads + h) * size * length + at_MT, -second_MT, mask=known_MT)
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -159,19 +158,24 @@ def short_back(
     row, h = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     of_c, of_d = row * c_b + h.to(tl.int64) * c_g, row * c_b + (heads + h).to(tl.int64) * c_g
     v_ptr, gy_ptr, r_ptr = v_ptr + row * v_b + h * v_h, gy_ptr + row * y_b + h * y_h, r_ptr + row * length
-    gc_ptr, gd_at = gc_ptr + (row * 2 * heads + h) * size * length, heads.to(tl.int64) * size * length
+    gc_at = gc_ptr + (row * 2 * heads + h) * size * length
+    gd_at = gc_ptr + (row * 2 * heads + heads + h) * size * length
     k_M, c_C = tl.arange(0, M), tl.arange(0, C)
-    of_w_MC, gw_MC, gc_MC = tl.zeros((M, C), tl.float32), tl.zeros((M, C), tl.float32), tl.zeros((M, C), tl.float32)
+    of_w_MC, back_w_MC, back_c_MC = (
+        tl.zeros((M, C), tl.float32),
+        tl.zeros((M, C), tl.float32),
+        tl.zeros((M, C), tl.float32),
+    )
     for i in range(STEPS):
         t_T = i * T + tl.arange(0, T)
         r_T, w_TM = tl.load(r_ptr + t_T, mask=t_T < length, other=0.0), _seen(w_ptr, k_M, t_T, length, size)
         v_TC = _weighed(_rows(v_ptr, t_T, c_C, v_l, length, width), r_T, False)
         of_w_MC += tl.dot(tl.trans(w_TM), v_TC, input_precision=PRECISION)
         gy_TC = _weighed(_rows(gy_ptr, t_T, c_C, y_l, length, width), r_T, True)
-        gw_MC += tl.dot(tl.trans(w_TM), gy_TC, input_precision=PRECISION)
-        gc_MC += tl.dot(_columns(c_ptr, of_c, k_M, t_T, length, size), gy_TC, input_precision=PRECISION)
+        back_w_MC += tl.dot(tl.trans(w_TM), gy_TC, input_precision=PRECISION)
+        back_c_MC += tl.dot(_columns(c_ptr, of_c, k_M, t_T, length, size), gy_TC, input_precision=PRECISION)
     dtype = v_ptr.dtype.element_ty
-    of_w_MC, gw_MC, gc_MC = of_w_MC.to(dtype), gw_MC.to(dtype), gc_MC.to(dtype)
+    of_w_MC, back_w_MC, back_c_MC = of_w_MC.to(dtype), back_w_MC.to(dtype), back_c_MC.to(dtype)
     for i in range(STEPS):
         t_T = i * T + tl.arange(0, T)
         r_T = tl.load(r_ptr + t_T, mask=t_T < length, other=0.0)
@@ -181,13 +185,13 @@ def short_back(
             (t_T < length)[:, None] & (c_C < width)[None, :],
         )
         v_TC = _weighed(_rows(v_ptr, t_T, c_C, v_l, length, width), r_T, False)
-        gd_MT = tl.dot(gw_MC, tl.trans(v_TC), input_precision=PRECISION)
-        tl.store(gc_ptr + gd_at + at_MT, -gd_MT, mask=known_MT)
+        gd_MT = tl.dot(back_w_MC, tl.trans(v_TC), input_precision=PRECISION)
+        tl.store(gd_at + at_MT, -gd_MT, mask=known_MT)
         given_TC = _rows(gy_ptr, t_T, c_C, y_l, length, width)
         gc_MT = tl.dot(of_w_MC, tl.trans(_weighed(given_TC, r_T, True)), input_precision=PRECISION)
-        tl.store(gc_ptr + at_MT, gc_MT, mask=known_MT)
-        gv_TC = tl.dot(_seen(w_ptr, k_M, t_T, length, size), gc_MC, input_precision=PRECISION)
-        gv_TC -= tl.dot(tl.trans(_columns(c_ptr, of_d, k_M, t_T, length, size)), gw_MC, input_precision=PRECISION)
+        tl.store(gc_at + at_MT, gc_MT, mask=known_MT)
+        gv_TC = tl.dot(_seen(w_ptr, k_M, t_T, length, size), back_c_MC, input_precision=PRECISION)
+        gv_TC -= tl.dot(tl.trans(_columns(c_ptr, of_d, k_M, t_T, length, size)), back_w_MC, input_precision=PRECISION)
         gv_TC = tl.where((r_T > 0)[:, None], gv_TC, 0.0)
         if SKIP:
             gv_TC += given_TC.to(tl.float32) / tl.load(scale_ptr)

@@ -1,7 +1,7 @@
 """A product with a matrix of low rank, y_i = q_i . sum over j of k_j v_j^T, without a transposed copy of anything.
 
-Rows are gathered into states of R x P numbers a head, and states are applied to rows: two operators, each the other's
-gradient with the roles exchanged. A short row's states never leave the chip: one program does all with a row and head.
+Rows are gathered into states of R x P numbers a head, and states are applied to rows; each is the other's gradient with
+the roles exchanged. A short row's states never leave the chip: one program does all with a row and head.
 The product of rows may have v / scale added: what adds has the rows of v at hand, and those of gy for its gradient.
 Axes: B batch, L length, H heads, P head width, R rank, S shares of a row; T tokens of a tile; A, C tiles of width.
 """
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.kernels import dense_last, precision, warps
+from bench.kernels import dense_last, precision, tile, warps
 
 TOKENS, TILE, WIDE, WARPS = 64, 64, 128, 4
 """Of a program: tokens of a step, the widest tile of the first factor and of the second, and its warps. What lies
@@ -140,14 +140,10 @@ def _short_back(
         _write(gv_ptr, row, h, heads, t_T, length, width, gv_TC, C)
 
 
-def _tile(size: int, most: int) -> int:
-    return min(most, max(16, triton.next_power_of_2(size)))
-
-
 def gathered(x_BLHA: Tensor, y_BLHC: Tensor) -> Tensor:
     """sum over L of x y^T for each head, BHAC in the dtype of y, added up in fp32."""
     (batch, length, heads, a_size), c_size = x_BLHA.shape, y_BLHC.shape[-1]
-    a, c = _tile(a_size, TILE), _tile(c_size, WIDE)
+    a, c = tile(a_size, TILE), tile(c_size, WIDE)
     tiles, steps = triton.cdiv(a_size, a) * triton.cdiv(c_size, c), triton.cdiv(length, TOKENS)
     share = triton.cdiv(steps, max(1, PROGRAMS // (batch * heads * tiles)))
     shares = triton.cdiv(steps, share)
@@ -164,7 +160,7 @@ def applied(x_BLHA: Tensor, s_BHAC: Tensor, v_BLHC: Tensor | None = None, scale:
     """x s for each row and head, BLHC, plus v / scale if there is a scale; s may be a transposed view of contiguous
     states."""
     (batch, length, heads, a_size), c_size = x_BLHA.shape, s_BHAC.shape[-1]
-    a, c = _tile(a_size, TILE), _tile(c_size, WIDE)
+    a, c = tile(a_size, TILE), tile(c_size, WIDE)
     y_BLHC = x_BLHA.new_empty(batch, length, heads, c_size)
     added, by = (y_BLHC, y_BLHC) if scale is None else (v_BLHC, scale)  # without a scale neither is read
     _apply[batch * heads, triton.cdiv(length, TOKENS), triton.cdiv(c_size, c)](
@@ -174,22 +170,6 @@ def applied(x_BLHA: Tensor, s_BHAC: Tensor, v_BLHC: Tensor | None = None, scale:
         num_warps=WARPS,
     )  # fmt: skip
     return y_BLHC
-
-
-def _states(s_BHAC: Tensor) -> Tensor:
-    return s_BHAC if s_BHAC.is_contiguous() or s_BHAC.transpose(2, 3).is_contiguous() else s_BHAC.contiguous()
-
-
-@torch.library.custom_op("mixerbench::gather_rows", mutates_args=())
-def gather_rows(x_BLHA: Tensor, y_BLHC: Tensor) -> Tensor:
-    """States BHAC, the sum over L of x y^T for each head; all of one dtype. Nothing is masked."""
-    return gathered(dense_last(x_BLHA), dense_last(y_BLHC)).contiguous()
-
-
-@torch.library.custom_op("mixerbench::apply_states", mutates_args=())
-def apply_states(x_BLHA: Tensor, s_BHAC: Tensor) -> Tensor:
-    """Rows BLHC, x times its head's state; all of one dtype."""
-    return applied(dense_last(x_BLHA), _states(s_BHAC))
 
 
 def low_rank_product(q_BLHR: Tensor, k_BLHR: Tensor, v_BLHP: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -223,7 +203,7 @@ def _of_short_rows(k_BLHR: Tensor, v_BLHP: Tensor, most: int) -> tuple[tuple, tu
     """Grid, shapes and constants."""
     (batch, length, heads, width), rank = v_BLHP.shape, k_BLHR.shape[-1]
     t = min(SHORT_TOKENS, max(16, triton.next_power_of_2(length)))
-    sizes = {"STEPS": triton.cdiv(length, t), "T": t, "A": _tile(rank, SHORT_RANK), "C": _tile(width, SHORT_WIDTH)}
+    sizes = {"STEPS": triton.cdiv(length, t), "T": t, "A": tile(rank, SHORT_RANK), "C": tile(width, SHORT_WIDTH)}
     sizes |= {"PRECISION": precision(v_BLHP.dtype), "num_warps": warps(most, t), "num_stages": STAGES_SHORT}
     return (batch * heads,), (length, heads, rank, width), sizes
 
@@ -272,31 +252,8 @@ def _(gy_BLHP, q_BLHR, k_BLHR, v_BLHP, scale, s_BHRP):
     return tuple(x.new_empty(x.shape) for x in (q_BLHR, k_BLHR, v_BLHP))
 
 
-@gather_rows.register_fake
-def _(x_BLHA, y_BLHC):
-    batch, _, heads, a_size = x_BLHA.shape
-    return y_BLHC.new_empty(batch, heads, a_size, y_BLHC.shape[-1])
-
-
-@apply_states.register_fake
-def _(x_BLHA, s_BHAC):
-    return x_BLHA.new_empty(*x_BLHA.shape[:-1], s_BHAC.shape[-1])
-
-
 def _keep(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
-
-
-def _gather_gradients(ctx, gs_BHAC):
-    x_BLHA, y_BLHC = ctx.saved_tensors
-    gx = apply_states(y_BLHC, gs_BHAC.transpose(2, 3)) if ctx.needs_input_grad[0] else None
-    return gx, apply_states(x_BLHA, gs_BHAC) if ctx.needs_input_grad[1] else None
-
-
-def _apply_gradients(ctx, gy_BLHC):
-    x_BLHA, s_BHAC = ctx.saved_tensors
-    gx = apply_states(gy_BLHC, s_BHAC.transpose(2, 3)) if ctx.needs_input_grad[0] else None
-    return gx, gather_rows(x_BLHA, gy_BLHC) if ctx.needs_input_grad[1] else None
 
 
 def _short_gradients(ctx, gy_BLHP):
@@ -314,5 +271,3 @@ def _long_gradients(ctx, gy_BLHP, gs_BHRP):
 
 short_product.register_autograd(_short_gradients, setup_context=_keep)
 long_product.register_autograd(_long_gradients, setup_context=_keep_states)
-gather_rows.register_autograd(_gather_gradients, setup_context=_keep)
-apply_states.register_autograd(_apply_gradients, setup_context=_keep)

@@ -2,7 +2,7 @@
 
 A wave of at most `bound` cycles a token is known from every `spacing`-th place, which is more than two places a cycle:
 e^(2 pi i f j) is the sum over m of `weight(j / spacing - m)` e^(2 pi i f m spacing), of `taps` terms.
-Axes: J places, M points; O distances between them, X, M offsets, F frequencies.
+Axes: J places, K points; O distances between them, X, M offsets, F frequencies.
 """
 
 import math
@@ -37,14 +37,14 @@ class Grid:
         return self.weight(torch.arange(self.spacing * self.taps // 2, device=device) / self.spacing)
 
     def matrix(self, length: int, device: torch.device) -> Tensor:
-        """w_JM: what places 1 to `length` see of the points; an even wave is also seen beyond place 0."""
-        points_M = self.spacing * torch.arange(self.size(length), device=device)
+        """w_JK: what places 1 to `length` see of the points; an even wave is also seen beyond place 0."""
+        points_K = self.spacing * torch.arange(self.size(length), device=device)
         place_J1 = torch.arange(1, length + 1, device=device)[:, None]
-        near_JM, far_JM = (
-            self.weight((place_J1 - points_M) / self.spacing),
-            self.weight((place_J1 + points_M) / self.spacing),
+        near_JK, far_JK = (
+            self.weight((place_J1 - points_K) / self.spacing),
+            self.weight((place_J1 + points_K) / self.spacing),
         )
-        return near_JM + far_JM * (points_M > 0)
+        return near_JK + far_JK * (points_K > 0)
 
     def weight(self, x: Tensor) -> Tensor:
         under = (1 - (2 * x / self.taps).square()).clamp(min=0)

@@ -10,7 +10,8 @@ of tokens (released: the longest length). Not sam: the same form from tables tha
 zeros, where the gradient is zero too), summed over j (published: over the wrong index, so that no token is mixed), with
 n the protocol's length and places from the row's start. With spread phases a term has variance one, hence the scale
 (released: 1 / sqrt(2 n R)); low frequencies agree in sign, so that the gain starts above one.
-Kernels make cosines at the points of a coarse grid only, from which those at all places follow.
+Kernels make cosines at the points of a coarse grid only, from which those at all places follow, where the bound allows
+one; else they serve long rows only.
 Axes: B batch, L length, H heads, P head width, R rank (terms d of the sum), K feature channels or points
 of a grid, Q the two of q and k, G heads of q, then those of k.
 """
@@ -90,10 +91,11 @@ class Vandermonde(Mixer):
         return torch.randn(self.get_parameter(name).shape, generator=generator, device="cpu")
 
     def forward(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
-        if self.backend == "triton" and not self.grant.packed:
-            if self.is_long(v_BLHP.shape[1]):
-                return self.interpolated(v_BLHP, features, segments_BL)
-            return self.written(v_BLHP, features, segments_BL, None)
+        way = self.way(v_BLHP.shape[1])
+        if way == "transforms":
+            return self.transformed(v_BLHP, features, segments_BL)
+        if way == "points":
+            return self.interpolated(v_BLHP, features, segments_BL, None)
         f_BHLR, g_BHLR = self.frequencies(features, v_BLHP.shape[1])
         place_BL = self.places(segments_BL)
         m_BHLL = SumOfCosines.apply(f_BHLR, place_BL) - SumOfCosines.apply(g_BHLR, place_BL).transpose(2, 3)
@@ -105,28 +107,33 @@ class Vandermonde(Mixer):
         return y_BLHP * (real_BL11 * scale_BL[:, :, None, None])
 
     def with_skip(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor, scale: Tensor) -> Tensor | None:
-        if self.backend != "triton" or self.grant.packed or self.is_long(v_BLHP.shape[1]):
+        if self.way(v_BLHP.shape[1]) != "points":
             return None
-        return self.written(v_BLHP, features, segments_BL, scale)
+        return self.interpolated(v_BLHP, features, segments_BL, scale)
 
-    def is_long(self, length: int) -> bool:
-        return self.points(length)[1] > LONG
+    def way(self, length: int) -> str:
+        """Of rows of this length: by the matrix, by cosines at a grid's points, or by Fourier transforms."""
+        if self.backend != "triton" or self.grant.packed:
+            return "matrix"
+        if self.points(length)[1] > LONG:
+            return "transforms"
+        return "matrix" if self.grid is None else "points"
 
     def points(self, length: int) -> tuple[int, int]:
         """Spacing and number of points: of the coarse grid, or if there is none of all places and place 0."""
         return (1, length + 1) if self.grid is None else (self.grid.spacing, self.grid.size(length))
 
-    def written(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor, scale: Tensor | None) -> Tensor:
+    def interpolated(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor, scale: Tensor | None) -> Tensor:
         """By matrices of cosines at the points, times what places see of these."""
-        (length, dtype), device = (v_BLHP.shape[1], v_BLHP.dtype), v_BLHP.device
+        length, dtype = v_BLHP.shape[1], v_BLHP.dtype
         spacing, size = self.points(length)
         f_BLGR = self.args.bound * self.unit(features, length).flatten(2, 3).float()
         c_BGKL = self.cosines(f_BLGR, spacing, size, dtype)
-        w_LK = torch.eye(size, device=device)[1:] if self.grid is None else self.grid.matrix(length, device)
+        w_LK = self.grid.matrix(length, v_BLHP.device).to(dtype)
         r_BL = (self.lengths(segments_BL) * self.args.rank).float().rsqrt() * (segments_BL > 0)
-        return self.product(c_BGKL, w_LK.to(dtype), v_BLHP, r_BL, scale)
+        return self.product(c_BGKL, w_LK, v_BLHP, r_BL, scale)
 
-    def interpolated(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
+    def transformed(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         """By Fourier transforms: v is summed up at the points, or the sum is interpolated from there."""
         length = v_BLHP.shape[1]
         spacing, size = self.points(length)
