@@ -20,16 +20,22 @@ TOKENS, POINTS, WIDE = 64, 64, 128
 """Of a tile, at most."""
 WARPS_GATHER, WARPS_APPLY, WARPS_OUTER = 4, 4, 4
 STAGES_GATHER, STAGES_APPLY, STAGES_OUTER = 3, 2, 2
-SHORT, SHORT_POINTS, SHORT_WIDTH = 128, 64, 128
-"""Tokens, points and head width up to which one program takes a whole row."""
+NARROW = 64
+"""Channels of a tile, at least: with fewer the assembler of Triton 3.6 (ptxas 12.8) loses addresses in some shapes."""
+SHORT, SHORT_POINTS, SHORT_BYTES = 128, 64, 256
+"""Tokens, points and bytes of a head's row of v up to which one program takes a whole row."""
 SHORT_TOKENS, WARPS_SHORT, WARPS_SHORT_BACK, STAGES_SHORT = 64, 4, 4, 2
 """Tokens that it takes at a time, its warps each way, and loads in flight."""
+
+
+def _channels(width: int, most: int) -> int:
+    return max(tile(width, most), min(NARROW, most))
 
 
 def _tiles(w_LK: Tensor, v_BLHP: Tensor) -> tuple[tuple[int, ...], dict]:
     """Shapes and tiles that the kernels have in common."""
     (_, length, heads, width), size = v_BLHP.shape, w_LK.shape[1]
-    tiles = {"T": tile(length, TOKENS), "M": tile(size, POINTS), "C": tile(width, WIDE)}
+    tiles = {"T": tile(length, TOKENS), "M": tile(size, POINTS), "C": _channels(width, WIDE)}
     return (length, heads, size, width), tiles | {"PRECISION": precision(v_BLHP.dtype)}
 
 
@@ -68,8 +74,8 @@ def _applied(
 def grid_product(c_BGKL: Tensor, w_LK: Tensor, v_BLHP: Tensor, r_BL: Tensor, scale: Tensor | None) -> Tensor:
     """y_BLHP, with a scale (one number, without gradient) y + v / scale; c, w and v of one dtype, r in fp32, w and r
     without gradients. C and D of one row may serve all."""
-    length, size, width = *w_LK.shape, v_BLHP.shape[-1]
-    if length <= SHORT and size <= SHORT_POINTS and width <= SHORT_WIDTH:
+    length, size, row = *w_LK.shape, v_BLHP.shape[-1] * v_BLHP.element_size()
+    if length <= SHORT and size <= SHORT_POINTS and row <= SHORT_BYTES:
         return short_product(c_BGKL, w_LK, v_BLHP, r_BL, scale)
     return long_product(c_BGKL, w_LK, v_BLHP, r_BL, scale)[0]
 
@@ -108,7 +114,8 @@ def _of_short_rows(w_LK: Tensor, v_BLHP: Tensor, most: int) -> tuple[tuple[int],
     """Grid, shapes and constants."""
     (batch, length, heads, width), size = v_BLHP.shape, w_LK.shape[1]
     t = tile(length, SHORT_TOKENS)
-    tiles = {"STEPS": triton.cdiv(length, t), "T": t, "M": tile(size, SHORT_POINTS), "C": tile(width, SHORT_WIDTH)}
+    tiles = {"STEPS": triton.cdiv(length, t), "T": t, "M": tile(size, SHORT_POINTS)}
+    tiles |= {"C": _channels(width, SHORT_BYTES)}
     tiles |= {"PRECISION": precision(v_BLHP.dtype), "num_warps": warps(most, t), "num_stages": STAGES_SHORT}
     return (batch * heads,), (length, heads, size, width), tiles
 
