@@ -2,7 +2,7 @@
 
 A number of 24 bits is the sum of three of bf16, x = x1 + x2 + x3. Of the nine products of two numbers' parts the six
 that fp32 would notice are added up in fp32, the small ones first, as one product of rows six times as long. Its error
-is that of a product in fp32 (the case "exact product" of benchmarks/kernels.py has it beside it).
+is near that of a product in fp32 (`exact_features` of tests/kernel_cases.py holds the two together).
 Axes: N rows of x, M rows of W, D width, S all parts of a row; X numbers of a tile.
 """
 

@@ -122,15 +122,11 @@ def _of_short_rows(w_LK: Tensor, v_BLHP: Tensor, most: int) -> tuple[tuple[int],
 
 @torch.library.custom_op("mixerbench::short_grid_product", mutates_args=())
 def short_product(c_BGKL: Tensor, w_LK: Tensor, v_BLHP: Tensor, r_BL: Tensor, scale: Tensor | None) -> Tensor:
-    c_BGKL, v_BLHP, (grid, shapes, tiles) = (
-        c_BGKL.contiguous(),
-        dense_last(v_BLHP),
-        _of_short_rows(w_LK, v_BLHP, WARPS_SHORT),
-    )
-    y_BLHP, by, strides = v_BLHP.new_empty(v_BLHP.shape), r_BL if scale is None else scale, v_BLHP.stride()[:3]
-    short[grid](
-        c_BGKL, w_LK, v_BLHP, r_BL, by, y_BLHP, *shapes, *_row(c_BGKL), *strides, SKIP=scale is not None, **tiles,
-    )  # fmt: skip
+    c_BGKL, v_BLHP = c_BGKL.contiguous(), dense_last(v_BLHP)
+    grid, shapes, tiles = _of_short_rows(w_LK, v_BLHP, WARPS_SHORT)
+    y_BLHP, strides = v_BLHP.new_empty(v_BLHP.shape), (*_row(c_BGKL), *v_BLHP.stride()[:3])
+    by, skip = r_BL if scale is None else scale, scale is not None
+    short[grid](c_BGKL, w_LK, v_BLHP, r_BL, by, y_BLHP, *shapes, *strides, SKIP=skip, **tiles)
     return y_BLHP
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.kernels import dense_last, precision, warps
+from bench.kernels import dense_last, precision, tile, warps
 
 READ, WRITTEN, WARPS, STAGES = 256, 64, 8, 3
 """Of the product: places of a tile at most, warps of a program, loads in flight."""
@@ -123,10 +123,6 @@ def _filter_gradient(
     tl.store(at + (tl.where(d > 0, 2 * tiles + d, 4 * tiles) - 1) * T + k_T, rest_T)
 
 
-def _tile(size: int, most: int) -> int:
-    return min(most, max(16, triton.next_power_of_2(size)))
-
-
 def table(w_FHK: Tensor, dtype: torch.dtype, turned: bool, causal: bool) -> Tensor:
     """The copies of each filter in the dtype of v, of a size that no tile needs to be masked."""
     filters, heads, lags = w_FHK.shape
@@ -152,7 +148,7 @@ def toeplitz_product(v_BLHP: Tensor, w_FHK: Tensor, count_B: Tensor, causal: boo
     (batch, length, heads, width), filters = v_BLHP.shape, len(w_FHK)
     t_FHSW = table(w_FHK, v_BLHP.dtype, turned, causal)
     y_BLHP = v_BLHP.new_empty(batch, length, heads, width)
-    i, j, c = _tile(length, 2 * READ // v_BLHP.element_size()), _tile(length, WRITTEN), _tile(width, CHANNELS)
+    i, j, c = tile(length, 2 * READ // v_BLHP.element_size()), tile(length, WRITTEN), tile(width, CHANNELS)
     _product[triton.cdiv(length, i) * batch * heads, triton.cdiv(width, c)](
         t_FHSW, v_BLHP, y_BLHP, count_B, length, heads, width, t_FHSW.shape[-1], filters, *v_BLHP.stride()[:3],
         TURNED=turned, CAUSAL=causal, I=i, J=j, C=c, PRECISION=precision(v_BLHP.dtype), num_warps=warps(WARPS, i),
@@ -168,7 +164,7 @@ def toeplitz_filter_gradient(
     """gw_FHK, the sums of gy_i . v_j over i - j = lag, in fp32."""
     gy_BLHP, v_BLHP = dense_last(gy_BLHP), dense_last(v_BLHP)
     batch, length, heads, width = v_BLHP.shape
-    t, c = _tile(length, PLACES), _tile(width, 2 * CHANNELS // v_BLHP.element_size())  # as many bytes in fp32
+    t, c = tile(length, PLACES), tile(width, 2 * CHANNELS // v_BLHP.element_size())  # as many bytes in fp32
     tiles = triton.cdiv(length, t)
     part_BHSW = v_BLHP.new_empty(batch, heads, 2, 2 * tiles * t, dtype=torch.float32)
     _filter_gradient[tiles * batch * heads,](

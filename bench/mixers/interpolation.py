@@ -40,11 +40,8 @@ class Grid:
         """w_JK: what places 1 to `length` see of the points; an even wave is also seen beyond place 0."""
         points_K = self.spacing * torch.arange(self.size(length), device=device)
         place_J1 = torch.arange(1, length + 1, device=device)[:, None]
-        near_JK, far_JK = (
-            self.weight((place_J1 - points_K) / self.spacing),
-            self.weight((place_J1 + points_K) / self.spacing),
-        )
-        return near_JK + far_JK * (points_K > 0)
+        near_JK = self.weight((place_J1 - points_K) / self.spacing)
+        return near_JK + self.weight((place_J1 + points_K) / self.spacing) * (points_K > 0)
 
     def weight(self, x: Tensor) -> Tensor:
         under = (1 - (2 * x / self.taps).square()).clamp(min=0)
