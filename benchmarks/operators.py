@@ -200,7 +200,8 @@ def cosines(size: Size) -> Case:
 
 
 def differences(size: Size) -> Case:
-    w_LK = grid(BOUND).matrix(size.length, torch.device(size.device)).to(size.dtype)
+    points = grid(BOUND)
+    w_LK = points.matrix(size.length, torch.device(size.device)).to(size.dtype)
     columns = size.draw(size.batch, 2 * size.heads, w_LK.shape[1], size.length)
     r_BL = size.segments.float() * size.length**-0.5
 
@@ -211,7 +212,7 @@ def differences(size: Size) -> Case:
         return r_BL[..., None, None].to(v.dtype) * y
 
     def fast(c, v):
-        return grid_product.grid_product(c, w_LK, v, r_BL, None)
+        return grid_product.grid_product(c, w_LK, v, r_BL, None, points.spacing, points.reach)
 
     return Case(grid_product, [columns, size.rows(size.heads, WIDTH)], exact, {"": fast})
 

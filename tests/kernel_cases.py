@@ -261,14 +261,15 @@ def differences():
 
 def one_difference(short, batch, heads, length, size, width, scale):
     place = torch.arange(length, device=DEVICE)
-    w, r = random(length, size), random(2, length).abs() * (place < length - 3)
+    near = (place[:, None] + 1 - 2 * torch.arange(size, device=DEVICE)).abs() < 9
+    w, r = random(length, size) * near, random(2, length).abs() * (place < length - 3)
     padding, scale = (r == 0)[..., None, None], None if scale is None else torch.tensor(scale, device=DEVICE)
 
     def fast(c, v):
         v = v[..., 2:]
         if scale is not None:
-            return grid_product.grid_product(c, w, v, r, scale)
-        y = grid_product.grid_product(c, w, v.masked_fill(padding, math.nan), r, scale)
+            return grid_product.grid_product(c, w, v, r, scale, 2, 9)
+        y = grid_product.grid_product(c, w, v.masked_fill(padding, math.nan), r, scale, 2, 9)
         y.register_hook(lambda g: g.masked_fill(padding, math.nan))
         return y
 
@@ -280,8 +281,9 @@ def one_difference(short, batch, heads, length, size, width, scale):
 
     inputs = random(batch, 2 * heads, size, length), random(2, length, heads, 2 + width)
     compare(f"differences {short=} {batch=} {heads=} {length=} {size=} {width=}", fast, exact, *inputs)
-    way = grid_product.short_product if short else grid_product.long_product
-    torch.library.opcheck(way, (inputs[0], w, inputs[1][..., 2:], r, scale))  # the strides that a compiler is told
+    way, band = (grid_product.short_product, ()) if short else (grid_product.long_product, (2, 9))
+    # Among others, that the strides are those that a compiler is told.
+    torch.library.opcheck(way, (inputs[0], w, inputs[1][..., 2:], r, scale, *band))
 
 
 def long():

@@ -155,7 +155,7 @@ def many_rows(name, rows, monkeypatch):
         return cosine_sums.cosine_sums(v_BLHP, 1, 1, torch.float32)
     if name == "a grid":
         return grid_product.grid_product(
-            v_BLHP.new_zeros(1, 2, 1, length), v_BLHP[0, :, 0].detach(), v_BLHP, v_BLHP[..., 0, 0].detach(), None
+            v_BLHP.new_zeros(1, 2, 1, length), v_BLHP[0, :, 0].detach(), v_BLHP, v_BLHP[..., 0, 0].detach(), None, 1, 1
         )
     if name == "toeplitz":
         return toeplitz.toeplitz(v_BLHP, torch.zeros(1, 1, 2 * length - 1, **table), torch.full((rows,), length))

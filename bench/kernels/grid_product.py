@@ -39,13 +39,14 @@ def _tiles(w_LK: Tensor, v_BLHP: Tensor) -> tuple[tuple[int, ...], dict]:
     return (length, heads, size, width), tiles | {"PRECISION": precision(v_BLHP.dtype)}
 
 
-def _gathered(c_BHKL: Tensor, w_LK: Tensor, x_BLHP: Tensor, r_BL: Tensor, back: bool) -> Tensor:
+def _gathered(c_BHKL: Tensor, w_LK: Tensor, x_BLHP: Tensor, r_BL: Tensor, band: tuple[int, int], back: bool) -> Tensor:
     """States BHWKP."""
     batch, ((length, heads, size, width), tiles) = len(x_BLHP), _tiles(w_LK, x_BLHP)
     states_BHWKP = x_BLHP.new_empty(batch, heads, 2, size, width)
     grid = batch * heads, triton.cdiv(size, tiles["M"]), triton.cdiv(width, tiles["C"])
     gather[grid](
-        c_BHKL, w_LK, x_BLHP, r_BL, states_BHWKP, length, heads, size, width, *_row(c_BHKL), *x_BLHP.stride()[:3],
+        c_BHKL, w_LK, x_BLHP, r_BL, states_BHWKP, length, heads, size, width, *band, *_row(c_BHKL),
+        *x_BLHP.stride()[:3],
         BACK=back, STEPS=triton.cdiv(length, tiles["T"]), **tiles, num_warps=WARPS_GATHER, num_stages=STAGES_GATHER,
     )  # fmt: skip
     return states_BHWKP
@@ -57,49 +58,59 @@ def _row(c_BHKL: Tensor) -> tuple[int, int]:
 
 
 def _applied(
-    c_BHKL: Tensor, w_LK: Tensor, states_BHWKP: Tensor, r_BL: Tensor, v_BLHP: Tensor, scale: Tensor | None, back: bool
+    c_BHKL: Tensor,
+    w_LK: Tensor,
+    states_BHWKP: Tensor,
+    r_BL: Tensor,
+    v_BLHP: Tensor,
+    scale: Tensor | None,
+    band: tuple[int, int],
+    back: bool,
 ) -> Tensor:
     batch, ((length, heads, size, width), tiles) = len(v_BLHP), _tiles(w_LK, v_BLHP)
     y_BLHP = v_BLHP.new_empty(v_BLHP.shape)
     grid = batch * heads, triton.cdiv(length, tiles["T"]), triton.cdiv(width, tiles["C"])
     apply[grid](
         c_BHKL, w_LK, states_BHWKP, r_BL, v_BLHP, r_BL if scale is None else scale, y_BLHP,
-        length, heads, size, width, *_row(c_BHKL), *v_BLHP.stride()[:3],
+        length, heads, size, width, *band, *_row(c_BHKL), *v_BLHP.stride()[:3],
         BACK=back, SKIP=scale is not None, STEPS=triton.cdiv(size, tiles["M"]), **tiles,
         num_warps=WARPS_APPLY, num_stages=STAGES_APPLY,
     )  # fmt: skip
     return y_BLHP
 
 
-def grid_product(c_BGKL: Tensor, w_LK: Tensor, v_BLHP: Tensor, r_BL: Tensor, scale: Tensor | None) -> Tensor:
+def grid_product(
+    c_BGKL: Tensor, w_LK: Tensor, v_BLHP: Tensor, r_BL: Tensor, scale: Tensor | None, spacing: int, reach: int
+) -> Tensor:
     """y_BLHP, with a scale (one number, without gradient) y + v / scale; c, w and v of one dtype, r in fp32, w and r
-    without gradients. C and D of one row may serve all."""
+    without gradients. C and D of one row may serve all. Place j = 1, 2, ... sees of point k, which lies at place
+    k * spacing, nothing from a distance of `reach` on: such tiles of w are not read."""
     length, size, row = *w_LK.shape, v_BLHP.shape[-1] * v_BLHP.element_size()
     if length <= SHORT and size <= SHORT_POINTS and row <= SHORT_BYTES:
         return short_product(c_BGKL, w_LK, v_BLHP, r_BL, scale)
-    return long_product(c_BGKL, w_LK, v_BLHP, r_BL, scale)[0]
+    return long_product(c_BGKL, w_LK, v_BLHP, r_BL, scale, spacing, reach)[0]
 
 
 @torch.library.custom_op("mixerbench::long_grid_product", mutates_args=())
 def long_product(
-    c_BGKL: Tensor, w_LK: Tensor, v_BLHP: Tensor, r_BL: Tensor, scale: Tensor | None
+    c_BGKL: Tensor, w_LK: Tensor, v_BLHP: Tensor, r_BL: Tensor, scale: Tensor | None, spacing: int, reach: int
 ) -> tuple[Tensor, Tensor]:
     """y_BLHP and the states."""
     c_BGKL, v_BLHP, heads = c_BGKL.contiguous(), dense_last(v_BLHP), v_BLHP.shape[2]
-    states_BHWKP = _gathered(c_BGKL[:, heads:], w_LK, v_BLHP, r_BL, False)
-    return _applied(c_BGKL[:, :heads], w_LK, states_BHWKP, r_BL, v_BLHP, scale, False), states_BHWKP
+    states_BHWKP = _gathered(c_BGKL[:, heads:], w_LK, v_BLHP, r_BL, (spacing, reach), False)
+    return _applied(c_BGKL[:, :heads], w_LK, states_BHWKP, r_BL, v_BLHP, scale, (spacing, reach), False), states_BHWKP
 
 
 @torch.library.custom_op("mixerbench::long_grid_product_backward", mutates_args=())
 def long_product_backward(
     gy_BLHP: Tensor, c_BGKL: Tensor, w_LK: Tensor, v_BLHP: Tensor, r_BL: Tensor, scale: Tensor | None,
-    states_BHWKP: Tensor,
+    spacing: int, reach: int, states_BHWKP: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of C and D, for each row, and of v."""
     c_BGKL, gy_BLHP, v_BLHP = c_BGKL.contiguous(), dense_last(gy_BLHP), dense_last(v_BLHP)
     batch, ((length, heads, size, width), tiles) = len(v_BLHP), _tiles(w_LK, v_BLHP)
-    back_BHWKP = _gathered(c_BGKL[:, :heads], w_LK, gy_BLHP, r_BL, True)
-    gv_BLHP = _applied(c_BGKL[:, heads:], w_LK, back_BHWKP, r_BL, gy_BLHP, scale, True)
+    back_BHWKP = _gathered(c_BGKL[:, :heads], w_LK, gy_BLHP, r_BL, (spacing, reach), True)
+    gv_BLHP = _applied(c_BGKL[:, heads:], w_LK, back_BHWKP, r_BL, gy_BLHP, scale, (spacing, reach), True)
     gc_BGKL = v_BLHP.new_empty(batch, 2 * heads, size, length)
     grid = batch * heads, triton.cdiv(length, tiles["T"]), triton.cdiv(size, tiles["M"])
     outer[grid](
@@ -157,13 +168,13 @@ def _(gy_BLHP, c_BGKL, w_LK, v_BLHP, r_BL, scale):
 
 
 @long_product.register_fake
-def _(c_BGKL, w_LK, v_BLHP, r_BL, scale):
+def _(c_BGKL, w_LK, v_BLHP, r_BL, scale, spacing, reach):
     batch, _, heads, width = v_BLHP.shape
     return v_BLHP.new_empty(v_BLHP.shape), v_BLHP.new_empty(batch, heads, 2, w_LK.shape[1], width)
 
 
 @long_product_backward.register_fake
-def _(gy_BLHP, c_BGKL, w_LK, v_BLHP, r_BL, scale, states_BHWKP):
+def _(gy_BLHP, c_BGKL, w_LK, v_BLHP, r_BL, scale, spacing, reach, states_BHWKP):
     return v_BLHP.new_empty(len(v_BLHP), *c_BGKL.shape[1:]), v_BLHP.new_empty(v_BLHP.shape)
 
 
@@ -176,7 +187,8 @@ def _keep(ctx, inputs, output):
 
 
 def _keep_states(ctx, inputs, output):
-    ctx.save_for_backward(*inputs, output[1])
+    ctx.save_for_backward(*inputs[:5], output[1])
+    ctx.band = inputs[5:]
 
 
 def _short_gradients(ctx, gy_BLHP):
@@ -186,8 +198,8 @@ def _short_gradients(ctx, gy_BLHP):
 
 def _long_gradients(ctx, gy_BLHP, gstates_BHWKP):
     """The states are no result of their own: they have no gradient."""
-    gc_BGKL, gv_BLHP = long_product_backward(gy_BLHP, *ctx.saved_tensors)
-    return _of_all_rows(gc_BGKL, ctx.saved_tensors[0]), None, gv_BLHP, None, None
+    gc_BGKL, gv_BLHP = long_product_backward(gy_BLHP, *ctx.saved_tensors[:5], *ctx.band, ctx.saved_tensors[5])
+    return _of_all_rows(gc_BGKL, ctx.saved_tensors[0]), None, gv_BLHP, None, None, None, None
 
 
 short_product.register_autograd(_short_gradients, setup_context=_keep)

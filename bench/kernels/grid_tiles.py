@@ -36,7 +36,7 @@ def _weighed(x_TC, r_T, BACK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["length"])
 def gather(
-    c_ptr, w_ptr, x_ptr, r_ptr, out_ptr, length, heads, size, width, c_b, c_g, x_b, x_l, x_h,
+    c_ptr, w_ptr, x_ptr, r_ptr, out_ptr, length, heads, size, width, spacing, reach, c_b, c_g, x_b, x_l, x_h,
     BACK: tl.constexpr, STEPS: tl.constexpr, T: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -50,6 +50,11 @@ def gather(
         x_TC = _weighed(_rows(x_ptr + row * x_b + h * x_h, t_T, c_C, x_l, length, width), r_T, BACK)
         c_MT = _columns(c_ptr, row * c_b + h.to(tl.int64) * c_g, k_M, t_T, length, size)
         of_c_MC += tl.dot(c_MT, x_TC, input_precision=PRECISION)
+    first = tl.program_id(1) * M * spacing  # of the places of these points
+    for i in range(tl.maximum(first - reach, 0) // T, tl.minimum((first + M * spacing + reach) // T + 1, STEPS)):
+        t_T = i * T + tl.arange(0, T)
+        r_T = tl.load(r_ptr + row * length + t_T, mask=t_T < length, other=0.0)
+        x_TC = _weighed(_rows(x_ptr + row * x_b + h * x_h, t_T, c_C, x_l, length, width), r_T, BACK)
         of_w_MC += tl.dot(tl.trans(_seen(w_ptr, k_M, t_T, length, size)), x_TC, input_precision=PRECISION)
     out_at = out_ptr + tl.program_id(0).to(tl.int64) * 2 * size * width + k_M[:, None] * width + c_C[None, :]
     known_MC = (k_M < size)[:, None] & (c_C < width)[None, :]
@@ -66,7 +71,7 @@ def _states(ptr, k_M, c_C, size, width):
 @triton.jit(do_not_specialize=["length"])
 def apply(
     c_ptr, w_ptr, a_ptr, r_ptr, v_ptr, scale_ptr, y_ptr,
-    length, heads, size, width, c_b, c_g, v_b, v_l, v_h,
+    length, heads, size, width, spacing, reach, c_b, c_g, v_b, v_l, v_h,
     BACK: tl.constexpr, SKIP: tl.constexpr, STEPS: tl.constexpr, T: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -80,6 +85,9 @@ def apply(
         c_MT = _columns(c_ptr, row * c_b + h.to(tl.int64) * c_g, k_M, t_T, length, size)
         of_w_MC = _states(a_ptr + size * width, k_M, c_C, size, width)
         y_TC += tl.dot(tl.trans(c_MT), of_w_MC, input_precision=PRECISION)
+    first, step = tl.program_id(1) * T, M * spacing
+    for i in range(tl.maximum(first - reach, 0) // step, tl.minimum((first + T + reach) // step + 1, STEPS)):
+        k_M = i * M + tl.arange(0, M)
         of_c_MC = _states(a_ptr, k_M, c_C, size, width)
         y_TC += tl.dot(_seen(w_ptr, k_M, t_T, length, size), of_c_MC, input_precision=PRECISION)
     r_T = tl.load(r_ptr + row * length + t_T, mask=t_T < length, other=0.0)

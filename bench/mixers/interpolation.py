@@ -27,6 +27,11 @@ class Grid:
     shape: float  # of the Kaiser window, and its height before it is scaled to one
     height: float
 
+    @property
+    def reach(self) -> int:
+        """The distance of a place and a point from which on they do not see each other."""
+        return self.spacing * self.taps // 2
+
     def size(self, length: int) -> int:
         """Grid points m = 0, 1, ... that places 1 to `length` see, filled up so that memory is read in whole pieces."""
         seen = -(-(2 * length + self.spacing * self.taps) // (2 * self.spacing))
@@ -34,7 +39,7 @@ class Grid:
 
     def weights(self, device: torch.device) -> Tensor:
         """What a place sees of a point at the distance of 0, 1, ... places; beyond these O it is nothing."""
-        return self.weight(torch.arange(self.spacing * self.taps // 2, device=device) / self.spacing)
+        return self.weight(torch.arange(self.reach, device=device) / self.spacing)
 
     def matrix(self, length: int, device: torch.device) -> Tensor:
         """w_JK: what places 1 to `length` see of the points; an even wave is also seen beyond place 0."""

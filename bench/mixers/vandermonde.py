@@ -131,7 +131,7 @@ class Vandermonde(Mixer):
         c_BGKL = self.cosines(f_BLGR, spacing, size, dtype)
         w_LK = self.grid.matrix(length, v_BLHP.device).to(dtype)
         r_BL = (self.lengths(segments_BL) * self.args.rank).float().rsqrt() * (segments_BL > 0)
-        return self.product(c_BGKL, w_LK, v_BLHP, r_BL, scale)
+        return self.product(c_BGKL, w_LK, v_BLHP, r_BL, scale, spacing, self.grid.reach)
 
     def transformed(self, v_BLHP: Tensor, features: Features, segments_BL: Tensor) -> Tensor:
         """By Fourier transforms: v is summed up at the points, or the sum is interpolated from there."""
