@@ -1,8 +1,7 @@
 """The backbone: embedding, layers around a mixer, head. It gets a factory of mixers and so cannot branch on one.
 
 It reads the task's Spec and the protocol, nothing else. Every parameter is drawn from a stream keyed by its name.
-Axes: B batch, L length, D width, T output positions, C outputs, F values of a patch, G blocks (I inputs and
-O outputs each).
+Axes: B batch, L length, D width, T output positions, C outputs, F values of a patch.
 """
 
 import hashlib
@@ -19,10 +18,10 @@ from bench import Refusal
 from bench.config import Backbone as Settings
 from bench.config import Protocol
 from bench.config import Shell as ShellSettings
-from bench.directions import directed
+from bench.layers import BlockLinear, Layer
 from bench.mixers.base import Mixer
 from bench.seeds import Streams
-from bench.shells.base import Shell, find, owned_by_mixer
+from bench.shells.base import Shell, owned_by_mixer
 from bench.tasks.base import Batch, Spec
 
 
@@ -75,97 +74,6 @@ def position_rows(spec: Spec, settings: Settings) -> int:
     return settings.position_rows or spec.length
 
 
-class DropPath(nn.Module):
-    """Leaves out a residual branch for whole examples, with probability `rate`, in training (stochastic depth)."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x_BLD
-        keep_B11 = torch.rand(len(x_BLD), 1, 1, device=x_BLD.device) >= self.rate
-        return x_BLD * keep_B11 / (1 - self.rate)
-
-
-class BlockLinear(nn.Module):
-    """A linear map whose matrix is block-diagonal, with I / G inputs and O / G outputs a block."""
-
-    def __init__(self, inputs: int, outputs: int, blocks: int, bias: bool):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(blocks, outputs // blocks, inputs // blocks))
-        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        x_BLGI = x_BLD.unflatten(-1, (len(self.weight), -1))
-        y_BLD = torch.einsum("blgi,goi->blgo", x_BLGI, self.weight.to(x_BLD.dtype)).flatten(-2)
-        return y_BLD if self.bias is None else y_BLD + self.bias.to(y_BLD.dtype)
-
-
-class GatedMLP(nn.Module):
-    """down(gelu(a) * b), with a and b the two halves of up(x); `up` has no bias. As in M2-BERT."""
-
-    def __init__(self, up: nn.Module, down: nn.Module):
-        super().__init__()
-        self.up, self.down = up, down
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        a_BLD, b_BLD = self.up(x_BLD).chunk(2, dim=-1)
-        return self.down(F.gelu(a_BLD) * b_BLD)
-
-
-def channel_mlp(settings: Settings) -> nn.Module:
-    """Two linear maps with a GELU between them, in the form that the protocol asks for."""
-
-    def linear(inputs: int, outputs: int, bias: bool) -> nn.Module:
-        if settings.mlp_blocks > 1:
-            return BlockLinear(inputs, outputs, settings.mlp_blocks, bias)
-        return nn.Linear(inputs, outputs, bias=bias)
-
-    width, hidden = settings.width, settings.channel_mlp
-    if settings.mlp_gated:
-        return GatedMLP(linear(width, 2 * hidden, False), linear(hidden, width, True))
-    return nn.Sequential(linear(width, hidden, True), nn.GELU(), linear(hidden, width, True))
-
-
-class Layer(nn.Module):
-    """The shell with its residual, if it has one, and a channel MLP with its own if the protocol has one."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        shell: ShellSettings,
-        drop_path: float,
-        make_mixer: Callable[[], Mixer],
-        order: int | None,
-    ):
-        super().__init__()
-        self.pre, cls = settings.norm == "pre", find(shell)
-        self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps) if cls.residual else None
-        self.shell = directed(cls, settings.width, shell, make_mixer, order)
-        self.hidden_dropout = settings.hidden_dropout
-        self.drop_path = DropPath(drop_path)
-        self.mlp = None
-        if settings.channel_mlp:
-            self.mlp_norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
-            self.mlp = channel_mlp(settings)
-
-    def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
-        if self.norm is None:
-            x_BLD = self.shell(x_BLD, segments_BL)
-        else:
-            x_BLD = self.residual(x_BLD, self.norm, lambda x: self.shell(x, segments_BL))
-        return x_BLD if self.mlp is None else self.residual(x_BLD, self.mlp_norm, self.mlp)
-
-    def residual(self, x_BLD: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        y_BLD = branch(norm(x_BLD) if self.pre else x_BLD)
-        if self.hidden_dropout:
-            y_BLD = F.dropout(y_BLD, self.hidden_dropout, self.training)
-        x_BLD = x_BLD + self.drop_path(y_BLD)
-        return x_BLD if self.pre else norm(x_BLD)
-
-
 class TiedHead(nn.Module):
     """BERT's masked-LM head: linear map, GELU, LN, then the token embedding itself as decoder, with a bias."""
 
@@ -213,9 +121,11 @@ class Backbone(nn.Module):
         return [part for layer in self.layers for part in layer.shell.parts()]
 
     def hidden(self, batch: Batch) -> Tensor:
-        x_BLD = self.embedding(batch)
+        x_BLD, narrow_BLD = self.embedding(batch), None
+        if self.layers[0].hands_on(x_BLD):
+            narrow_BLD = x_BLD.to(torch.get_autocast_dtype(x_BLD.device.type))
         for layer in self.layers:
-            x_BLD = layer(x_BLD, batch["segments"])
+            x_BLD, narrow_BLD = layer(x_BLD, narrow_BLD, batch["segments"])
         return self.norm(x_BLD)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.kernels import (
+    add_norm,
     conv,
     cosine_sums,
     exact_product,
@@ -122,6 +123,20 @@ def norm(size: Size) -> Case:
     return Case(
         gated_norm, [*(size.rows(channels) for _ in range(3)), size.draw(channels, wide=True)], exact, {"": fast}
     )
+
+
+def residual(size: Size) -> Case:
+    """The copy's gradient is a tensor of zeros, which are written and read as any gradient would be."""
+    width = size.heads * WIDTH // 2
+
+    def exact(x, y, w, b):
+        return F.layer_norm(x + y, (width,), w, b, EPS)
+
+    def fast(x, y, w, b):
+        return add_norm.add_norm(x, y, w, b, EPS)[0]
+
+    weights = size.draw(width, wide=True), size.draw(width, wide=True)
+    return Case(add_norm, [size.rows(width, wide=True), size.rows(width), *weights], exact, {"": fast})
 
 
 def product(rank: int, size: Size) -> Case:
@@ -340,6 +355,7 @@ CASES = {
     "gated norm": Entry(norm, 128, [
         *each(PROGRAMS=(660, 2048), PER_WARP=(256,), STAGES=(1, 2, 4)), {"PROGRAMS": 2048, "STAGES": 1}
     ]),
+    "residual": Entry(residual, 128, each(PROGRAMS=(660, 2112), PER_WARP=(128, 512), STAGES=(1, 2, 4))),
     "scan state 16": Entry(partial(both_ways, 128, 16), 2048, SCANS),
     "scan state 64": Entry(partial(both_ways, 64, 64), 2048, SCANS),
     "scan state 16 at 128": Entry(partial(both_ways, 128, 16), 128, WHOLE_SCANS),

@@ -22,6 +22,7 @@ from bench.check.backends import errors, plain, with_skip
 from bench.check.verb import of
 from bench.compose import make_run, make_where
 from bench.kernels import (
+    add_norm,
     conv,
     cosine_sums,
     exponential_product,
@@ -111,6 +112,29 @@ def one_norm(skip, scale):
         return F.rms_norm(y * scale + v * skip, (48,), w, 1e-5) * F.silu(z[..., 48:])
 
     compare(f"gated norm {skip=}", fast, exact, random(2, 5, 48), random(2, 5, 48), random(2, 5, 96), random(48))
+
+
+def residual():
+    """Both copies of the stream get a gradient, or one; shares of rows are not all full."""
+    for rows, programs, width in ((7, 1056, 48), (7, 2, 48), (300, 150, 20)):
+        with mock.patch.object(add_norm, "PROGRAMS", programs):
+            for both in (True, False):
+                one_residual(both, rows, width)
+
+
+def one_residual(both, rows, width):
+    def fast(x, y, w, b):
+        outs = add_norm.add_norm(x, y, w, b, 1e-5)
+        return torch.cat(outs) if both else outs[0]
+
+    def exact(x, y, w, b):
+        out = F.layer_norm(x + y, (width,), w, b, 1e-5)
+        return torch.cat((out, out)) if both else out
+
+    given = f"residual {both=} {rows=} programs={add_norm.PROGRAMS}"
+    compare(given, fast, exact, random(2, rows, width), random(2, rows, width), random(width), random(width))
+    turned = random(2, width, rows).mT  # strides that the operator does not keep
+    torch.library.opcheck(add_norm.add_norm, (turned, turned.bfloat16(), *random(2, width), 1e-5))
 
 
 def product():
@@ -426,6 +450,29 @@ def model(name, changes):
     )
     FOUND[f"{name} model, differs"] = float(all(torch.equal(a, b) for a, b in zip(fast, exact, strict=True)))
     FOUND[f"{name} model, plain again"] = float(not all(torch.equal(a, b) for a, b in zip(again, exact, strict=True)))
+
+
+def stream(name):
+    """A whole model under autocast whose layers hand on a copy of the stream: value and gradients are not much farther
+    from plain layers in fp32 than those of plain layers under autocast are."""
+    multiply_bf16()
+    changes = {"mixer.sam": True, "protocol.backbone.norm": "post", "protocol.backbone.layers": 2}
+    made, task = built(shrunk(make_run("quick_recall", name, changes, 0, 0)), backend="triton")
+    made.to(DEVICE)
+    batch = {key: x.to(DEVICE) for key, x in task.example(16).items()}
+    parameters = [p for _, p in sorted(made.named_parameters())]
+
+    def gradients(autocast):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+            loss, copied = task.loss(made(batch), batch), made.layers[0].hands_on(batch["segments"])
+        return torch.cat([x.detach().flatten() for x in (loss, *torch.autograd.grad(loss, parameters))]), copied
+
+    with backbone.plain(made):
+        (exact, _), (usual, none) = gradients(False), gradients(True)
+    backbone.fuse(made)
+    fast, copied = gradients(True)
+    FOUND[f"{name} stream, a copy or none in the wrong place"] = float(none or not copied)
+    FOUND[f"{name} stream, far"] = float((fast - exact).norm() > 1.5 * (usual - exact).norm())
 
 
 def exact_features():

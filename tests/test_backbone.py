@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import backbone, registry
+from bench import backbone, layers, registry
 from bench.config import Backbone as Settings
 from bench.config import Shell as ShellSettings
 from bench.mixers.base import Features, Grant
@@ -152,7 +152,7 @@ def test_a_layer_with_exact_features_is_one_graph_under_autocast():
     torch._dynamo.reset()  # else what other tests of this process compiled counts against the limit of recompilations
     graph = torch.compile(layer, backend="eager", fullgraph=True, dynamic=False)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(graph(x, segments), layer(x, segments))
+        torch.testing.assert_close(graph(x, None, segments), layer(x, None, segments))
 
 
 @pytest.mark.parametrize("mixer", sorted(MIXERS))
@@ -274,7 +274,7 @@ def test_pooling_closed_form(pooling):
 
 
 def test_drop_path_leaves_out_whole_examples_keeps_the_mean_and_grows_with_depth():
-    drop = backbone.DropPath(0.4).train()
+    drop = layers.DropPath(0.4).train()
     torch.manual_seed(0)
     y = drop(torch.ones(4000, 2, 3))
     assert (y.amin((1, 2)) == y.amax((1, 2))).all()  # an example is left out or kept whole

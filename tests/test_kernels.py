@@ -30,6 +30,7 @@ CALLS = {
     "the shell": [
         ["convolution"],
         ["norm"],
+        ["residual"],
         ["exact_features"],
         ["model", "quasiseparable", {}],
         ["model", "low_rank", {"mixer.sam": True}],
@@ -75,6 +76,8 @@ NEAR = {
 }
 NEAR_ENOUGH = 5e-4
 HALVES = [
+    ["stream", "low_rank"],
+    ["stream", "vandermonde"],
     ["scans", True],
     ["half", "attention", {"sam": True, "rank": 4}],
     ["half", "quasiseparable", {"sam": True}],

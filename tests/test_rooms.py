@@ -39,7 +39,8 @@ MAY = {
     "registry": ("torch", "config compose kernels mixers plugins seeds shells tasks"),
     "shells": ("torch", "config kernels mixers shells"),
     "directions": ("torch", "config mixers shells"),
-    "backbone": ("torch", "config directions mixers seeds shells tasks"),
+    "layers": ("torch", "config directions mixers shells"),
+    "backbone": ("torch", "config layers mixers seeds shells tasks"),
     "capacity": ("", "backbone config mixers record registry shells tasks"),
     "replay": ("torch", ""),
     "compiling": ("torch", "backbone"),
@@ -86,8 +87,8 @@ MAY = {
     ),
     "speed": (
         "torch",
-        "backbone capacity compiling compose config match mixers provenance registry report run seeds shells speed "
-        "store tasks train where whole",
+        "backbone capacity compiling compose config layers match mixers provenance registry report run seeds shells "
+        "speed store tasks train where whole",
     ),
     "words": ("", ""),
     "cli": (

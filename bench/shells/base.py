@@ -73,23 +73,24 @@ def short_conv(
 
 
 class ExactProduct(torch.autograd.Function):
-    """x_BLD W_KD^T in the precision of W, with `fused` by the kernel. Gradients are products in `narrow`, autocast's
-    dtype, as those of all other linear maps are: it is the phases made of the values that a rounding would spoil."""
+    """x_BLD W_KD^T in the precision of W, with `fused` by the kernel. `narrow_BLD` is x as autocast has it, and gets
+    the gradient. Gradients are products in its dtype, as those of all other linear maps are: it is the phases made of
+    the values that a rounding would spoil."""
 
     @staticmethod
-    def forward(ctx, x_BLD: Tensor, weight_KD: Tensor, narrow: torch.dtype, fused: bool) -> Tensor:
-        ctx.save_for_backward(x_BLD.to(narrow), weight_KD.to(narrow))
-        ctx.dtypes, wide_BLD = (x_BLD.dtype, weight_KD.dtype), x_BLD.to(weight_KD.dtype)
+    def forward(ctx, x_BLD: Tensor, narrow_BLD: Tensor, weight_KD: Tensor, fused: bool) -> Tensor:
+        ctx.save_for_backward(narrow_BLD, weight_KD.to(narrow_BLD.dtype))
+        ctx.dtype, wide_BLD = weight_KD.dtype, x_BLD.to(weight_KD.dtype)
         if not fused:
             return F.linear(wide_BLD, weight_KD)
         return torch.ops.mixerbench.exact_product(wide_BLD.flatten(0, -2), weight_KD).unflatten(0, x_BLD.shape[:-1])
 
     @staticmethod
-    def backward(ctx, g_BLK: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x_BLD, weight_KD = ctx.saved_tensors
-        g_BLK = g_BLK.to(x_BLD.dtype)
-        gw_KD = g_BLK.flatten(0, -2).t() @ x_BLD.flatten(0, -2)
-        return (g_BLK @ weight_KD).to(ctx.dtypes[0]), gw_KD.to(ctx.dtypes[1]), None, None
+    def backward(ctx, g_BLK: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        narrow_BLD, weight_KD = ctx.saved_tensors
+        g_BLK = g_BLK.to(narrow_BLD.dtype)
+        gw_KD = g_BLK.flatten(0, -2).t() @ narrow_BLD.flatten(0, -2)
+        return None, g_BLK @ weight_KD, gw_KD.to(ctx.dtype), None
 
 
 class Several(nn.ModuleList):
@@ -157,13 +158,16 @@ class Shell(nn.Module, ABC):
             exact_BLK = self.exact(x_BLD, segments_BL)
         return self.ordered(Features(conv_BLK, raw_BLK, exact_BLK), segments_BL)
 
-    def exact(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
-        """The channels that autocast must not touch, in the precision of the parameters."""
+    def exact(self, x_BLD: Tensor, segments_BL: Tensor, narrow_BLD: Tensor | None = None) -> Tensor:
+        """The channels that autocast must not touch, in the precision of the parameters. `narrow_BLD`: autocast's copy
+        of x, if there is one, which then gets the gradient."""
         device, weight_KD = x_BLD.device.type, self.in_exact.weight
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_KD.dtype
         fused = self.backend == "triton" and weight_KD.dtype == torch.float32 and narrow == torch.bfloat16
+        if narrow_BLD is None:
+            narrow_BLD = x_BLD.to(narrow)
         with torch.autocast(device, enabled=False):
-            exact_BLK = ExactProduct.apply(x_BLD, weight_KD, narrow, fused)
+            exact_BLK = ExactProduct.apply(x_BLD.detach(), narrow_BLD, weight_KD, fused)
             exact_BLK = exact_BLK if self.in_exact.bias is None else exact_BLK + self.in_exact.bias
             if self.settings.conv_width:
                 return self.convolve(exact_BLK, segments_BL, self.conv_exact)

@@ -43,7 +43,7 @@ class Gated(Shell):
     def fuse(self) -> None:
         """Compute with the fused operators from now on: no parameter changes."""
         require_triton()
-        from bench.kernels import conv, exact_product, gated_norm  # noqa: F401 they register as torch.ops.mixerbench
+        from bench.kernels import add_norm, conv, exact_product, gated_norm  # noqa: F401 as torch.ops.mixerbench
 
         if self.settings.conv_width <= conv.REACH:
             self.backend = "triton"
@@ -54,17 +54,20 @@ class Gated(Shell):
             return [(self.mixer, self.scale)]
         return list(zip((self.mixer.forth, self.mixer.back), self.scale.chunk(2), strict=True))
 
-    def mixer_inputs(self, x_BLD: Tensor, segments_BL: Tensor) -> tuple[Tensor, Tensor, Features]:
-        """The gate z_BLC, and v_BLHP and the features as the mixer gets them."""
-        grant, wants = self.mixer.grant, self.wants
+    def mixer_inputs(
+        self, x_BLD: Tensor, segments_BL: Tensor, narrow_BLD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Features]:
+        """The gate z_BLC, and v_BLHP and the features as the mixer gets them. The linear maps read autocast's copy of
+        x, if there is one, which then gets all gradients."""
+        grant, wants, read_BLD = self.mixer.grant, self.wants, x_BLD if narrow_BLD is None else narrow_BLD
         real_BL1 = (segments_BL > 0).to(x_BLD.dtype)[..., None]
         if self.backend == "triton":  # two products: for one, both gradients would be copied into one tensor
-            z_BLC, v_BLC = (F.linear(x_BLD, weight_CD) for weight_CD in self.in_zv.weight.chunk(2))
+            z_BLC, v_BLC = (F.linear(read_BLD, weight_CD) for weight_CD in self.in_zv.weight.chunk(2))
         else:
-            z_BLC, v_BLC = self.in_zv(x_BLD).chunk(2, dim=-1)
+            z_BLC, v_BLC = self.in_zv(read_BLD).chunk(2, dim=-1)
         conv_BLK, raw_BLK = v_BLC[..., :0], v_BLC[..., :0]
         if wants.conv + wants.raw:
-            conv_BLK, raw_BLK = self.in_features(x_BLD).split((wants.conv, wants.raw), dim=-1)
+            conv_BLK, raw_BLK = self.in_features(read_BLD).split((wants.conv, wants.raw), dim=-1)
             raw_BLK = raw_BLK * real_BL1
         if self.backend == "triton" and self.conv_v is not None:
             v_BLC = self.fused(v_BLC, segments_BL, self.conv_v, True)
@@ -78,7 +81,7 @@ class Gated(Shell):
                 v_BLC, conv_BLK = self.convolve_both(v_BLC, conv_BLK, segments_BL)
             v_BLC = F.silu(v_BLC)
         v_BLHP = v_BLC.unflatten(-1, (grant.heads, grant.head_width))
-        exact_BLK = self.exact(x_BLD, segments_BL) if wants.exact else v_BLC[..., :0]
+        exact_BLK = self.exact(x_BLD, segments_BL, narrow_BLD) if wants.exact else v_BLC[..., :0]
         return z_BLC, v_BLHP, self.ordered(Features(conv_BLK, raw_BLK, exact_BLK), segments_BL)
 
     def convolve_both(self, v_BLC: Tensor, conv_BLK: Tensor, segments_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,8 +127,8 @@ class Gated(Shell):
         sides = (y_BLHP.flatten(-2), v_BLHP.flatten(-2), z_BLC, self.scale)
         return torch.ops.mixerbench.gated_norm(*sides, self.norm.weight, self.settings.norm_eps, skip)
 
-    def forward(self, x_BLD: Tensor, segments_BL: Tensor) -> Tensor:
-        inputs = self.mixer_inputs(x_BLD, segments_BL)
+    def forward(self, x_BLD: Tensor, segments_BL: Tensor, narrow_BLD: Tensor | None = None) -> Tensor:
+        inputs = self.mixer_inputs(x_BLD, segments_BL, narrow_BLD)
         if self.backend == "triton" and self.outputs == 1:
             return self.out(self.mixed(*inputs, segments_BL))
         z_BLC, v_BLHP, features = inputs

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bench import backbone, capacity, registry
 from bench.config import Run
+from bench.layers import BlockLinear
 from bench.mixers.base import Grant, Mixer
 from bench.seeds import Streams
 from bench.shells.base import Shell, owned_by_mixer
@@ -55,20 +56,26 @@ def rows_of(segments: str, batch: int, length: int) -> Tensor:
 
 @dataclass
 class Subject:
-    """A layer with its input. `step` is what is timed."""
+    """A layer with its input. `step` is what is timed. Where layers hand on autocast's copy of the stream, the input
+    and the gradient that comes in are two each, as they are for all layers of a model but the last."""
 
     layer: nn.Module
     x_BLD: Tensor
+    narrow_BLD: Tensor | None
     segments_BL: Tensor
-    gradient_BLD: Tensor
+    gradients: list[Tensor]
     bf16: bool
+
+    def outputs(self) -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(self.x_BLD.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            return self.layer(self.x_BLD, self.narrow_BLD, self.segments_BL)
 
     def step(self) -> None:
         self.layer.zero_grad(set_to_none=True)
         self.x_BLD.grad = None
-        with torch.autocast(self.x_BLD.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            y_BLD = self.layer(self.x_BLD, self.segments_BL)
-        y_BLD.backward(self.gradient_BLD)
+        if self.narrow_BLD is not None:
+            self.narrow_BLD.grad = None
+        torch.autograd.backward(self.outputs()[: len(self.gradients)], self.gradients)
 
 
 def subject_of(run: Run, length: int, batch: int, segments: str, backend: str, device: str) -> Subject:
@@ -77,9 +84,13 @@ def subject_of(run: Run, length: int, batch: int, segments: str, backend: str, d
     generator = torch.Generator(device).manual_seed(Streams(0, 0).torch_seed("speed"))
     shape = (batch, length, run.protocol.backbone.width)
     x_BLD, gradient_BLD = (torch.randn(shape, generator=generator, device=device) for _ in range(2))
-    layer = model.layers[0].to(device).train()
+    layer, bf16 = model.layers[0].to(device).train(), run.protocol.precision == "bf16"
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
+        hands_on = layer.hands_on(x_BLD)
+    narrow_BLD = x_BLD.to(torch.bfloat16).requires_grad_() if hands_on else None
+    gradients = [gradient_BLD, gradient_BLD.to(torch.bfloat16)] if hands_on else [gradient_BLD]
     segments_BL = rows_of(segments, batch, length).to(device)
-    return Subject(layer, x_BLD.requires_grad_(), segments_BL, gradient_BLD, run.protocol.precision == "bf16")
+    return Subject(layer, x_BLD.requires_grad_(), narrow_BLD, segments_BL, gradients, bf16)
 
 
 def prepare(subject: Subject, way: str, compiled: bool) -> None:
@@ -132,7 +143,7 @@ def counts_of(run: Run, length: int, batch: int, segments: str) -> Counts:
 
 def flops_of(layer: nn.Module, length: int, batch: int) -> int:
     """Of one step: the linear maps and the mixers' own `flops`, times three, since backward is twice forward."""
-    maps = (module for module in layer.modules() if isinstance(module, nn.Linear | backbone.BlockLinear))
+    maps = (module for module in layer.modules() if isinstance(module, nn.Linear | BlockLinear))
     linear = sum(2 * module.weight.numel() for module in maps)
     mixers = sum(module.flops(length) for module in layer.modules() if isinstance(module, Mixer))
     return 3 * batch * (linear * length + mixers)
@@ -149,7 +160,7 @@ def traffic_of(layer: nn.Module, tokens: int, item: int) -> int:
         numbers += shell.moved()
         wide = 3 * shell.width
     if layer.mlp is not None:
-        first = next(m for m in layer.mlp.modules() if isinstance(m, nn.Linear | backbone.BlockLinear))
+        first = next(m for m in layer.mlp.modules() if isinstance(m, nn.Linear | BlockLinear))
         hidden = first.weight.shape[:-1].numel()
         numbers += 2 * shell.width + 4 * hidden
         wide *= 2

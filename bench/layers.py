@@ -1,0 +1,125 @@
+"""A layer of the backbone: the shell around its mixer, residuals and norms, a channel MLP where the protocol has one.
+
+Axes: B batch, L length, D width, G blocks (I inputs and O outputs each).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.config import Backbone as Settings
+from bench.config import Shell as ShellSettings
+from bench.directions import directed
+from bench.mixers.base import Mixer
+from bench.shells.base import Shell, find
+
+
+class DropPath(nn.Module):
+    """Leaves out a residual branch for whole examples, with probability `rate`, in training (stochastic depth)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x_BLD
+        keep_B11 = torch.rand(len(x_BLD), 1, 1, device=x_BLD.device) >= self.rate
+        return x_BLD * keep_B11 / (1 - self.rate)
+
+
+class BlockLinear(nn.Module):
+    """A linear map whose matrix is block-diagonal, with I / G inputs and O / G outputs a block."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks, outputs // blocks, inputs // blocks))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        x_BLGI = x_BLD.unflatten(-1, (len(self.weight), -1))
+        y_BLD = torch.einsum("blgi,goi->blgo", x_BLGI, self.weight.to(x_BLD.dtype)).flatten(-2)
+        return y_BLD if self.bias is None else y_BLD + self.bias.to(y_BLD.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(gelu(a) * b), with a and b the two halves of up(x); `up` has no bias. As in M2-BERT."""
+
+    def __init__(self, up: nn.Module, down: nn.Module):
+        super().__init__()
+        self.up, self.down = up, down
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        a_BLD, b_BLD = self.up(x_BLD).chunk(2, dim=-1)
+        return self.down(F.gelu(a_BLD) * b_BLD)
+
+
+def channel_mlp(settings: Settings) -> nn.Module:
+    """Two linear maps with a GELU between them, in the form that the protocol asks for."""
+
+    def linear(inputs: int, outputs: int, bias: bool) -> nn.Module:
+        if settings.mlp_blocks > 1:
+            return BlockLinear(inputs, outputs, settings.mlp_blocks, bias)
+        return nn.Linear(inputs, outputs, bias=bias)
+
+    width, hidden = settings.width, settings.channel_mlp
+    if settings.mlp_gated:
+        return GatedMLP(linear(width, 2 * hidden, False), linear(hidden, width, True))
+    return nn.Sequential(linear(width, hidden, True), nn.GELU(), linear(hidden, width, True))
+
+
+class Layer(nn.Module):
+    """The shell with its residual, if it has one, and a channel MLP with its own if the protocol has one."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        shell: ShellSettings,
+        drop_path: float,
+        make_mixer: Callable[[], Mixer],
+        order: int | None,
+    ):
+        super().__init__()
+        self.pre, cls = settings.norm == "pre", find(shell)
+        self.norm = nn.LayerNorm(settings.width, eps=settings.norm_eps) if cls.residual else None
+        self.shell = directed(cls, settings.width, shell, make_mixer, order)
+        self.hidden_dropout = settings.hidden_dropout
+        self.drop_path = DropPath(drop_path)
+        self.mlp = None
+        if settings.channel_mlp:
+            self.mlp_norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
+            self.mlp = channel_mlp(settings)
+
+    def hands_on(self, x_BLD: Tensor) -> bool:
+        """Whether it reads and gives autocast's copy of the stream too, so that no pass over memory is for it alone."""
+        fused = isinstance(self.shell, Shell) and self.shell.backend == "triton" and self.norm is not None
+        return fused and not self.pre and torch.is_autocast_enabled(x_BLD.device.type)
+
+    def forward(self, x_BLD: Tensor, narrow_BLD: Tensor | None, segments_BL: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The stream, and autocast's copy of it if it came with one."""
+        if self.norm is None:
+            x_BLD = self.shell(x_BLD, segments_BL)
+        elif narrow_BLD is None:
+            x_BLD = self.residual(x_BLD, self.norm, lambda x: self.shell(x, segments_BL))
+        else:
+            x_BLD, narrow_BLD = self.added(x_BLD, self.shell(x_BLD, segments_BL, narrow_BLD), self.norm)
+        if self.mlp is None:
+            return x_BLD, narrow_BLD
+        if narrow_BLD is None:
+            return self.residual(x_BLD, self.mlp_norm, self.mlp), None
+        return self.added(x_BLD, self.mlp(narrow_BLD), self.mlp_norm)
+
+    def residual(self, x_BLD: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        x_BLD = x_BLD + self.dropped(branch(norm(x_BLD) if self.pre else x_BLD))
+        return x_BLD if self.pre else norm(x_BLD)
+
+    def added(self, x_BLD: Tensor, y_BLD: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """The end of a residual with its norm after it, as one operator."""
+        return torch.ops.mixerbench.add_norm(x_BLD, self.dropped(y_BLD), norm.weight, norm.bias, norm.eps)
+
+    def dropped(self, y_BLD: Tensor) -> Tensor:
+        if self.hidden_dropout:
+            y_BLD = F.dropout(y_BLD, self.hidden_dropout, self.training)
+        return self.drop_path(y_BLD)
