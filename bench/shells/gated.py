@@ -59,15 +59,12 @@ class Gated(Shell):
     ) -> tuple[Tensor, Tensor, Features]:
         """The gate z_BLC, and v_BLHP and the features as the mixer gets them. The linear maps read autocast's copy of
         x, if there is one, which then gets all gradients."""
-        grant, wants, read_BLD = self.mixer.grant, self.wants, x_BLD if narrow_BLD is None else narrow_BLD
+        grant, wants = self.mixer.grant, self.wants
         real_BL1 = (segments_BL > 0).to(x_BLD.dtype)[..., None]
-        if self.backend == "triton":  # two products: for one, both gradients would be copied into one tensor
-            z_BLC, v_BLC = (F.linear(read_BLD, weight_CD) for weight_CD in self.in_zv.weight.chunk(2))
-        else:
-            z_BLC, v_BLC = self.in_zv(read_BLD).chunk(2, dim=-1)
+        z_BLC, v_BLC, *more = self.maps(x_BLD, narrow_BLD)
         conv_BLK, raw_BLK = v_BLC[..., :0], v_BLC[..., :0]
         if wants.conv + wants.raw:
-            conv_BLK, raw_BLK = self.in_features(read_BLD).split((wants.conv, wants.raw), dim=-1)
+            conv_BLK, raw_BLK = more[0].split((wants.conv, wants.raw), dim=-1)
             raw_BLK = raw_BLK * real_BL1
         if self.backend == "triton" and self.conv_v is not None:
             v_BLC = self.fused(v_BLC, segments_BL, self.conv_v, True)
@@ -83,6 +80,19 @@ class Gated(Shell):
         v_BLHP = v_BLC.unflatten(-1, (grant.heads, grant.head_width))
         exact_BLK = self.exact(x_BLD, segments_BL, narrow_BLD) if wants.exact else v_BLC[..., :0]
         return z_BLC, v_BLHP, self.ordered(Features(conv_BLK, raw_BLK, exact_BLK), segments_BL)
+
+    def maps(self, x_BLD: Tensor, narrow_BLD: Tensor | None) -> list[Tensor]:
+        """Gate, v and, if there are any, features, as the linear maps give them."""
+        features = [self.in_features] if self.wants.conv + self.wants.raw else []
+        if self.backend != "triton":
+            return [*self.in_zv(x_BLD).chunk(2, dim=-1), *(linear(x_BLD) for linear in features)]
+        # Gate and v are two products: for one, both gradients would be copied into one tensor.
+        weights = [*self.in_zv.weight.chunk(2), *(linear.weight for linear in features)]
+        if narrow_BLD is None:
+            return [F.linear(x_BLD, weight) for weight in weights]
+        from bench.kernels.maps import Maps
+
+        return Maps.apply(narrow_BLD, *(weight.to(narrow_BLD.dtype) for weight in weights))
 
     def convolve_both(self, v_BLC: Tensor, conv_BLK: Tensor, segments_BL: Tensor) -> tuple[Tensor, Tensor]:
         """v and the convolved features in one pass: the taps are separate parameters, the work is one convolution."""
