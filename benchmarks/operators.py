@@ -20,6 +20,7 @@ from bench.kernels import (
     add_norm,
     conv,
     cosine_sums,
+    cross_entropy,
     exact_product,
     exponential_product,
     gated_norm,
@@ -244,6 +245,23 @@ def multiplied(fused: bool, x: Tensor, w: Tensor) -> Tensor:
     return ExactProduct.apply(x, w, torch.bfloat16, fused)
 
 
+def losses(size: Size) -> Case:
+    """Of a masked LM, with a vocabulary of 30,528 for 12 heads: a row of logits for five tokens in eight, which makes
+    10,240 of 16,384. Beside it what torch.compile makes of torch's own."""
+    classes, unused = 2544 * size.heads, -100
+    place_N = torch.arange(size.batch * size.length * 5 // 8, device=size.device)
+    labels_N = torch.where(place_N % 16 == 5, unused, place_N * 7919 % classes)
+
+    def exact(x):
+        return F.cross_entropy(x.float(), labels_N, ignore_index=unused, reduction="sum")
+
+    ways = {
+        "": lambda x: cross_entropy.cross_entropy(x, labels_N, unused)[0],
+        "compiled": torch.compile(exact, dynamic=False),
+    }
+    return Case(cross_entropy, [size.draw(len(place_N), classes)], exact, ways)
+
+
 def nonuniforms(size: Size) -> Case:
     """Both products with cosines at a grid's points, one after the other."""
     points, found = grid(BOUND), size.rows(size.heads, 16, wide=True)
@@ -347,6 +365,18 @@ DIFFERENCES = [
     {"TOKENS": 32, "STAGES_APPLY": 3},
 ]  # fmt: skip
 PRODUCTS = each(NUMBERS=(512, 2048, 4096), TERMS=(32, 128), FREQUENCIES=(32, 64), WARPS=(2, 8))
+LOSSES = [
+    *each(
+        BLOCK=(2048, 4096, 16384), WARPS=(4, 16), STAGES=(2, 3), BLOCK_BACK=(2048, 4096, 16384), WARPS_BACK=(4, 16),
+    ),
+    {"BLOCK": 2048, "WARPS": 4, "BLOCK_BACK": 2048, "WARPS_BACK": 4},
+    {"BLOCK": 4096, "WARPS": 4, "BLOCK_BACK": 4096, "WARPS_BACK": 4},
+    {"BLOCK": 4096, "WARPS": 4, "STAGES": 3},
+    {"BLOCK": 16384, "WARPS": 16, "BLOCK_BACK": 16384, "WARPS_BACK": 16},
+    {"BLOCK": 32768, "WARPS": 16, "BLOCK_BACK": 32768, "WARPS_BACK": 16},
+    {"BLOCK": 32768, "WARPS": 32, "BLOCK_BACK": 32768, "WARPS_BACK": 32},
+    {"way": "compiled"},
+]  # fmt: skip
 CASES = {
     "convolution 1536": Entry(partial(convolution, 12), 128, each(
         TOKENS=(32, 128), CHANNELS=(128, 512), UNROLLED=(4, 16), FOUR=(64,), SHARES=(16, 64)
@@ -380,6 +410,7 @@ CASES = {
     "low rank 16 at 2048": Entry(partial(product, 16), 2048, [*ROWS, {"PROGRAMS": 1056}, {"TOKENS": 32}]),
     "low rank 192": Entry(partial(product, 192), 128, [*ROWS, {"PROGRAMS": 2048}]),
     "exact product": Entry(exact, 128, [*each(NUMBERS=(512, 2048)), {"way": "fp32"}]),
+    "cross entropy": Entry(losses, 128, LOSSES),
     "cosine sums 128": Entry(cosines, 128, SUMS),
     "cosine sums 2048": Entry(cosines, 2048, SUMS),
     "grid product 128": Entry(differences, 128, [

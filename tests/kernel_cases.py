@@ -25,6 +25,7 @@ from bench.kernels import (
     add_norm,
     conv,
     cosine_sums,
+    cross_entropy,
     exponential_product,
     grid_product,
     grid_sums,
@@ -39,6 +40,7 @@ from bench.mixers import lags, vandermonde
 from bench.mixers.attention import bounds
 from bench.mixers.base import same_segment
 from bench.shells.base import short_conv
+from bench.tasks.masking import UNUSED
 from tests.conftest import built, shrunk
 
 torch.set_num_threads(1)
@@ -475,6 +477,45 @@ def stream(name):
     fast, copied = gradients(True)
     FOUND[f"{name} stream, a copy or none in the wrong place"] = float(none or not copied)
     FOUND[f"{name} stream, far"] = float((fast - exact).norm() > 1.5 * (usual - exact).norm())
+
+
+def losses(in_half):
+    """Rows of one block and of several, of which the last is cut; unused rows, which hold anything; large logits."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # memory that nothing wrote is NaN
+    dtype = torch.bfloat16 if in_half else torch.float32
+    for rows, classes, block, size in ((7, 37, 64, 1), (9, 301, 64, 3), (5, 256, 64, 1e4), (3, 1, 64, 1)):
+        with mock.patch.multiple(cross_entropy, BLOCK=block, BLOCK_BACK=block // 2):
+            one_loss(rows, classes, size, dtype)
+
+
+def one_loss(rows, classes, size, dtype):
+    """Logits beside others in memory."""
+    labels_N = torch.randint(classes, (rows,), generator=DRAW)
+    labels_N[1::3] = UNUSED
+    labels_N[0] = classes - 1
+    labels_N, nowhere = labels_N.to(DEVICE), torch.full((rows,), UNUSED, device=DEVICE)
+    anything_N1 = torch.where(labels_N == UNUSED, math.nan, 0.0)[:, None]
+
+    def fast(wide):
+        return torch.ops.mixerbench.cross_entropy((wide + anything_N1).to(dtype)[:, 3:], labels_N, UNUSED)[0]
+
+    def exact(wide):
+        x_NC = wide.to(dtype)[:, 3:].double()
+        return F.cross_entropy(x_NC, labels_N, ignore_index=UNUSED, reduction="sum").float()
+
+    name, wide = f"losses {rows=} {classes=} {size=} {dtype=}", size * random(rows, classes + 3)
+    compare(name, fast, exact, wide)
+    x_NC = wide.to(dtype)[:, 3:].detach().requires_grad_()
+    found = [loss_and_gradient(x_NC, labels_N) for _ in range(2)]
+    FOUND[f"{name}, not the same again"] = float(not all(map(torch.equal, *found)))
+    FOUND[f"{name}, all unused"] = largest(x.abs().max() for x in loss_and_gradient(x_NC + math.nan, nowhere))
+    torch.library.opcheck(torch.ops.mixerbench.cross_entropy.default, (x_NC, labels_N, UNUSED))
+
+
+def loss_and_gradient(x_NC, labels_N):
+    """Of a loss that counts -2.5 times."""
+    loss, _ = cross_entropy.cross_entropy(x_NC, labels_N, UNUSED)
+    return [loss.detach(), *torch.autograd.grad(-2.5 * loss, x_NC)]
 
 
 def exact_features():

@@ -31,6 +31,7 @@ CALLS = {
         ["convolution"],
         ["norm"],
         ["residual"],
+        ["losses", False],
         ["exact_features"],
         ["model", "quasiseparable", {}],
         ["model", "low_rank", {"mixer.sam": True}],
@@ -79,6 +80,7 @@ HALVES = [
     ["stream", "low_rank"],
     ["stream", "vandermonde"],
     ["scans", True],
+    ["losses", True],
     ["half", "attention", {"sam": True, "rank": 4}],
     ["half", "quasiseparable", {"sam": True}],
     ["half", "toeplitz", {"sam": True}],
@@ -110,7 +112,7 @@ def test_a_near_one_is_near(calls):
     )
 
 
-@pytest.mark.parametrize("call", HALVES, ids=["scans", *(call[1] for call in HALVES[1:])])
+@pytest.mark.parametrize("call", HALVES, ids=["scans", "losses", *(call[1] for call in HALVES[2:])])
 def test_in_bf16_a_kernel_is_as_near_as_check_asks(call):
     found = figures([call], interpreted=True)
     assert found and all(figure < HALF for figure in found.values()), found
@@ -252,7 +254,7 @@ def test_every_kernel_compiles_for_an_h100_and_fits_there():
         "convolution 1536,gated norm,scan state 64 at 8192,toeplitz 128,attention 2048,low rank 1,exponential,exact,"
     )
     assert (
-        compiled("--flags", "--only", names + "cosine,grid,nonuniform")
+        compiled("--flags", "--only", names + "cosine,cross,grid,nonuniform")
         | compiled("--only", "scan state 16,scan state 64 at 128,scan state 256")
         == kernels()
     )
