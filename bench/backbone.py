@@ -164,6 +164,11 @@ def fuse(model: Backbone) -> None:
             part.fuse()
 
 
+def fused(model: Backbone) -> bool:
+    """Whether a shell computes with fused operators, which then are there for others too."""
+    return any(part.backend == "triton" for part in model.modules() if isinstance(part, Shell))
+
+
 @contextmanager
 def plain(model: Backbone) -> Iterator[None]:
     """Shells and mixers on their plain backends inside, as on any machine."""

@@ -4,6 +4,7 @@ Axes as in bench/kernels.
 """
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,14 +15,15 @@ import sys
 import pytest
 import torch
 
-from bench import backbone, registry
+from bench import backbone, registry, train
 from bench.check import subject_of
 from bench.check.backends import HALF, errors, plain
 from bench.check.verb import of
-from bench.compose import ROOT, choices, make_where
+from bench.compose import ROOT, choices, make_run, make_where
 from bench.mixers import dft, lags
 from bench.mixers.base import Features
-from tests.conftest import rows_are_long
+from bench.seeds import Streams
+from tests.conftest import built, rows_are_long, setting, shrunk
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 CLOSE = 1e-5
@@ -32,6 +34,7 @@ CALLS = {
         ["norm"],
         ["residual"],
         ["losses", False],
+        ["vocabulary"],
         ["exact_features"],
         ["model", "quasiseparable", {}],
         ["model", "low_rank", {"mixer.sam": True}],
@@ -237,6 +240,18 @@ def kernels():
         found |= {(file.stem, x.name) for x in jitted}
         called |= {ast.unparse(x) for x in calls}
     return {f"{file}.{name}" for file, name in found if name not in called}
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "expected"), [("triton", "cuda", True), ("triton", "cpu", False), ("torch", "cuda", False)]
+)
+def test_a_loss_is_fused_where_shells_are_on_a_gpu(backend, device, expected, tmp_path):
+    run = shrunk(make_run("mini_mlm", "low_rank", {"mixer.heads": 2}, 0, 0))
+    model, task = built(run, backend=backend)
+    assert not task.fused
+    how = dataclasses.replace(setting(tmp_path), device=device)
+    train.Training(model, task, run.protocol, Streams(0, 0), how)
+    assert task.fused is expected
 
 
 def compiled(*words):

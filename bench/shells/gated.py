@@ -43,7 +43,8 @@ class Gated(Shell):
     def fuse(self) -> None:
         """Compute with the fused operators from now on: no parameter changes."""
         require_triton()
-        from bench.kernels import add_norm, conv, exact_product, gated_norm  # noqa: F401 as torch.ops.mixerbench
+        # They register as torch.ops.mixerbench; add_norm is for the layer, cross_entropy for a task's loss.
+        from bench.kernels import add_norm, conv, cross_entropy, exact_product, gated_norm  # noqa: F401
 
         if self.settings.conv_width <= conv.REACH:
             self.backend = "triton"

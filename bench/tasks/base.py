@@ -67,6 +67,7 @@ class Task(ABC):
     def __init__(self, args, places: Places):
         self.args = args
         self.places = places
+        self.fused = False  # its loss by fused operators; set by who trains
         self.reserved = 0  # training examples that are held out for the selection of trials
         self._split: tuple[np.ndarray, np.ndarray] | None = None
 

@@ -233,9 +233,10 @@ class MaskedLM(Task):
         return float((batch["labels"] != UNUSED).sum())
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(
-            outputs.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=UNUSED, reduction="sum"
-        )
+        outputs_NC, labels_N = outputs.flatten(0, 1), batch["labels"].flatten()
+        if self.fused:
+            return torch.ops.mixerbench.cross_entropy(outputs_NC, labels_N, UNUSED)[0]
+        return F.cross_entropy(outputs_NC.float(), labels_N, ignore_index=UNUSED, reduction="sum")
 
     def outcomes(self, outputs: Tensor, batch: Batch) -> dict[str, np.ndarray]:
         """`item` (row of the held-out split), `loss_sum` (nats), `correct` and `count` (masked tokens) of each row.
