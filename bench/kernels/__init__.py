@@ -1,12 +1,12 @@
 """Fast paths in Triton, each an operator of torch with its own gradient, held to plain torch by the tests.
 
 They know tensors, not mixers: the shell's convolution (conv.py), gated norm (gated_norm.py), linear maps of one input
-(maps.py) and products of fp32 (exact_product.py), a residual with its norm (add_norm.py), products with a matrix of low
-rank (low_rank.py), with one of cosines at a grid's points (cosine_sums.py, grid_product.py) or, for long rows, by Fourier
-transforms (grid_sums.py, nonuniform.py), with a sum of exponentials (exponential_product.py), with a Toeplitz matrix
-(toeplitz.py) and with that of softmax attention (softmax.py), scans (scan.py), the loss over a vocabulary (cross_entropy.py). They need triton, which CUDA builds of
-torch bring. Without a GPU they run in Triton's interpreter (TRITON_INTERPRET=1), which is how the tests hold them on any
-machine.
+(maps.py) and products of fp32 (exact_product.py), a residual with its norm (add_norm.py), products with a matrix of
+low rank (low_rank.py), with one of cosines at a grid's points (cosine_sums.py, grid_product.py) or, for long rows, by
+Fourier transforms (grid_sums.py, nonuniform.py), with a sum of exponentials (exponential_product.py), with a Toeplitz
+matrix (toeplitz.py) and with that of softmax attention (softmax.py), scans (scan.py), the loss over a vocabulary
+(cross_entropy.py). They need triton, which CUDA builds of torch bring. Without a GPU they run in Triton's interpreter
+(TRITON_INTERPRET=1), which is how the tests hold them on any machine.
 """
 
 import importlib.util
