@@ -42,16 +42,28 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, batch: Batch) -> Tensor:
+        return self.both(batch, None)[0]
+
+    def both(self, batch: Batch, narrow: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
+        """What the layers get, and a copy of it in another dtype if one is given."""
+        drops = self.training and self.dropout.p > 0
         x_BLD = self.tokens(batch["tokens"]) if self.kind == "tokens" else self.patches(batch["patches"])
+        x_BLD, narrow_BLD = self.placed(x_BLD, batch.get("types"), None if drops else narrow)
+        if drops:
+            x_BLD = self.dropout(x_BLD)
+            narrow_BLD = None if narrow is None else x_BLD.to(narrow)
+        return x_BLD, narrow_BLD
+
+    def placed(
+        self, x_BLD: Tensor, types_BL: Tensor | None, narrow: torch.dtype | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """With types and positions, normalised. All that torch.compile may have: no sum in it depends on an order."""
         if self.types is not None:
-            x_BLD = x_BLD + of_few(self.types.weight, batch["types"])
+            x_BLD = x_BLD + of_few(self.types.weight, types_BL)
         if self.positions is not None:
             x_BLD = x_BLD + self.positions.weight[: x_BLD.shape[1]]
-        return self.dropout(self.normed(x_BLD))
-
-    def normed(self, x_BLD: Tensor) -> Tensor:
-        """A method, since torch.compile passes over a module of torch's own."""
-        return self.norm(x_BLD)
+        x_BLD = self.norm(x_BLD)
+        return x_BLD, None if narrow is None else x_BLD.to(narrow)
 
 
 def of_few(weight_ND: Tensor, index_BL: Tensor) -> Tensor:
@@ -121,9 +133,9 @@ class Backbone(nn.Module):
         return [part for layer in self.layers for part in layer.shell.parts()]
 
     def hidden(self, batch: Batch) -> Tensor:
-        x_BLD, narrow_BLD = self.embedding(batch), None
-        if self.layers[0].hands_on(x_BLD):
-            narrow_BLD = x_BLD.to(torch.get_autocast_dtype(x_BLD.device.type))
+        device = batch["segments"].device.type
+        narrow = torch.get_autocast_dtype(device) if self.layers[0].hands_on(device) else None
+        x_BLD, narrow_BLD = self.embedding.both(batch, narrow)
         for layer in self.layers:
             x_BLD, narrow_BLD = layer(x_BLD, narrow_BLD, batch["segments"])
         return self.norm(x_BLD)

@@ -1,4 +1,5 @@
-"""What torch.compile makes of a model: each layer and the embedding's norm. The head's loss is the training's own.
+"""What torch.compile makes of a model: each layer and what follows the embedding's look-up. Head and loss are the
+training's own.
 
 Compiled code takes parameters as inputs, so what a process has compiled for one model serves all later ones of like
 arms and shapes.
@@ -21,5 +22,5 @@ def compile_parts(model: Backbone) -> None:
     allow_many()
     for layer in model.layers:
         layer.compile(dynamic=False)
-    # Of the embedding its norm alone: a compiled look-up's gradient would add in whatever order threads come.
-    model.embedding.normed = torch.compile(model.embedding.normed, dynamic=False)
+    # Not the look-up itself: its gradient, compiled, would add in whatever order threads come.
+    model.embedding.placed = torch.compile(model.embedding.placed, dynamic=False)

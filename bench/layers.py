@@ -92,10 +92,10 @@ class Layer(nn.Module):
             self.mlp_norm = nn.LayerNorm(settings.width, eps=settings.norm_eps)
             self.mlp = channel_mlp(settings)
 
-    def hands_on(self, x_BLD: Tensor) -> bool:
+    def hands_on(self, device: str) -> bool:
         """Whether it reads and gives autocast's copy of the stream too, so that no pass over memory is for it alone."""
         fused = isinstance(self.shell, Shell) and self.shell.backend == "triton" and self.norm is not None
-        return fused and not self.pre and torch.is_autocast_enabled(x_BLD.device.type)
+        return fused and not self.pre and torch.is_autocast_enabled(device)
 
     def forward(self, x_BLD: Tensor, narrow_BLD: Tensor | None, segments_BL: Tensor) -> tuple[Tensor, Tensor | None]:
         """The stream, and autocast's copy of it if it came with one."""

@@ -366,14 +366,10 @@ DIFFERENCES = [
 ]  # fmt: skip
 PRODUCTS = each(NUMBERS=(512, 2048, 4096), TERMS=(32, 128), FREQUENCIES=(32, 64), WARPS=(2, 8))
 LOSSES = [
-    *each(
-        BLOCK=(2048, 4096, 16384), WARPS=(4, 16), STAGES=(2, 3), BLOCK_BACK=(2048, 4096, 16384), WARPS_BACK=(4, 16),
-    ),
+    *each(BLOCK=(2048, 8192), WARPS=(2, 8), STAGES=(2, 3), BLOCK_BACK=(2048, 8192), WARPS_BACK=(2, 8)),
     {"BLOCK": 2048, "WARPS": 4, "BLOCK_BACK": 2048, "WARPS_BACK": 4},
-    {"BLOCK": 4096, "WARPS": 4, "BLOCK_BACK": 4096, "WARPS_BACK": 4},
-    {"BLOCK": 4096, "WARPS": 4, "STAGES": 3},
+    {"BLOCK": 8192, "WARPS": 8, "BLOCK_BACK": 8192, "WARPS_BACK": 8},
     {"BLOCK": 16384, "WARPS": 16, "BLOCK_BACK": 16384, "WARPS_BACK": 16},
-    {"BLOCK": 32768, "WARPS": 16, "BLOCK_BACK": 32768, "WARPS_BACK": 16},
     {"BLOCK": 32768, "WARPS": 32, "BLOCK_BACK": 32768, "WARPS_BACK": 32},
     {"way": "compiled"},
 ]  # fmt: skip
@@ -385,7 +381,7 @@ CASES = {
     "gated norm": Entry(norm, 128, [
         *each(PROGRAMS=(660, 2048), PER_WARP=(256,), STAGES=(1, 2, 4)), {"PROGRAMS": 2048, "STAGES": 1}
     ]),
-    "residual": Entry(residual, 128, each(PROGRAMS=(660, 2112), PER_WARP=(128, 512), STAGES=(1, 2, 4))),
+    "residual": Entry(residual, 128, each(PROGRAMS=(528, 1056), PER_WARP=(128, 512), STAGES=(1, 2, 4))),
     "scan state 16": Entry(partial(both_ways, 128, 16), 2048, SCANS),
     "scan state 64": Entry(partial(both_ways, 64, 64), 2048, SCANS),
     "scan state 16 at 128": Entry(partial(both_ways, 128, 16), 128, WHOLE_SCANS),

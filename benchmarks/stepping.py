@@ -5,6 +5,7 @@ import time
 import torch
 
 from bench import train
+from bench.backbone import fused
 from bench.config import Run
 from bench.evaluate import to_device
 from bench.replay import WARM, Replay
@@ -19,8 +20,9 @@ class Step:
         self.run, self.device, self.task = run, device, task
         self.model = model.to(device).train()
         settings = run.protocol.optimiser
-        fused = {"fused": True} if device == "cuda" else {}
-        self.optimiser = torch.optim.AdamW(train.optimiser_groups(self.model, settings), lr=settings.lr, **fused)
+        task.fused = device == "cuda" and fused(model)  # as in training
+        fast = {"fused": True} if device == "cuda" else {}
+        self.optimiser = torch.optim.AdamW(train.optimiser_groups(self.model, settings), lr=settings.lr, **fast)
         if compiled:
             for layer in self.model.layers:
                 layer.compile(dynamic=False)

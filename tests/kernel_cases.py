@@ -466,7 +466,7 @@ def stream(name):
 
     def gradients(autocast):
         with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
-            loss, copied = task.loss(made(batch), batch), made.layers[0].hands_on(batch["segments"])
+            loss, copied = task.loss(made(batch), batch), made.layers[0].hands_on(DEVICE)
         return torch.cat([x.detach().flatten() for x in (loss, *torch.autograd.grad(loss, parameters))]), copied
 
     with backbone.plain(made):

@@ -232,14 +232,27 @@ def test_a_row_of_a_small_table_gets_the_sum_of_the_gradients_of_its_tokens():
 
 
 @pytest.mark.gpu
-def test_the_gradient_of_the_token_types_repeats_bit_for_bit():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gradients_of_types_and_positions_repeat_bit_for_bit(compiled):
     spec = dataclasses.replace(SPEC, types=2, length=128)
     embedding = backbone.Embedding(spec, dataclasses.replace(SETTINGS, width=256, dropout=0.0)).to("cuda")
+    if compiled:
+        embedding.placed = torch.compile(embedding.placed, dynamic=False)
     tokens = torch.randint(spec.symbols, (512, 128), device="cuda")
     batch = {"tokens": tokens, "types": torch.zeros_like(tokens), "segments": torch.ones_like(tokens)}
-    gradient = torch.randn(512, 128, 256, device="cuda")
-    found = [torch.autograd.grad(embedding(batch), embedding.types.weight, gradient)[0] for _ in range(5)]
-    assert found[0].any() and all(torch.equal(found[0], other) for other in found[1:])
+    gradients = [torch.randn(512, 128, 256, device="cuda", dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    weights = embedding.types.weight, embedding.positions.weight, embedding.norm.weight
+    found = [torch.autograd.grad(embedding.both(batch, torch.bfloat16), weights, gradients) for _ in range(5)]
+    assert all(x.any() for x in found[0])
+    assert all(torch.equal(x, y) for other in found[1:] for x, y in zip(found[0], other, strict=True))
+
+
+def test_a_copy_of_what_the_layers_get_is_what_they_get():
+    settings = dataclasses.replace(SETTINGS, dropout=0.5)
+    model, batch = model_of(settings=settings), rows([LENGTH, LENGTH], LENGTH)
+    for training in (True, False):
+        x, narrow = model.train(training).embedding.both(batch, torch.bfloat16)
+        assert torch.equal(x.bfloat16(), narrow) and x.eq(0).any() == training
 
 
 def test_outputs_are_those_of_the_asked_positions_and_the_tied_head_decodes_with_the_embedding():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.kernels.shares import added
 
-PROGRAMS = 1056
+PROGRAMS = 660
 """Of the gradient: each sums its share of the rows into one row of the weights' gradients."""
 PER_WARP = 256
 """Channels of a row that a warp takes."""

@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, WARPS, STAGES = 8192, 8, 1
+BLOCK, WARPS, STAGES = 4096, 4, 1
 """Of the values: classes of a block, warps of a program, blocks on their way from memory with the one worked on. So
 several programs fit on a multiprocessor, and some read while others compute: one with a whole row leaves no room."""
-BLOCK_BACK, WARPS_BACK = 8192, 8
+BLOCK_BACK, WARPS_BACK = 4096, 4
 """Of the gradient: classes and warps of a program, which has no more than one block."""
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4e38)  # finite: a logit of minus infinity has the exponential 0

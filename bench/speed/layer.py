@@ -86,7 +86,7 @@ def subject_of(run: Run, length: int, batch: int, segments: str, backend: str, d
     x_BLD, gradient_BLD = (torch.randn(shape, generator=generator, device=device) for _ in range(2))
     layer, bf16 = model.layers[0].to(device).train(), run.protocol.precision == "bf16"
     with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-        hands_on = layer.hands_on(x_BLD)
+        hands_on = layer.hands_on(device)
     narrow_BLD = x_BLD.to(torch.bfloat16).requires_grad_() if hands_on else None
     gradients = [gradient_BLD, gradient_BLD.to(torch.bfloat16)] if hands_on else [gradient_BLD]
     segments_BL = rows_of(segments, batch, length).to(device)
