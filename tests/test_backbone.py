@@ -232,6 +232,7 @@ def test_a_row_of_a_small_table_gets_the_sum_of_the_gradients_of_its_tokens():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler's own
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_gradients_of_types_and_positions_repeat_bit_for_bit(compiled):
     spec = dataclasses.replace(SPEC, types=2, length=128)
