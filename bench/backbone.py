@@ -112,7 +112,7 @@ class Backbone(nn.Module):
         order: int | None,
     ):
         super().__init__()
-        self.spec, self.settings = spec, settings
+        self.spec, self.settings, self.fused = spec, settings, False
         self.mirrored = shell.directions != "one"  # every second mixer gets documents reversed
         self.embedding = Embedding(spec, settings)
         rates = [settings.drop_path * i / max(1, settings.layers - 1) for i in range(settings.layers)]
@@ -170,15 +170,11 @@ def make(spec: Spec, protocol: Protocol, make_mixer: Callable[[], Mixer], order:
 
 
 def fuse(model: Backbone) -> None:
-    """Let every shell compute with its fused operators; the mixers' backends are their own matter."""
+    """Let every shell, and in training the loss, use fused operators; the mixers' backends are their own matter."""
+    model.fused = True
     for part in model.modules():
         if isinstance(part, Shell):
             part.fuse()
-
-
-def fused(model: Backbone) -> bool:
-    """Whether a shell computes with fused operators, which then are there for others too."""
-    return any(part.backend == "triton" for part in model.modules() if isinstance(part, Shell))
 
 
 @contextmanager

@@ -93,12 +93,13 @@ class Layer(nn.Module):
             self.mlp = channel_mlp(settings)
 
     def hands_on(self, device: str) -> bool:
-        """Whether it reads and gives autocast's copy of the stream too, so that no pass over memory is for it alone."""
+        """Whether it reads and gives autocast's copy of the stream too, so that no pass over memory is for it alone:
+        with a fused shell, and one only (directions 'one' and 'concat'), and the norm after the residual."""
         fused = isinstance(self.shell, Shell) and self.shell.backend == "triton" and self.norm is not None
         return fused and not self.pre and torch.is_autocast_enabled(device)
 
     def forward(self, x_BLD: Tensor, narrow_BLD: Tensor | None, segments_BL: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The stream, and autocast's copy of it if it came with one."""
+        """The stream, and autocast's copy of it if it came with one, as it may where the layer `hands_on`."""
         if self.norm is None:
             x_BLD = self.shell(x_BLD, segments_BL)
         elif narrow_BLD is None:

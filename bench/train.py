@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bench.backbone import Backbone, fused
+from bench.backbone import Backbone
 from bench.compiling import compile_parts
 from bench.config import Optimiser, Protocol, Schedule, part_size
 from bench.full import save
@@ -128,7 +128,7 @@ class Training(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.task, self.protocol, self.streams, self.setting = model, task, protocol, streams, setting
-        task.fused = setting.device == "cuda" and fused(model)
+        task.fused = setting.device == "cuda" and model.fused
         self.done, self.trace = 0, Trace([], [], 0.0, 0.0)
         self.every = math.ceil(protocol.budget.steps / CURVE_POINTS)
         self.draws = any(getattr(protocol.backbone, key) for key in ("dropout", "hidden_dropout", "drop_path"))

@@ -5,7 +5,7 @@ import time
 import torch
 
 from bench import train
-from bench.backbone import fused
+from bench.compiling import compile_parts
 from bench.config import Run
 from bench.evaluate import to_device
 from bench.replay import WARM, Replay
@@ -20,12 +20,11 @@ class Step:
         self.run, self.device, self.task = run, device, task
         self.model = model.to(device).train()
         settings = run.protocol.optimiser
-        task.fused = device == "cuda" and fused(model)  # as in training
+        task.fused = device == "cuda" and model.fused  # as in training
         fast = {"fused": True} if device == "cuda" else {}
         self.optimiser = torch.optim.AdamW(train.optimiser_groups(self.model, settings), lr=settings.lr, **fast)
         if compiled:
-            for layer in self.model.layers:
-                layer.compile(dynamic=False)
+            compile_parts(self.model)
         self.batch = task.batch(None, 0, run.protocol.budget.batch, slice(None))  # made already, whatever is asked for
         self.targets = task.count(self.batch)
 

@@ -11,7 +11,8 @@ export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2
 gpus=$(nvidia-smi --list-gpus | wc -l)
 jobs() {
     printf '%s\n' "tests replay tests/test_replay.py" "tests speed tests/test_speed.py" \
-        "tests mixers tests/test_mixers_gpu.py" "tests backbone tests/test_backbone.py" "tests steps tests/test_one_step.py" "tests training tests/test_training.py"
+        "tests mixers tests/test_mixers_gpu.py" "tests steps tests/test_one_step.py" "tests training tests/test_training.py" \
+        "tests backbone tests/test_backbone.py"
     $python -W ignore -c 'from tests.test_kernels import CALLS, NEAR
 for n, name in enumerate([*CALLS, *NEAR, "halves"]):
     print(f"tests kernels-{n} tests/test_kernels.py::test_so_it_is_on_the_gpu[{name}]")'

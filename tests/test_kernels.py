@@ -80,8 +80,9 @@ NEAR = {
 }
 NEAR_ENOUGH = 5e-4
 HALVES = [
-    ["stream", "low_rank"],
-    ["stream", "vandermonde"],
+    ["stream", "low_rank", {"mixer.sam": True}],
+    ["stream", "vandermonde", {"mixer.sam": True}],
+    ["stream", "identity", {"protocol.backbone.channel_mlp": 64, "protocol.backbone.hidden_dropout": 0.0}],
     ["scans", True],
     ["losses", True],
     ["half", "attention", {"sam": True, "rank": 4}],

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.kernels.shares import added
+from bench.kernels.shares import summed
 
 PROGRAMS = 660
 """Of the gradient: each sums its share of the rows into one row of the weights' gradients."""
@@ -100,7 +100,7 @@ def add_norm_backward(
         g_BLD, gnarrow_BLD, x_BLD, y_BLD, weight_D, gx_BLD, gy_BLD, part_S2D, rows, width, eps,
         SHARE=share, STAGES=STAGES, **_shape(width),
     )  # fmt: skip
-    return gx_BLD, gy_BLD, added(part_S2D).view(2, width)
+    return gx_BLD, gy_BLD, summed(part_S2D).view(2, width)
 
 
 @add_norm.register_fake

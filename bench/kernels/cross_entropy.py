@@ -29,6 +29,7 @@ def _values(
     n = tl.program_id(0).to(tl.int64)
     label, c_X = tl.load(labels_ptr + n), tl.arange(0, X)
     used, at = label != unused, x_ptr + n * channels
+    known = used & (label >= 0) & (label < channels)
     most, total = tl.full((), LOWEST, tl.float32), tl.full((), 0.0, tl.float32)
     for start in tl.range(0, tl.where(used, channels, 0), X, num_stages=STAGES):
         x_X = tl.load(at + start + c_X, mask=start + c_X < channels, other=float("-inf")).to(tl.float32)
@@ -36,7 +37,7 @@ def _values(
         total = total * tl.exp2((most - more) * LOG2E) + tl.sum(tl.exp2((x_X - more) * LOG2E), 0)
         most = more
     log = tl.log(tl.where(used, total, 1.0))
-    own = tl.load(at + label, mask=used, other=0.0).to(tl.float32)
+    own = tl.load(at + label, mask=known, other=float("nan")).to(tl.float32)  # a label that is no class: no loss
     tl.store(loss_ptr + n, tl.where(used, most - own + log, 0.0))  # not lse - own: of large ones little would be left
     tl.store(lse_ptr + n, tl.where(used, most + log, 0.0))
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.kernels.shares import added
+from bench.kernels.shares import summed
 from bench.kernels.sigmoid import sigmoid
 
 PROGRAMS = 1056
@@ -112,7 +112,7 @@ def gated_norm_backward(
         SKIP=skip, C=triton.next_power_of_2(channels), SHARE=share, STAGES=STAGES,
         num_warps=_warps(channels),
     )  # fmt: skip
-    return gy_BLC, gv_BLC, gz_BLC, added(part_SC)
+    return gy_BLC, gv_BLC, gz_BLC, summed(part_SC)
 
 
 @gated_norm.register_fake

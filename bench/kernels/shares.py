@@ -23,7 +23,7 @@ def _added(part_ptr, sum_ptr, shares, columns, S: tl.constexpr, C: tl.constexpr)
     tl.store(sum_ptr + c_C, tl.sum(sum_SC, 0), mask=c_C < columns)
 
 
-def added(part_SC: Tensor) -> Tensor:
+def summed(part_SC: Tensor) -> Tensor:
     """sum_C of contiguous fp32 shares."""
     shares, columns = part_SC.shape
     sum_C = torch.empty(columns, dtype=torch.float32, device=part_SC.device)

@@ -30,7 +30,7 @@ class Grid:
     @property
     def reach(self) -> int:
         """The distance of a place and a point from which on they do not see each other."""
-        return self.spacing * self.taps // 2
+        return -(-self.spacing * self.taps // 2)
 
     def size(self, length: int) -> int:
         """Grid points m = 0, 1, ... that places 1 to `length` see, filled up so that memory is read in whole pieces."""

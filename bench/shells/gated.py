@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.config import Shell as Settings
-from bench.kernels import require_triton
 from bench.mixers.base import Features, Mixer
 from bench.shells.base import Shell, Taps, short_conv
 
@@ -42,9 +41,8 @@ class Gated(Shell):
 
     def fuse(self) -> None:
         """Compute with the fused operators from now on: no parameter changes."""
-        require_triton()
-        # They register as torch.ops.mixerbench; add_norm is for the layer, cross_entropy for a task's loss.
-        from bench.kernels import add_norm, conv, cross_entropy, exact_product, gated_norm  # noqa: F401
+        super().fuse()
+        from bench.kernels import add_norm, conv, exact_product, gated_norm  # noqa: F401 as torch.ops.mixerbench
 
         if self.settings.conv_width <= conv.REACH:
             self.backend = "triton"
