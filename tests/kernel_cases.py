@@ -479,6 +479,9 @@ def stream(name, changes):
     for layer in made.layers:  # traced as in training
         layer.compile(backend="aot_eager", fullgraph=True, dynamic=False)
     fast, copied = gradients(True)
+    with torch.autocast(DEVICE, torch.bfloat16), torch.no_grad():  # traced anew
+        apart = (task.loss(made(batch), batch) - fast[0]).abs()
+    FOUND[f"{name} stream, otherwise without gradients"] = float(not apart < 1e-3 * fast[0])
     FOUND[f"{name} stream, a copy or none in the wrong place"] = float(none or not copied)
     bounds = [4 * (y - x).norm() + 0.004 * x.norm() for x, y in zip(exact, usual, strict=True)]
     far = largest((x - y).norm() / bound for x, y, bound in zip(exact, fast, bounds, strict=True))

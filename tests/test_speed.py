@@ -444,6 +444,7 @@ def test_trainings_alternate_and_give_tokens_and_examples(call, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own
 def test_every_way_on_the_gpu(call, undrawn, tmp_path):
     words = ["low_rank", "identity", "--ways", "fast,eager,graph,naive", "--lengths", "128", "--tokens", "1024"]
     code, _, err = call(*words, "where.device=cuda")

@@ -25,16 +25,22 @@ def _(left_NK, right_KD):
 
 
 class Maps(torch.autograd.Function):
-    """x_BLD W_KD^T for each of the weights, all of the dtype of x."""
+    """x_BLD W_KD^T for each of the weights, two or three, all of the dtype of x.
+
+    Each has a name of its own: given *weights, torch.compile counts one argument for another where no gradient is
+    asked for, and fails with two of them.
+    """
 
     @staticmethod
-    def forward(ctx, x_BLD: Tensor, *weights_KD: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(x_BLD, *weights_KD)
-        return tuple(F.linear(x_BLD, weight_KD) for weight_KD in weights_KD)
+    def forward(ctx, x_BLD: Tensor, gate_KD: Tensor, v_KD: Tensor, features_KD: Tensor | None) -> tuple[Tensor, ...]:
+        weights = (gate_KD, v_KD) if features_KD is None else (gate_KD, v_KD, features_KD)
+        ctx.save_for_backward(x_BLD, *weights)
+        return tuple(F.linear(x_BLD, weight_KD) for weight_KD in weights)
 
     @staticmethod
-    def backward(ctx, *gradients_BLK: Tensor) -> tuple[Tensor, ...]:
-        x_BLD, *weights_KD = ctx.saved_tensors
+    def backward(ctx, *gradients_BLK: Tensor) -> tuple[Tensor | None, ...]:
+        x_BLD, *weights = ctx.saved_tensors
         rows_NK, x_ND = [g_BLK.flatten(0, -2) for g_BLK in gradients_BLK], x_BLD.flatten(0, -2)
-        gx_ND = torch.ops.mixerbench.sum_of_products(rows_NK, weights_KD)
-        return gx_ND.unflatten(0, x_BLD.shape[:-1]), *(g_NK.t() @ x_ND for g_NK in rows_NK)
+        gx_ND = torch.ops.mixerbench.sum_of_products(rows_NK, weights)
+        of_weights = [g_NK.t() @ x_ND for g_NK in rows_NK] + [None] * (3 - len(weights))
+        return gx_ND.unflatten(0, x_BLD.shape[:-1]), *of_weights

@@ -91,7 +91,8 @@ class Gated(Shell):
             return [F.linear(x_BLD, weight) for weight in weights]
         from bench.kernels.maps import Maps
 
-        return Maps.apply(narrow_BLD, *(weight.to(narrow_BLD.dtype) for weight in weights))
+        gate_CD, v_CD, features_KD = ([weight.to(narrow_BLD.dtype) for weight in weights] + [None])[:3]
+        return Maps.apply(narrow_BLD, gate_CD, v_CD, features_KD)
 
     def convolve_both(self, v_BLC: Tensor, conv_BLK: Tensor, segments_BL: Tensor) -> tuple[Tensor, Tensor]:
         """v and the convolved features in one pass: the taps are separate parameters, the work is one convolution."""
