@@ -278,6 +278,8 @@ def axis(ax, title: str, lengths: list[int]) -> None:
 
 def rates(ax, result: dict) -> None:
     """Tokens a second of each arm: median, and a line from quartile to quartile."""
+    from matplotlib.ticker import EngFormatter
+
     rows = [row for row in result["rows"] if row["seconds"]]
     looked = styles(result)
     for height, row in enumerate(rows):
@@ -286,6 +288,7 @@ def rates(ax, result: dict) -> None:
         ax.plot([tokens["median"]], [height], ms=3.6, mew=0.8, ls="", **looked[row["arm"]])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks(range(len(rows)), [row["arm"] for row in rows])
-    ax.set_xlim(left=0)
+    ax.set_xlim(0, 1.05 * max((row["tokens"]["q3"] for row in rows), default=1))  # the last marker whole
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_xlabel("tokens a second")
