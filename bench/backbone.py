@@ -18,6 +18,7 @@ from bench import Refusal
 from bench.config import Backbone as Settings
 from bench.config import Protocol
 from bench.config import Shell as ShellSettings
+from bench.kernels import require_triton
 from bench.layers import BlockLinear, Layer
 from bench.mixers.base import Mixer
 from bench.seeds import Streams
@@ -137,7 +138,7 @@ class Backbone(nn.Module):
         narrow = torch.get_autocast_dtype(device) if self.layers[0].hands_on(device) else None
         x_BLD, narrow_BLD = self.embedding.both(batch, narrow)
         for layer in self.layers:
-            x_BLD, narrow_BLD = layer(x_BLD, narrow_BLD, batch["segments"])
+            x_BLD, narrow_BLD = layer(x_BLD, batch["segments"], narrow_BLD)
         return self.norm(x_BLD)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -171,6 +172,9 @@ def make(spec: Spec, protocol: Protocol, make_mixer: Callable[[], Mixer], order:
 
 def fuse(model: Backbone) -> None:
     """Let every shell, and in training the loss, use fused operators; the mixers' backends are their own matter."""
+    require_triton()
+    from bench.kernels import add_norm, cross_entropy  # noqa: F401 of the layers and the loss, as torch.ops.mixerbench
+
     model.fused = True
     for part in model.modules():
         if isinstance(part, Shell):

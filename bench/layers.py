@@ -98,27 +98,36 @@ class Layer(nn.Module):
         fused = isinstance(self.shell, Shell) and self.shell.backend == "triton" and self.norm is not None
         return fused and not self.pre and torch.is_autocast_enabled(device)
 
-    def forward(self, x_BLD: Tensor, narrow_BLD: Tensor | None, segments_BL: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x_BLD: Tensor, segments_BL: Tensor, narrow_BLD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The stream, and autocast's copy of it if it came with one, as it may where the layer `hands_on`."""
+
+        def shell(x_BLD: Tensor, narrow_BLD: Tensor | None) -> Tensor:
+            return self.shell(x_BLD, segments_BL, *([] if narrow_BLD is None else [narrow_BLD]))
+
+        def mlp(x_BLD: Tensor, narrow_BLD: Tensor | None) -> Tensor:
+            return self.mlp(x_BLD if narrow_BLD is None else narrow_BLD)
+
         if self.norm is None:
             x_BLD = self.shell(x_BLD, segments_BL)
-        elif narrow_BLD is None:
-            x_BLD = self.residual(x_BLD, self.norm, lambda x: self.shell(x, segments_BL))
         else:
-            x_BLD, narrow_BLD = self.added(x_BLD, self.shell(x_BLD, segments_BL, narrow_BLD), self.norm)
-        if self.mlp is None:
-            return x_BLD, narrow_BLD
-        if narrow_BLD is None:
-            return self.residual(x_BLD, self.mlp_norm, self.mlp), None
-        return self.added(x_BLD, self.mlp(narrow_BLD), self.mlp_norm)
+            x_BLD, narrow_BLD = self.residual(x_BLD, narrow_BLD, self.norm, shell)
+        return (x_BLD, narrow_BLD) if self.mlp is None else self.residual(x_BLD, narrow_BLD, self.mlp_norm, mlp)
 
-    def residual(self, x_BLD: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        x_BLD = x_BLD + self.dropped(branch(norm(x_BLD) if self.pre else x_BLD))
-        return x_BLD if self.pre else norm(x_BLD)
-
-    def added(self, x_BLD: Tensor, y_BLD: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        """The end of a residual with its norm after it, as one operator."""
-        return torch.ops.mixerbench.add_norm(x_BLD, self.dropped(y_BLD), norm.weight, norm.bias, norm.eps)
+    def residual(
+        self,
+        x_BLD: Tensor,
+        narrow_BLD: Tensor | None,
+        norm: nn.LayerNorm,
+        branch: Callable[[Tensor, Tensor | None], Tensor],
+    ) -> tuple[Tensor, Tensor | None]:
+        """With a copy, sum and norm are one operator, which makes the next."""
+        if narrow_BLD is not None:
+            y_BLD = self.dropped(branch(x_BLD, narrow_BLD))
+            return torch.ops.mixerbench.add_norm(x_BLD, y_BLD, norm.weight, norm.bias, norm.eps)
+        x_BLD = x_BLD + self.dropped(branch(norm(x_BLD) if self.pre else x_BLD, None))
+        return (x_BLD if self.pre else norm(x_BLD)), None
 
     def dropped(self, y_BLD: Tensor) -> Tensor:
         if self.hidden_dropout:

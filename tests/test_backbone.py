@@ -152,7 +152,7 @@ def test_a_layer_with_exact_features_is_one_graph_under_autocast():
     torch._dynamo.reset()  # else what other tests of this process compiled counts against the limit of recompilations
     graph = torch.compile(layer, backend="eager", fullgraph=True, dynamic=False)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(graph(x, None, segments), layer(x, None, segments))
+        torch.testing.assert_close(graph(x, segments), layer(x, segments))
 
 
 @pytest.mark.parametrize("mixer", sorted(MIXERS))

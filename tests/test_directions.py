@@ -115,12 +115,12 @@ def test_a_packed_document_gets_what_it_gets_alone(directions, mixer, order):
     model, x = a_model(directions, mixer, ORDERS[order], packed=True), hidden_inputs(rows=1)
     alone, packed = x.clone(), x.clone()
     for layer in model.layers:
-        packed, _ = layer(packed, None, PACKED)
+        packed, _ = layer(packed, PACKED)
     for number in (1, 2, 3):
         (at,) = (PACKED[0] == number).nonzero(as_tuple=True)
         own = alone[:, at]
         for layer in model.layers:
-            own, _ = layer(own, None, torch.ones(1, len(at), dtype=torch.int64))
+            own, _ = layer(own, torch.ones(1, len(at), dtype=torch.int64))
         torch.testing.assert_close(packed[:, at], own)
 
 
@@ -227,4 +227,4 @@ def test_a_layer_is_one_graph(directions):
     segments = torch.ones(x.shape[:2], dtype=torch.int64)
     torch._dynamo.reset()  # else what other tests of this process compiled counts against the limit of recompilations
     graph = torch.compile(layer, backend="eager", fullgraph=True, dynamic=False)
-    torch.testing.assert_close(graph(x, None, segments), layer(x, None, segments))
+    torch.testing.assert_close(graph(x, segments), layer(x, segments))

@@ -85,8 +85,8 @@ def test_the_causal_arm_alone_looks_at_no_later_token():
         other = {**batch, "tokens": batch["tokens"].clone()}
         other["tokens"][:, 60:] = (other["tokens"][:, 60:] + 1) % 100
         with torch.no_grad():
-            apart = (model.layers[0](model.embedding(batch), None, batch["segments"])[0]
-                     - model.layers[0](model.embedding(other), None, other["segments"])[0]).abs()  # fmt: skip
+            apart = (model.layers[0](model.embedding(batch), batch["segments"])[0]
+                     - model.layers[0](model.embedding(other), other["segments"])[0]).abs()  # fmt: skip
         found.append(bool((apart[:, :60] > 0).any()))
     assert found == [False, True]
 

@@ -40,7 +40,7 @@ MAY = {
     "shells": ("torch", "config kernels mixers shells"),
     "directions": ("torch", "config mixers shells"),
     "layers": ("torch", "config directions mixers shells"),
-    "backbone": ("torch", "config layers mixers seeds shells tasks"),
+    "backbone": ("torch", "config kernels layers mixers seeds shells tasks"),
     "capacity": ("", "backbone config mixers record registry shells tasks"),
     "replay": ("torch", ""),
     "compiling": ("torch", "backbone"),

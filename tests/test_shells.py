@@ -100,7 +100,7 @@ def test_a_layer_with_post_norm_and_a_channel_mlp_is_torchs_transformer_layer_bu
     ):
         theirs.load_state_dict(mine.state_dict())
     whole._sa_block = lambda x, *_, is_causal: layer.shell(x, segments)
-    torch.testing.assert_close(layer(x, None, segments)[0], whole.train()(x))
+    torch.testing.assert_close(layer(x, segments)[0], whole.train()(x))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -136,7 +136,7 @@ def test_the_m2_shell_adds_a_plain_convolution_of_the_stream_and_its_layer_has_n
     torch.testing.assert_close(shell(x, segments), shell.out(y))
     own = dataclasses.replace(SETTINGS, channel_mlp=0)
     bare = a_model("m2", "hyena", own=own).layers[0]
-    torch.testing.assert_close(bare(x, None, segments)[0], bare.shell(x, segments))
+    torch.testing.assert_close(bare(x, segments)[0], bare.shell(x, segments))
     assert layer.norm is None and not any(name.startswith("norm") for name, _ in layer.named_parameters())
 
 
@@ -274,7 +274,7 @@ def test_hidden_dropout_acts_on_every_residual_branch_in_training_only():
     layer, (x, segments) = model.train().layers[0], inputs()
     layer.mlp = None
     torch.manual_seed(0)
-    added = layer(x, None, segments)[0] - x
+    added = layer(x, segments)[0] - x
     whole = layer.shell(layer.norm(x), segments)
     kept = added.abs() > 1e-12
     assert 0.3 < kept.double().mean() < 0.7

@@ -91,7 +91,7 @@ def test_the_file_holds_what_the_shell_applies_to_that_input(trained, tmp_path):
         again_BLD = shell.out(shell.norm(y_BLHP.flatten(-2)) * F.silu(z_BLC))
         torch.testing.assert_close(again_BLD, shell(inner_BLD, batch["segments"]), rtol=1e-9, atol=1e-12)
         assert float(shell.scale) != 1
-        x_BLD, _ = layer(x_BLD, None, batch["segments"])
+        x_BLD, _ = layer(x_BLD, batch["segments"])
     about = found.about
     assert about["run"] == json.loads(json.dumps(resolved(run))) and about["id"] == run.id and about["trained"]
     heads = found.m_NHLL.shape[1]

@@ -41,8 +41,7 @@ class Gated(Shell):
 
     def fuse(self) -> None:
         """Compute with the fused operators from now on: no parameter changes."""
-        super().fuse()
-        from bench.kernels import add_norm, conv, exact_product, gated_norm  # noqa: F401 as torch.ops.mixerbench
+        from bench.kernels import conv, exact_product, gated_norm  # noqa: F401 they register as torch.ops.mixerbench
 
         if self.settings.conv_width <= conv.REACH:
             self.backend = "triton"
@@ -91,8 +90,8 @@ class Gated(Shell):
             return [F.linear(x_BLD, weight) for weight in weights]
         from bench.kernels.maps import Maps
 
-        gate_CD, v_CD, features_KD = ([weight.to(narrow_BLD.dtype) for weight in weights] + [None])[:3]
-        return Maps.apply(narrow_BLD, gate_CD, v_CD, features_KD)
+        gate_CD, v_CD, *more = (weight.to(narrow_BLD.dtype) for weight in weights)
+        return Maps.apply(narrow_BLD, gate_CD, v_CD, more[0] if more else None)
 
     def convolve_both(self, v_BLC: Tensor, conv_BLK: Tensor, segments_BL: Tensor) -> tuple[Tensor, Tensor]:
         """v and the convolved features in one pass: the taps are separate parameters, the work is one convolution."""

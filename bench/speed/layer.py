@@ -68,7 +68,7 @@ class Subject:
 
     def outputs(self) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(self.x_BLD.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return self.layer(self.x_BLD, self.narrow_BLD, self.segments_BL)
+            return self.layer(self.x_BLD, self.segments_BL, self.narrow_BLD)
 
     def step(self) -> None:
         self.layer.zero_grad(set_to_none=True)
