@@ -4,6 +4,7 @@ Axes: B batch, L length, D width, C inner channels, H heads, P head width.
 """
 
 import dataclasses
+import importlib.util
 
 import pytest
 import torch
@@ -70,6 +71,16 @@ def test_every_shell_has_a_yaml_and_a_docstring_with_its_source():
     assert names() == shipped("shell") == ["fnet", "gated", "glu", "m2", "plain", "token_mlp"]
     for name in names():
         assert find(settings(name)).__module__ == f"bench.shells.{name}"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize(("name", "mixer"), [("plain", "dense"), ("fnet", "fourier"), ("gated", "dense")])
+def test_a_fused_model_has_a_fused_loss_whatever_its_shell(name, mixer):
+    model = a_model(name, mixer)
+    assert not model.fused
+    backbone.fuse(model)
+    assert model.fused and {layer.shell.backend for layer in model.layers} == {"triton" if name == "gated" else "torch"}
+    assert "cross_entropy" in dir(torch.ops.mixerbench)
 
 
 def test_attention_in_the_plain_shell_is_torchs_multi_head_attention():
