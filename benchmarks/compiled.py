@@ -5,13 +5,15 @@ Command: python benchmarks/compiled.py [--only scan,toeplitz] [--settings all] [
 Every operator of operators.py is called on the CPU, forward and backward; its launches are compiled for a card's
 architecture (90: H100 and H200) and not made; with --flags also with each of its flags the other way, such as PACKED,
 which no case has. A line for each kernel: registers of a thread (255 at most), bytes of a thread's stack, which is
-where registers are spilled to, and bytes of shared memory of a program. What does not compile, needs more shared memory
-than there is, or takes an address from a register that nothing wrote (machine_code.py), is named and ends the command
-with 1. The compiler is that of the Triton installed: another may find another fault.
+where registers are spilled to, bytes of shared memory of a program, and reads and writes of two bytes, where 16 could
+go at once. What does not compile, needs more shared memory than there is, or takes an address from a register that
+nothing wrote (machine_code.py), is named and ends the command with 1. The compiler is that of the Triton installed:
+another may find another fault.
 """
 
 import argparse
 import functools
+import re
 import sys
 from collections.abc import Iterator
 
@@ -23,6 +25,7 @@ from triton.runtime import driver, jit
 
 TOKENS = 256  # enough to have the strides of a layer
 SHARED = 232_448  # bytes for a program on an H100
+NARROW = re.compile(r"\b(?:ld|st)\.global\S*\.b16\b")
 
 
 class Card:
@@ -76,7 +79,8 @@ def lines(name: str, values: dict, dtype: torch.dtype, heads: int, made: list) -
         (registers, stack), shared = resources(compiled.asm["cubin"]), compiled.metadata.shared
         wrong = [f"more than {SHARED}"] if shared > SHARED else []
         wrong += [f"reads {place}, which nothing wrote" for place in unwritten(compiled.asm["cubin"])]
-        said = f"{kernel:36} registers {registers:3}  stack {stack:4}  shared {shared:6}"
+        narrow = len(NARROW.findall(compiled.asm["ptx"]))
+        said = f"{kernel:36} registers {registers:3}  stack {stack:4}  shared {shared:6}  narrow {narrow:3}"
         yield ", ".join([said, *wrong]), not wrong
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from bench.kernels import dense_last, precision, tile, warps
 from bench.kernels.grid_tiles import apply, gather, outer, short, short_back
 
-TOKENS, POINTS, WIDE = 64, 64, 128
-"""Of a tile, at most."""
-WARPS_GATHER, WARPS_APPLY, WARPS_OUTER = 4, 4, 4
-STAGES_GATHER, STAGES_APPLY, STAGES_OUTER = 3, 2, 2
+TOKENS, TOKENS_OUTER, POINTS, WIDE = 64, 128, 64, 128
+"""Of a tile, at most; tokens, in 16 bits, of gradients of C and D."""
+WARPS_GATHER, WARPS_APPLY, WARPS_OUTER = 4, 4, 8
+STAGES_GATHER, STAGES_APPLY, STAGES_OUTER = 3, 2, 1
 NARROW = 64
 """Channels of a tile, at least: with fewer the assembler of Triton 3.6 (ptxas 12.8) loses addresses in some shapes."""
 SHORT, SHORT_POINTS, SHORT_BYTES = 128, 64, 256
@@ -112,11 +112,13 @@ def long_product_backward(
     back_BHWKP = _gathered(c_BGKL[:, :heads], w_LK, gy_BLHP, r_BL, (spacing, reach), True)
     gv_BLHP = _applied(c_BGKL[:, heads:], w_LK, back_BHWKP, r_BL, gy_BLHP, scale, (spacing, reach), True)
     gc_BGKL = v_BLHP.new_empty(batch, 2 * heads, size, length)
-    grid = batch * heads, triton.cdiv(length, tiles["T"]), triton.cdiv(size, tiles["M"])
+    tiles["T"] = tile(length, 2 * TOKENS_OUTER // v_BLHP.element_size())
+    grid, steps = (batch * heads, triton.cdiv(length, tiles["T"])), triton.cdiv(width, tiles["C"])
     outer[grid](
         gy_BLHP, v_BLHP, r_BL, states_BHWKP, back_BHWKP, gc_BGKL,
         length, heads, size, width, *gy_BLHP.stride()[:3], *v_BLHP.stride()[:3],
-        STEPS=triton.cdiv(width, tiles["C"]), **tiles, num_warps=WARPS_OUTER, num_stages=STAGES_OUTER,
+        POINTS=triton.cdiv(size, tiles["M"]), STEPS=steps, **tiles,
+        num_warps=warps(WARPS_OUTER, tiles["T"]), num_stages=STAGES_OUTER,  # eight in 16 bits, four in fp32
     )  # fmt: skip
     return gc_BGKL, gv_BLHP
 

@@ -1,5 +1,7 @@
 """The programs of grid_product.py, in whose words C and D are matrices; the axis C is the channels of a tile.
 
+Columns of C and D are as long as the row: the compiler is to know if 16 divides the length, or it reads and writes
+them number by number.
 Axes: T tokens, M points of the grid and C channels of a tile.
 """
 
@@ -34,7 +36,7 @@ def _weighed(x_TC, r_T, BACK: tl.constexpr):
     return tl.where((r_T > 0)[:, None], x_TC, 0.0)
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit
 def gather(
     c_ptr, w_ptr, x_ptr, r_ptr, out_ptr, length, heads, size, width, spacing, reach, c_b, c_g, x_b, x_l, x_h,
     BACK: tl.constexpr, STEPS: tl.constexpr, T: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
@@ -68,7 +70,7 @@ def _states(ptr, k_M, c_C, size, width):
     return tl.load(ptr + k_M[:, None] * width + c_C[None, :], mask=known_MC, other=0.0)
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit
 def apply(
     c_ptr, w_ptr, a_ptr, r_ptr, v_ptr, scale_ptr, y_ptr,
     length, heads, size, width, spacing, reach, c_b, c_g, v_b, v_l, v_h,
@@ -99,32 +101,44 @@ def apply(
     tl.store(y_at, y_TC, mask=(t_T < length)[:, None] & (c_C < width)[None, :])
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit
 def outer(
     gy_ptr, v_ptr, r_ptr, a_ptr, ga_ptr, gc_ptr, length, heads, size, width, y_b, y_l, y_h, v_b, v_l, v_h,
-    STEPS: tl.constexpr, T: tl.constexpr, M: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+    POINTS: tl.constexpr, STEPS: tl.constexpr, T: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the gradients of C and D: (state of w) gy_t, and -(gradient's state of w) v_t."""
+    """Gradients of C and D at some tokens: (state of w) gy_t, and -(gradient's state of w) v_t. Rows of one tile of
+    channels are read once for all points."""
     row, h = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
-    t_T, k_M = tl.program_id(1) * T + tl.arange(0, T), tl.program_id(2) * M + tl.arange(0, M)
+    t_T, c_C = tl.program_id(1) * T + tl.arange(0, T), tl.arange(0, C)
     of_w = tl.program_id(0).to(tl.int64) * 2 * size * width + size * width
+    gc_at, gd_at = (row * 2 * heads + h) * size * length, (row * 2 * heads + heads + h) * size * length
+    gy_ptr, v_ptr, a_ptr, ga_ptr = (
+        gy_ptr + row * y_b + h * y_h,
+        v_ptr + row * v_b + h * v_h,
+        a_ptr + of_w,
+        ga_ptr + of_w,
+    )
     r_T = tl.load(r_ptr + row * length + t_T, mask=t_T < length, other=0.0)
-    first_MT, second_MT = tl.zeros((M, T), tl.float32), tl.zeros((M, T), tl.float32)
-    for i in range(STEPS):
-        c_C = i * C + tl.arange(0, C)
-        gy_TC = _weighed(_rows(gy_ptr + row * y_b + h * y_h, t_T, c_C, y_l, length, width), r_T, True)
-        v_TC = _weighed(_rows(v_ptr + row * v_b + h * v_h, t_T, c_C, v_l, length, width), r_T, False)
-        a_MC = _states(a_ptr + of_w, k_M, c_C, size, width)
-        first_MT += tl.dot(a_MC, tl.trans(gy_TC), input_precision=PRECISION)
-        ga_MC = _states(ga_ptr + of_w, k_M, c_C, size, width)
-        second_MT += tl.dot(ga_MC, tl.trans(v_TC), input_precision=PRECISION)
-    at_MT = k_M[:, None].to(tl.int64) * length + t_T[None, :]
-    known_MT = (k_M < size)[:, None] & (t_T < length)[None, :]
-    tl.store(gc_ptr + (row * 2 * heads + h) * size * length + at_MT, first_MT, mask=known_MT)
-    tl.store(gc_ptr + (row * 2 * heads + heads + h) * size * length + at_MT, -second_MT, mask=known_MT)
+    gy_TC = _weighed(_rows(gy_ptr, t_T, c_C, y_l, length, width), r_T, True)
+    v_TC = _weighed(_rows(v_ptr, t_T, c_C, v_l, length, width), r_T, False)
+    for i in range(POINTS):
+        k_M = i * M + tl.arange(0, M)
+        first_MT = tl.dot(_states(a_ptr, k_M, c_C, size, width), tl.trans(gy_TC), input_precision=PRECISION)
+        second_MT = tl.dot(_states(ga_ptr, k_M, c_C, size, width), tl.trans(v_TC), input_precision=PRECISION)
+        for part in range(1, STEPS):
+            p_C = part * C + c_C
+            more_TC = _weighed(_rows(gy_ptr, t_T, p_C, y_l, length, width), r_T, True)
+            first_MT += tl.dot(_states(a_ptr, k_M, p_C, size, width), tl.trans(more_TC), input_precision=PRECISION)
+            more_TC = _weighed(_rows(v_ptr, t_T, p_C, v_l, length, width), r_T, False)
+            second_MT += tl.dot(_states(ga_ptr, k_M, p_C, size, width), tl.trans(more_TC), input_precision=PRECISION)
+        at_MT = k_M[:, None].to(tl.int64) * length + t_T[None, :]
+        known_MT = (k_M < size)[:, None] & (t_T < length)[None, :]
+        tl.store(gc_ptr + gc_at + at_MT, first_MT, mask=known_MT)
+        tl.store(gc_ptr + gd_at + at_MT, -second_MT, mask=known_MT)
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit
 def short(
     c_ptr, w_ptr, v_ptr, r_ptr, scale_ptr, y_ptr, length, heads, size, width, c_b, c_g, v_b, v_l, v_h,
     SKIP: tl.constexpr, STEPS: tl.constexpr, T: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
@@ -155,7 +169,7 @@ def short(
         tl.store(y_at, y_TC, mask=(t_T < length)[:, None] & (c_C < width)[None, :])
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit
 def short_back(
     gy_ptr, c_ptr, w_ptr, v_ptr, r_ptr, scale_ptr, gc_ptr, gv_ptr,
     length, heads, size, width, y_b, y_l, y_h, c_b, c_g, v_b, v_l, v_h,

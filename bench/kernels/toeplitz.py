@@ -17,9 +17,9 @@ from bench.kernels import dense_last, precision, tile, warps
 
 READ, WRITTEN, WARPS, STAGES = 256, 64, 8, 3
 """Of the product: places of a tile at most, warps of a program, loads in flight."""
-PLACES, WARPS_BACK, STAGES_BACK = 64, 4, 2
+PLACES, WARPS_BACK, STAGES_BACK = 64, 4, 4
 """The same of the filter's gradient."""
-CHANNELS = 128
+CHANNELS, CHANNELS_BACK = 128, 64
 COPIES = tl.constexpr(8)
 FILL = 1024  # places of a table that a program writes
 
@@ -164,7 +164,7 @@ def toeplitz_filter_gradient(
     """gw_FHK, the sums of gy_i . v_j over i - j = lag, in fp32."""
     gy_BLHP, v_BLHP = dense_last(gy_BLHP), dense_last(v_BLHP)
     batch, length, heads, width = v_BLHP.shape
-    t, c = tile(length, PLACES), tile(width, 2 * CHANNELS // v_BLHP.element_size())  # as many bytes in fp32
+    t, c = tile(length, PLACES), tile(width, 2 * CHANNELS_BACK // v_BLHP.element_size())  # as many bytes in fp32
     tiles = triton.cdiv(length, t)
     part_BHSW = v_BLHP.new_empty(batch, heads, 2, 2 * tiles * t, dtype=torch.float32)
     _filter_gradient[tiles * batch * heads,](
