@@ -279,8 +279,8 @@ def one_sum(rank, size):
 def differences():
     """Of several tiles each way and of a whole row, one head or more, C and D of each row or of one for all, v / scale
     added or not; what is on padding does not count."""
-    tiles = dict.fromkeys(("TOKENS", "POINTS", "WIDE", "SHORT_TOKENS"), 16) if INTERPRETED else {}
-    tiles |= {"TOKENS_OUTER": 32} if INTERPRETED else {}  # of fp32 half as many
+    tiles = dict.fromkeys(("TOKENS", "POINTS", "WIDE", "SHORT_TOKENS"), 16) | {"TOKENS_OUTER": 32}  # half in fp32
+    tiles = tiles if INTERPRETED else {}
     cases = (2, 3, 37, 48, 20, None), (1, 3, 40, 16, 5, 0.7), (2, 1, 9, 16, 16, 0.7), (2, 1, 37, 32, 16, None)
     for short, case in itertools.product((0, 128), cases):
         with mock.patch.dict(vars(grid_product), tiles | {"SHORT": short}):

@@ -79,6 +79,8 @@ NEAR = {
     "a grid and frequencies between": [["long_mixer", "vandermonde", {"rank": 3}]],
 }
 NEAR_ENOUGH = 5e-4
+NARROW = {"cosine_sums._cosines_back", "toeplitz._table"}
+"""Read or write number by number: a token a thread, and a small table. Of others only a scale is so read."""
 HALVES = [
     ["stream", "low_rank", {"mixer.sam": True}],
     ["stream", "vandermonde", {"mixer.sam": True}],
@@ -253,13 +255,9 @@ def compiled(*words):
     return {name for name, _ in said}
 
 
-NARROW = {"cosine_sums._cosines_back", "toeplitz._table"}
-"""Read or write number by number: a token a thread, and a small table. Of others only a scale is so read."""
-
-
 def test_every_kernel_compiles_for_an_h100_and_moves_memory_in_whole_pieces():
     """By Triton's own compiler, without a GPU: in bf16, as trainings are, and with each flag both ways; scans of one
-    long chunk, of few and of large states as they are."""
+    long chunk, of few and of large states as they are. `compiled` asks for the pieces."""
     one_form = "scan state 16,scan state 64 at 128,scan state 256"
     names = "convolution 1536,gated norm,residual,scan state 64 at 8192,toeplitz 128,attention 2048,low rank 1,"
     names += "exponential,exact,cosine,cross,grid,nonuniform"

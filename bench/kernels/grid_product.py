@@ -118,7 +118,8 @@ def long_product_backward(
         gy_BLHP, v_BLHP, r_BL, states_BHWKP, back_BHWKP, gc_BGKL,
         length, heads, size, width, *gy_BLHP.stride()[:3], *v_BLHP.stride()[:3],
         POINTS=triton.cdiv(size, tiles["M"]), STEPS=steps, **tiles,
-        num_warps=warps(WARPS_OUTER, tiles["T"]), num_stages=STAGES_OUTER,  # eight in 16 bits, four in fp32
+        # Eight share out the tokens too, which fp32 must not (see `warps`): with its 64 there are four.
+        num_warps=warps(WARPS_OUTER, tiles["T"]), num_stages=STAGES_OUTER,
     )  # fmt: skip
     return gc_BGKL, gv_BLHP
 

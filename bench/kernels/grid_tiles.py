@@ -102,6 +102,12 @@ def apply(
 
 
 @triton.jit
+def _against(ptr, x_TC, k_M, c_C, size, width, PRECISION: tl.constexpr):
+    """States times rows, MT."""
+    return tl.dot(_states(ptr, k_M, c_C, size, width), tl.trans(x_TC), input_precision=PRECISION)
+
+
+@triton.jit
 def outer(
     gy_ptr, v_ptr, r_ptr, a_ptr, ga_ptr, gc_ptr, length, heads, size, width, y_b, y_l, y_h, v_b, v_l, v_h,
     POINTS: tl.constexpr, STEPS: tl.constexpr, T: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
@@ -113,25 +119,21 @@ def outer(
     t_T, c_C = tl.program_id(1) * T + tl.arange(0, T), tl.arange(0, C)
     of_w = tl.program_id(0).to(tl.int64) * 2 * size * width + size * width
     gc_at, gd_at = (row * 2 * heads + h) * size * length, (row * 2 * heads + heads + h) * size * length
-    gy_ptr, v_ptr, a_ptr, ga_ptr = (
-        gy_ptr + row * y_b + h * y_h,
-        v_ptr + row * v_b + h * v_h,
-        a_ptr + of_w,
-        ga_ptr + of_w,
-    )
+    gy_at, v_at = gy_ptr + row * y_b + h * y_h, v_ptr + row * v_b + h * v_h
+    a_at, ga_at = a_ptr + of_w, ga_ptr + of_w
     r_T = tl.load(r_ptr + row * length + t_T, mask=t_T < length, other=0.0)
-    gy_TC = _weighed(_rows(gy_ptr, t_T, c_C, y_l, length, width), r_T, True)
-    v_TC = _weighed(_rows(v_ptr, t_T, c_C, v_l, length, width), r_T, False)
+    gy_TC = _weighed(_rows(gy_at, t_T, c_C, y_l, length, width), r_T, True)
+    v_TC = _weighed(_rows(v_at, t_T, c_C, v_l, length, width), r_T, False)
     for i in range(POINTS):
         k_M = i * M + tl.arange(0, M)
-        first_MT = tl.dot(_states(a_ptr, k_M, c_C, size, width), tl.trans(gy_TC), input_precision=PRECISION)
-        second_MT = tl.dot(_states(ga_ptr, k_M, c_C, size, width), tl.trans(v_TC), input_precision=PRECISION)
+        first_MT = _against(a_at, gy_TC, k_M, c_C, size, width, PRECISION)
+        second_MT = _against(ga_at, v_TC, k_M, c_C, size, width, PRECISION)
         for part in range(1, STEPS):
             p_C = part * C + c_C
-            more_TC = _weighed(_rows(gy_ptr, t_T, p_C, y_l, length, width), r_T, True)
-            first_MT += tl.dot(_states(a_ptr, k_M, p_C, size, width), tl.trans(more_TC), input_precision=PRECISION)
-            more_TC = _weighed(_rows(v_ptr, t_T, p_C, v_l, length, width), r_T, False)
-            second_MT += tl.dot(_states(ga_ptr, k_M, p_C, size, width), tl.trans(more_TC), input_precision=PRECISION)
+            more_TC = _weighed(_rows(gy_at, t_T, p_C, y_l, length, width), r_T, True)
+            first_MT += _against(a_at, more_TC, k_M, p_C, size, width, PRECISION)
+            more_TC = _weighed(_rows(v_at, t_T, p_C, v_l, length, width), r_T, False)
+            second_MT += _against(ga_at, more_TC, k_M, p_C, size, width, PRECISION)
         at_MT = k_M[:, None].to(tl.int64) * length + t_T[None, :]
         known_MT = (k_M < size)[:, None] & (t_T < length)[None, :]
         tl.store(gc_ptr + gc_at + at_MT, first_MT, mask=known_MT)
